@@ -1,0 +1,218 @@
+"""Every error that pykata raises on purpose.
+
+::
+
+    PykataError
+    ├── ConfigError (ValueError)          an argument can't be right; nothing was started
+    │   └── UnknownStrategyError          a hypervisor, filesystem or network by a name nobody registered
+    ├── HostError                         this machine lacks something
+    │   ├── ToolMissingError              a program isn't installed
+    │   ├── ToolTooOldError               a program is installed in a version that can't do it
+    │   ├── ToolFailedError               a program of the host ended badly; carries the tail of what it said
+    │   ├── NotPermittedError             this user may not do it
+    │   ├── IsolationError                hardware isolation was asked for, and there is none
+    │   └── DiskFullError                 no space left where it was needed
+    ├── BundleError                       the guest bundle (kernel, initrd)
+    │   ├── BundleMissingError
+    │   ├── BundleDamagedError
+    │   └── BundleBuildError
+    ├── ImageError                        a container image; carries the reference
+    │   ├── ImageReferenceError (ValueError)
+    │   ├── ImageNotFoundError
+    │   ├── ImageCorruptError             a blob or layer isn't what its digest or format says
+    │   └── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
+    ├── VMError                           the virtual machine; carries the tail of the guest's console
+    │   ├── BootError                     it never got as far as the agent
+    │   │   └── BootTimeoutError (TimeoutError)
+    │   └── VMDiedError                   it was running, and ended
+    │       └── GuestPanicError           ... because the guest's kernel panicked
+    ├── AgentError                        the agent in the guest
+    │   ├── AgentLostError                the connection ended
+    │   ├── AgentProtocolError            the guest sent what the protocol doesn't allow
+    │   ├── AgentTimeoutError (TimeoutError)
+    │   └── AgentRefusedError             it answered, and said no; carries the gRPC status
+    ├── SandboxClosedError                used before it was entered or after it was left
+    └── CommandFailedError                ``check=True`` or :meth:`Completed.check`; carries the Completed
+
+Cancellation is never translated. A message names the thing and its value; ``hint`` is the remedy, where there is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykata.process import Completed
+
+
+class PykataError(Exception):
+    """Base of every error of pykata. ``hint`` says what to do about it, or is empty."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(PykataError, ValueError):
+    """An argument can't be right. Raised before anything is started."""
+
+
+class UnknownStrategyError(ConfigError):
+    """No hypervisor, filesystem or network is registered under this name."""
+
+
+class HostError(PykataError):
+    """The host lacks something that is needed."""
+
+
+class ToolMissingError(HostError):
+    """A program isn't installed."""
+
+
+class ToolTooOldError(HostError):
+    """A program is installed, but in a version that can't do what is needed."""
+
+
+class ToolFailedError(HostError):
+    """A program of the host ended badly. ``output`` is the end of what it wrote."""
+
+    def __init__(self, message: str, *, output: str = "", hint: str = "") -> None:
+        super().__init__(f"{message}: {last}" if (last := last_line(output)) else message, hint=hint)
+        self.output = output
+
+
+class NotPermittedError(HostError):
+    """The user may not do this on this host."""
+
+
+class IsolationError(HostError):
+    """Hardware isolation was asked for on a host that can't give it."""
+
+
+class DiskFullError(HostError):
+    """A filesystem of the host has no space left."""
+
+
+class BundleError(PykataError):
+    """Something is wrong with the guest bundle."""
+
+
+class BundleMissingError(BundleError):
+    """There is no guest bundle on this machine."""
+
+
+class BundleDamagedError(BundleError):
+    """A file of the guest bundle isn't what its manifest says."""
+
+
+class BundleBuildError(BundleError):
+    """Building the guest bundle failed. ``output`` is the end of the build's log."""
+
+    def __init__(self, message: str, *, output: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.output = output
+
+
+class ImageError(PykataError):
+    """Something is wrong with an image. ``reference`` is the image as the caller named it."""
+
+    def __init__(self, message: str, *, reference: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reference = reference
+
+
+class ImageReferenceError(ImageError, ValueError):
+    """The image's name can't be parsed, or names a kind of source that doesn't exist."""
+
+
+class ImageNotFoundError(ImageError):
+    """There is no such image where the reference points."""
+
+
+class ImageCorruptError(ImageError):
+    """A blob or a layer isn't what its digest or its format says. ``digest`` names it."""
+
+    def __init__(self, message: str, *, digest: str = "", reference: str = "", hint: str = "") -> None:
+        super().__init__(message, reference=reference, hint=hint)
+        self.digest = digest
+
+
+class ImageUnsupportedError(ImageError):
+    """The image is valid, but we can't run it: another platform, an unknown compression."""
+
+
+class VMError(PykataError):
+    """The virtual machine failed. ``console`` is the end of what the guest's kernel wrote, escaped and cut."""
+
+    def __init__(self, message: str, *, console: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.console = console
+
+
+class BootError(VMError):
+    """The virtual machine ended before its agent answered."""
+
+
+class BootTimeoutError(BootError, TimeoutError):
+    """The agent didn't answer within the boot timeout (counted from when the boot got its slot)."""
+
+
+class VMDiedError(VMError):
+    """The virtual machine was running and ended: killed, crashed or switched off."""
+
+
+class GuestPanicError(VMDiedError):
+    """The guest's kernel panicked."""
+
+
+class AgentError(PykataError):
+    """The agent in the guest failed."""
+
+
+class AgentLostError(AgentError):
+    """The connection to the agent ended."""
+
+
+class AgentProtocolError(AgentError):
+    """The guest sent something that the protocol doesn't allow. Its connection is closed."""
+
+
+class AgentTimeoutError(AgentError, TimeoutError):
+    """The agent didn't answer within the deadline of the call."""
+
+
+class AgentRefusedError(AgentError):
+    """The agent answered with an error. ``status`` is the name of the gRPC status, e.g. ``"NOT_FOUND"``."""
+
+    def __init__(self, message: str, *, status: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class SandboxClosedError(PykataError):
+    """The sandbox (or container) isn't open: not entered yet, or left already."""
+
+
+class CommandFailedError(PykataError):
+    """A command didn't end with exit code 0. ``completed`` has its output and the reason."""
+
+    def __init__(self, message: str, *, completed: Completed, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.completed = completed
+
+
+def last_line(text: str, limit: int = 300) -> str:
+    """The last line of ``text`` that isn't blank, cut to ``limit`` characters."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip()[:limit] if lines else ""
+
+
+def printable(raw: bytes, limit: int = 200) -> str:
+    """Bytes of a guest, safe to put into a message or a terminal: escaped, and cut to ``limit`` characters."""
+    text = raw.decode("utf-8", "backslashreplace")
+    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return safe if len(safe) <= limit else safe[:limit] + "…"

@@ -1,0 +1,1 @@
+"""Ways to bring files into the guest."""

@@ -1,0 +1,1 @@
+"""Container images: where they are, and what is in them."""

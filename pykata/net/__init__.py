@@ -1,0 +1,1 @@
+"""Ways to connect the guest to a network."""

@@ -1,0 +1,174 @@
+"""The frozen values that the parts of pykata hand each other. A leaf: it imports nothing of ours."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Literal
+
+from attrs import field, frozen
+
+Accel = Literal["kvm", "tcg"]
+Isolation = Literal["hardware", "emulated"]
+Reason = Literal["exit", "signal", "oom", "timeout", "vm_died"]
+
+MIB = 1024 * 1024
+
+
+@frozen
+class Disk:
+    """A block device for the guest. ``tag`` is its name among the devices of an attachment."""
+
+    tag: str
+    path: Path
+    format: Literal["raw"] = "raw"
+    readonly: bool = True
+
+
+@frozen
+class Nic:
+    """A virtio network device. ``backend`` is QEMU's ``-netdev`` as a JSON-able mapping, without its id."""
+
+    tag: str
+    mac: str
+    backend: Mapping[str, object]
+    fds: tuple[int, ...] = ()
+
+
+Device = Disk | Nic
+
+
+@frozen
+class Mount:
+    """A filesystem that the agent mounts in the guest.
+
+    ``source`` is the tag of a device of the same attachment, or the name of a filesystem without one. ``target`` is an
+    absolute path in the guest; it is empty for the lower layers of a rootfs, whose place the agent chooses.
+    """
+
+    source: str
+    type: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+
+@frozen
+class Route:
+    """A route in the guest; an empty ``gateway`` means on link."""
+
+    destination: str
+    gateway: str = ""
+
+
+@frozen
+class Interface:
+    """How the guest sets up the network device with this MAC address. ``mtu`` 0 leaves the device's own."""
+
+    mac: str
+    name: str
+    mtu: int = 0
+    addresses: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+
+
+@frozen
+class Attachment:
+    """What a strategy adds to a virtual machine: devices, and what the agent makes of them.
+
+    For a rootfs ``mounts`` are its read-only layers, topmost first.
+    """
+
+    devices: tuple[Device, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    nameservers: tuple[str, ...] = ()
+
+
+@frozen
+class Features:
+    """What a hypervisor can do, known before anything starts."""
+
+    name: str
+    disk_slots: int                     # disks that can be plugged at the same time while the VM runs
+    filesystems: tuple[str, ...]        # names of the shared filesystems that work with it
+    networks: tuple[str, ...]
+    templates: bool = False
+    max_cpus: int = 1
+
+
+@frozen
+class SerialTransport:
+    """A virtio-serial port named ``pykata.agent.0``; both ends of a socket pair, nothing on disk."""
+
+    host: socket.socket
+    vmm: socket.socket
+
+
+@frozen
+class VsockTransport:
+    """A vsock listener on the host that the agent dials; the guest's CID is checked on accept."""
+
+    listener: socket.socket
+    port: int
+    cid: int
+
+
+Transport = SerialTransport | VsockTransport
+
+
+@frozen
+class VMSpec:
+    """A virtual machine to boot. Memory in MiB."""
+
+    kernel: Path
+    initrd: Path
+    transport: Transport
+    cpus: int = 1
+    memory: int = 256
+    devices: tuple[Device, ...] = ()
+    boot_timeout: float = 60.0          # seconds, from when the boot got its slot
+
+
+@frozen
+class ImageConfig:
+    """The part of an OCI image's config that decides how a command runs (image-spec, config.md)."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(factory=dict)
+    user: str = ""                      # "", "name", "uid", "name:group", "uid:gid"
+    workdir: str = "/"
+    labels: Mapping[str, str] = field(factory=dict)
+    stop_signal: str = ""
+
+
+@frozen
+class Image:
+    """An image that was found, its metadata verified.
+
+    ``digest`` identifies the content of its filesystem ("sha256:..."). Either ``disk`` is a filesystem image that is
+    ready to be attached, or ``write_tar`` writes the merged layers as one tar stream: it blocks, so call it in a
+    worker thread; it verifies every byte, and raises ImageError (and OSError for what the destination does).
+    """
+
+    reference: str
+    digest: str
+    config: ImageConfig
+    architecture: str
+    write_tar: Callable[[IO[bytes]], None] | None = field(default=None, eq=False)
+    disk: Path | None = None
+    disk_type: str = "squashfs"
+
+
+@frozen
+class Timings:
+    """Where the time of a start went, in seconds from entering the sandbox; what didn't happen yet is None."""
+
+    slot: float | None = None           # the boot got its slot
+    spawned: float | None = None        # the VMM's process exists
+    vmm_ready: float | None = None      # the VMM answers on its control channel
+    kernel: float | None = None         # the guest's kernel started PID 1
+    agent: float | None = None          # the agent serves
+    ready: float | None = None          # Setup was answered: the sandbox is entered
+    first_output: float | None = None   # the first byte of the first command's output
