@@ -1,0 +1,151 @@
+"""Finds the guest bundle: the kernel and the RAM disk that every sandbox boots."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from pykata.errors import BundleDamagedError, BundleMissingError
+from pykata.guest.cache import cache_root
+from pykata.guest.inputs import FORMAT, file_hash, host_arch, source_tree, tree_hash
+
+BUILD = "pykata guest build"
+OUTPUTS = ("vmlinux", "initrd.cpio", "busybox.squashfs", "busybox.json")
+WHEEL = "pykata_guest"
+
+
+@frozen
+class Bundle:
+    """A guest bundle on disk. ``hash`` is that of everything it was made from."""
+
+    path: Path
+    arch: str
+    hash: str
+    manifest: Mapping[str, Any] = field(repr=False, eq=False, hash=False)
+
+    @property
+    def kernel(self) -> Path:
+        """The uncompressed kernel."""
+        return self.path / "vmlinux"
+
+    @property
+    def initrd(self) -> Path:
+        """The RAM disk, with the agent as its ``/init``."""
+        return self.path / "initrd.cpio"
+
+    @property
+    def busybox(self) -> Path:
+        """The filesystem of the builtin image ``busybox``."""
+        return self.path / "busybox.squashfs"
+
+    @property
+    def busybox_config(self) -> Path:
+        """The OCI config of the builtin image."""
+        return self.path / "busybox.json"
+
+    def verify(self) -> None:
+        """Read every file and compare it with the manifest; raises BundleDamagedError. Takes about 0.1 s."""
+        for name, said in self.manifest["outputs"].items():
+            if file_hash(_sized(self.path, name, said)) != said["sha256"]:
+                raise _damaged(self.path / name, "its content isn't what the manifest says")
+
+
+def find_bundle(path: Path | None = None) -> Bundle:
+    """The bundle to boot: ``path`` or ``$PYKATA_BUNDLE``, else the installed wheel's, else the cache's.
+
+    Sizes are checked, contents aren't (see :meth:`Bundle.verify`). In a source tree only a bundle that was built from
+    these very sources will do. Raises BundleMissingError and BundleDamagedError.
+    """
+    chosen = path or os.environ.get("PYKATA_BUNDLE")
+    if chosen:
+        return load_bundle(Path(chosen))
+    carried = _carried()
+    return load_bundle(carried) if carried else cached_bundle(host_arch())
+
+
+def load_bundle(path: Path) -> Bundle:
+    """The bundle in the directory ``path``, its sizes checked."""
+    manifest = _manifest(path)
+    if manifest.get("format") != FORMAT:
+        raise BundleMissingError(
+            f"the guest bundle {path} has format {manifest.get('format')}, not {FORMAT}", hint=f"run: {BUILD}"
+        )
+    try:
+        bundle = Bundle(path, manifest["arch"], manifest["hash"], manifest)
+        for name in OUTPUTS:
+            _sized(path, name, manifest["outputs"][name])
+    except (KeyError, TypeError) as exc:
+        raise _damaged(path / "manifest.json", f"it lacks {exc}") from exc
+    return bundle
+
+
+def cached_bundle(arch: str) -> Bundle:
+    """The bundle of the user's cache: of this source tree if there is one, else the newest."""
+    root = source_tree()
+    wanted = tree_hash(root, arch) if root else None
+    for path in _newest_first(arch):
+        manifest = _readable(path)
+        if manifest.get("format") == FORMAT and wanted in (None, manifest.get("tree")):
+            return load_bundle(path)
+    raise _missing(arch, root)
+
+
+def _missing(arch: str, root: Path | None) -> BundleMissingError:
+    if root is None:
+        return BundleMissingError(
+            f"no guest bundle for {arch}, and pykata is installed without the sources to build one",
+            hint="install the package pykata-guest, or set PYKATA_BUNDLE to a bundle built elsewhere",
+        )
+    return BundleMissingError(f"no guest bundle for {arch} of these sources in {cache_root()}", hint=f"run: {BUILD}")
+
+
+def _newest_first(arch: str) -> list[Path]:
+    found = cache_root().glob(f"{arch}-*/manifest.json")
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _carried() -> Path | None:
+    spec = importlib.util.find_spec(WHEEL)
+    folders: Iterator[str] = iter(spec.submodule_search_locations or ()) if spec else iter(())
+    return next((path for folder in folders if (path := Path(folder) / "bundle").is_dir()), None)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+    except FileNotFoundError as exc:
+        raise BundleMissingError(f"no guest bundle in {path}: it has no manifest.json", hint=f"run: {BUILD}") from exc
+    except ValueError as exc:
+        raise _damaged(path / "manifest.json", f"it isn't JSON: {exc}") from exc
+    if not isinstance(manifest, dict):
+        raise _damaged(path / "manifest.json", "it isn't a JSON object")
+    return manifest
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    # One damaged bundle in the cache doesn't hide the others.
+    try:
+        return _manifest(path)
+    except (BundleDamagedError, BundleMissingError):
+        return {}
+
+
+def _sized(folder: Path, name: str, said: Mapping[str, Any]) -> Path:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise _damaged(path, "it is missing") from None
+    if size != said["size"]:
+        raise _damaged(path, f"it has {size} bytes, not {said['size']}")
+    return path
+
+
+def _damaged(path: Path, why: str) -> BundleDamagedError:
+    return BundleDamagedError(f"{path} of the guest bundle is damaged: {why}", hint=f"run: {BUILD} --force")

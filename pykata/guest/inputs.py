@@ -1,0 +1,81 @@
+"""What a bundle is made from: the files of the source tree, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+FORMAT = 1
+"""Of the manifest and of what the directory holds. A bundle of another format is as good as none."""
+
+_AGENT_SUFFIXES = (".rs", ".toml", ".lock", ".proto")
+_NOT_BUILT_IN = {"target", "tests", "benches", "examples"}
+
+
+def host_arch() -> str:
+    """The architecture of this machine, as the kernel names it (``x86_64``, ``aarch64``)."""
+    return platform.machine()
+
+
+def source_tree() -> Path | None:
+    """The root of the source tree that this package is in, or None if it was installed without one."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "guest" / "kernel" / "base.config").is_file() else None
+
+
+def kernel_files(root: Path, arch: str) -> list[Path]:
+    """The kernel's config fragments in the order they are merged, and what pins its source."""
+    folder = root / "guest" / "kernel"
+    return [*sorted(folder.glob("*.config")), *sorted((folder / arch).glob("*.config")), folder / "source.json"]
+
+
+def agent_files(root: Path) -> list[Path]:
+    """The sources of the agent, with the protocol that it is generated from."""
+    return [*sorted(_sources(root / "guest" / "agent")), root / "pykata" / "agent" / "v1" / "agent.proto"]
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _NOT_BUILT_IN]
+        yield from (Path(where, name) for name in names if name.endswith(_AGENT_SUFFIXES))
+
+
+def tree_hash(root: Path, arch: str) -> str:
+    """The hash of all files of the tree that go into a bundle."""
+    files = [*kernel_files(root, arch), *agent_files(root)]
+    return _tree_hash(root, tuple((path, *_stamp(path)) for path in files))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return found.st_size, found.st_mtime_ns
+
+
+# Keyed by sizes and times: a process that starts a thousand sandboxes reads the files once.
+@lru_cache(maxsize=8)
+def _tree_hash(root: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    return mapping_hash(file_hashes(root, [path for path, *_ in stamps]))
+
+
+def file_hashes(root: Path, files: list[Path]) -> dict[str, str]:
+    """The SHA-256 of each file that exists, by its path below ``root``."""
+    return {str(path.relative_to(root)): file_hash(path) for path in files if path.is_file()}
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mapping_hash(values: Mapping[str, str]) -> str:
+    """One hash for names and their values, whatever their order."""
+    lines = "".join(f"{name}\0{value}\n" for name, value in sorted(values.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

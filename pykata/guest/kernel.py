@@ -1,0 +1,161 @@
+"""Builds the guest's kernel from Debian's kernel source and our config fragments."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.errors import BundleBuildError, ConfigError
+from pykata.guest.inputs import file_hash, file_hashes, host_arch, kernel_files
+from pykata.guest.steps import Progress, count_lines, need_tools, run_logged, run_quiet
+
+RECIPE = "1"
+"""Of this file: change it when the same inputs give another kernel."""
+
+_TOOLS = {
+    "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils",
+    "tar": "tar", "strip": "binutils", "perl": "perl",
+}
+_HEADERS = {"/usr/include/libelf.h": "libelf-dev"}
+
+# Nothing of the machine that builds may get into the kernel: not its clock, its user, its name.
+_FIXED = {
+    "KBUILD_BUILD_TIMESTAMP": "2025-01-01 00:00:00 UTC",
+    "KBUILD_BUILD_USER": "pykata",
+    "KBUILD_BUILD_HOST": "pykata",
+    "KBUILD_BUILD_VERSION": "1",
+    "SOURCE_DATE_EPOCH": "1735689600",
+    "TZ": "UTC",
+}
+_VERBS = tuple(f"  {verb} " for verb in ("CC", "AS", "AR", "LD", "HOSTCC", "OBJCOPY", "GEN", "VDSO"))
+
+
+@frozen
+class _Target:
+    arch: str           # as the kernel's Makefile calls it
+    cross: str          # prefix of a cross compiler's programs, and of its Debian package
+    goal: str
+    result: str
+    lines: int          # what `make` says in a whole build, for the progress
+
+
+_TARGETS = {
+    # PVH enters the ELF file itself: no decompression.
+    "x86_64": _Target("x86_64", "x86_64-linux-gnu-", "vmlinux", "vmlinux", 1750),
+    "aarch64": _Target("arm64", "aarch64-linux-gnu-", "Image", "arch/arm64/boot/Image", 1700),
+}
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """The options of a config file or a fragment; one that "is not set" is ``"n"``."""
+    options = {}
+    for line in text.splitlines():
+        if match := re.match(r"# (CONFIG_\w+) is not set$", line):
+            options[match[1]] = "n"
+        elif match := re.match(r"(CONFIG_\w+)=(.*)$", line):
+            options[match[1]] = match[2]
+    return options
+
+
+def dropped_options(config: str, fragments: Iterable[str]) -> list[str]:
+    """The options of ``fragments`` that aren't so in ``config``: Kconfig drops silently what it can't fulfil."""
+    final = parse_config(config)
+    wanted = {name: value for fragment in fragments for name, value in parse_config(fragment).items()}
+    return [f"{name}={value}" for name, value in sorted(wanted.items()) if final.get(name, "n") != value]
+
+
+def source_pin(root: Path) -> Mapping[str, str]:
+    """Which Debian package the kernel is built from (``guest/kernel/source.json``)."""
+    pin: Mapping[str, str] = json.loads((root / "guest" / "kernel" / "source.json").read_text())
+    return pin
+
+
+async def kernel_inputs(root: Path, arch: str) -> dict[str, str]:
+    """Everything the kernel depends on, by name."""
+    pin, target = source_pin(root), _target(arch)
+    tarball = Path(pin["tarball"])
+    need_tools(_tools(arch))
+    missing = {package for header, package in _HEADERS.items() if not Path(header).exists()}
+    missing |= set() if tarball.exists() else {pin["package"]}
+    if missing:
+        raise BundleBuildError(
+            "packages that the kernel's build needs aren't installed",
+            hint=f"apt-get install {' '.join(sorted(missing))}",
+        )
+    return {
+        "recipe": RECIPE,
+        "source": f"{pin['package']} {await _package_version(pin['package'])}",
+        "source.sha256": file_hash(tarball),
+        "gcc": await _first_line([_cross(arch, target) + "gcc", "--version"]),
+        "ld": await _first_line([_cross(arch, target) + "ld", "--version"]),
+        **file_hashes(root, kernel_files(root, arch)),
+    }
+
+
+async def build_kernel(root: Path, arch: str, work: Path, progress: Progress) -> Path:
+    """Build the kernel below ``work`` and return its file, stripped."""
+    target, tree, log = _target(arch), work / "linux", work / "kernel.log"
+    tree.mkdir()
+    progress("kernel", 0, target.lines, "unpacking the source")
+    await run_logged(["tar", "xf", source_pin(root)["tarball"], "--strip-components=1", "-C", str(tree)], log)
+    await _configure(root, arch, tree, log)
+    # Built inside the source tree, so that every path in it is a relative one.
+    await run_logged(
+        [*_make(arch), f"-j{len(os.sched_getaffinity(0))}", target.goal], log, cwd=tree, env=_FIXED,
+        on_line=count_lines(_VERBS, "kernel", target.lines, progress),
+    )
+    return await _stripped(arch, tree / target.result, work / "vmlinux", log)
+
+
+async def _configure(root: Path, arch: str, tree: Path, log: Path) -> None:
+    fragments = [path for path in kernel_files(root, arch) if path.suffix == ".config"]
+    # -n: everything that no fragment asks for is off.
+    merge = ["scripts/kconfig/merge_config.sh", "-n", *map(str, fragments)]
+    await run_logged(merge, log, cwd=tree, env={**_FIXED, "ARCH": _target(arch).arch, "CROSS_COMPILE": _cross(arch)})
+    dropped = dropped_options((tree / ".config").read_text(), [path.read_text() for path in fragments])
+    if dropped:
+        raise BundleBuildError(
+            f"the kernel's config lost {len(dropped)} requested options: {' '.join(dropped)}",
+            hint="a dependency is missing in guest/kernel, or the option has gone from this kernel version",
+        )
+
+
+async def _stripped(arch: str, built: Path, result: Path, log: Path) -> Path:
+    if _target(arch).goal == "vmlinux":
+        await run_logged([_cross(arch) + "strip", "--strip-all", "-o", str(result), str(built)], log)
+    else:
+        shutil.copyfile(built, result)
+    return result
+
+
+def _target(arch: str) -> _Target:
+    if arch not in _TARGETS:
+        raise ConfigError(f"no guest kernel for the architecture {arch!r}", hint=f"one of {', '.join(_TARGETS)}")
+    return _TARGETS[arch]
+
+
+def _cross(arch: str, target: _Target | None = None) -> str:
+    return "" if arch == host_arch() else (target or _target(arch)).cross
+
+
+def _make(arch: str) -> list[str]:
+    return ["make", f"ARCH={_target(arch).arch}", f"CROSS_COMPILE={_cross(arch)}"]
+
+
+def _tools(arch: str) -> dict[str, str]:
+    prefix = _cross(arch)
+    return {**_TOOLS, f"{prefix}gcc": f"gcc-{prefix.rstrip('-')}"} if prefix else _TOOLS
+
+
+async def _first_line(argv: list[str]) -> str:
+    return (await run_quiet(argv)).splitlines()[0]
+
+
+async def _package_version(package: str) -> str:
+    return (await run_quiet(["dpkg-query", "-W", "-f", "${Version}", package])).strip()
