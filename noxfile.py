@@ -1,0 +1,102 @@
+"""What is run to check pykata. The quick sessions use the environment that nox itself runs in: `.venv`.
+
+``make test`` runs those that a change must pass; ``nox --list`` shows all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+AGENT = ROOT / "guest" / "agent" / "Cargo.toml"
+
+nox.options.sessions = ["lint", "types", "unit", "guest", "vm"]
+nox.options.default_venv_backend = "none"
+nox.options.error_on_missing_interpreters = True
+nox.options.stop_on_first_error = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def python(session: nox.Session, *args: str) -> None:
+    """Run a module with the Python that runs nox, so that nothing depends on PATH."""
+    session.run(sys.executable, "-m", *args, external=True)
+
+
+def has_tests(*folders: str) -> list[str]:
+    """Those of ``folders`` below tests/ that have a test in them: pytest calls an empty run a failure."""
+    return [f"tests/{name}" for name in folders if any((ROOT / "tests" / name).glob("**/test_*.py"))]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes, in Python."""
+    python(session, "ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, strictly."""
+    python(session, "mypy")
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The tests that boot nothing."""
+    python(session, "pytest", *has_tests("unit", "host", "agent"), *session.posargs)
+
+
+@nox.session
+def guest(session: nox.Session) -> None:
+    """The agent's own tests, in Rust."""
+    # The crates that `pykata guest build` compiled are for another target: both are kept between runs.
+    cargo = ["cargo", "test", "--locked", "--manifest-path", str(AGENT)]
+    session.run(*cargo, *session.posargs, external=True)
+    for tool in ("fmt", "clippy"):
+        if shutil.which(f"cargo-{tool}") is None:
+            session.warn(f"cargo-{tool} isn't installed: not checked")
+    if shutil.which("cargo-fmt"):
+        session.run("cargo", "fmt", "--check", "--manifest-path", str(AGENT), external=True)
+    if shutil.which("cargo-clippy"):
+        lints = ["--all-targets", "--", "--deny", "warnings"]
+        session.run("cargo", "clippy", "--locked", "--manifest-path", str(AGENT), *lints, external=True)
+
+
+@nox.session
+def vm(session: nox.Session) -> None:
+    """The tests that boot virtual machines."""
+    python(session, "pytest", *has_tests("vm", "conformance"), *session.posargs)
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install("--quiet", "--editable", ".", *nox.project.dependency_groups(PROJECT, "docs"))
+    options = ["--builder", "html", "--fail-on-warning", "--keep-going", "--jobs", "auto"]
+    session.run("sphinx-build", *options, "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def wheel(session: nox.Session) -> None:
+    """Build the sdist and the wheel, install the wheel where there is nothing else, and use it."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("--quiet", *nox.project.dependency_groups(PROJECT, "wheel"))
+    session.run("python", "-m", "build", "--outdir", str(dist), ".", silent=True)
+    (built,) = dist.glob("*.whl")
+    session.install("--quiet", "--force-reinstall", str(built))
+    with session.chdir(session.create_tmp()):
+        session.run("pykata", "--version")
+        session.run("python", "-c", "import pykata; print(len(pykata.__all__), 'public names')")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure; arguments are passed on, such as --json."""
+    for script in sorted((ROOT / "benchmarks").glob("[a-z]*.py")):
+        session.run(sys.executable, str(script), *session.posargs, external=True)
+
