@@ -42,7 +42,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pykata.process import Completed
+    from pykata.completed import Completed
 
 
 class PykataError(Exception):

@@ -1,0 +1,105 @@
+"""Run container images in lightweight virtual machines, each with a kernel of its own.
+
+::
+
+    async with pykata.Sandbox() as sb:
+        done = await sb.run("builtin:busybox", ["uname", "-a"])
+        print(done.stdout)
+"""
+
+from pykata.boot import EmulationWarning
+from pykata.check import CheckItem, CheckReport, check
+from pykata.completed import Completed
+from pykata.container import Container
+from pykata.errors import (
+    AgentError,
+    AgentLostError,
+    AgentProtocolError,
+    AgentRefusedError,
+    AgentTimeoutError,
+    BootError,
+    BootTimeoutError,
+    BundleBuildError,
+    BundleDamagedError,
+    BundleError,
+    BundleMissingError,
+    CommandFailedError,
+    ConfigError,
+    DiskFullError,
+    GuestPanicError,
+    HostError,
+    ImageCorruptError,
+    ImageError,
+    ImageNotFoundError,
+    ImageReferenceError,
+    ImageUnsupportedError,
+    IsolationError,
+    NotPermittedError,
+    PykataError,
+    SandboxClosedError,
+    ToolFailedError,
+    ToolMissingError,
+    ToolTooOldError,
+    UnknownStrategyError,
+    VMDiedError,
+    VMError,
+)
+from pykata.fs.block import Block
+from pykata.guest import Bundle, build_bundle, find_bundle
+from pykata.hypervisors.qemu import QEMU
+from pykata.net.none import NoNetwork
+from pykata.process import Process
+from pykata.sandbox import Sandbox
+from pykata.spec import Features, Image, ImageConfig, Timings
+
+__all__ = [
+    "QEMU",
+    "AgentError",
+    "AgentLostError",
+    "AgentProtocolError",
+    "AgentRefusedError",
+    "AgentTimeoutError",
+    "Block",
+    "BootError",
+    "BootTimeoutError",
+    "Bundle",
+    "BundleBuildError",
+    "BundleDamagedError",
+    "BundleError",
+    "BundleMissingError",
+    "CheckItem",
+    "CheckReport",
+    "CommandFailedError",
+    "Completed",
+    "ConfigError",
+    "Container",
+    "DiskFullError",
+    "EmulationWarning",
+    "Features",
+    "GuestPanicError",
+    "HostError",
+    "Image",
+    "ImageConfig",
+    "ImageCorruptError",
+    "ImageError",
+    "ImageNotFoundError",
+    "ImageReferenceError",
+    "ImageUnsupportedError",
+    "IsolationError",
+    "NoNetwork",
+    "NotPermittedError",
+    "Process",
+    "PykataError",
+    "Sandbox",
+    "SandboxClosedError",
+    "Timings",
+    "ToolFailedError",
+    "ToolMissingError",
+    "ToolTooOldError",
+    "UnknownStrategyError",
+    "VMDiedError",
+    "VMError",
+    "build_bundle",
+    "check",
+    "find_bundle",
+]

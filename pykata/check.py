@@ -1,0 +1,98 @@
+"""What works on this host, found out by doing it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.boot import EmulationWarning, isolation_of
+from pykata.errors import PykataError
+from pykata.fs.block import Block
+from pykata.guest import find_bundle
+from pykata.host import cache_dir, run_root
+from pykata.hypervisors.base import Hypervisor
+from pykata.sandbox import Sandbox
+from pykata.strategies import strategy
+
+
+@frozen
+class CheckItem:
+    """One thing that works or doesn't. ``detail`` is what was found, ``remedy`` what to do where it doesn't."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@frozen
+class CheckReport:
+    """Everything that was looked at, in the order of a start."""
+
+    items: tuple[CheckItem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """A sandbox can be used here."""
+        return all(item.ok for item in self.items)
+
+
+async def check(hypervisor: Hypervisor | str = "qemu") -> CheckReport:
+    """Look at what a sandbox needs, then boot one and run a command in it.
+
+    Never raises for what it finds: an item that failed says why, and what to do.
+    """
+    vmm = strategy(Hypervisor, "pykata.hypervisors", hypervisor)  # type: ignore[type-abstract]
+    items = [
+        _looked("directories", _directories),
+        _looked("guest bundle", _bundle),
+        _looked("hypervisor", lambda: f"{vmm.features.name}, {_accel(vmm)}"),
+        _looked("image conversion", lambda: str(Block().tool())),
+    ]
+    return CheckReport((*items, await _probe(vmm)))
+
+
+def _looked(name: str, look: Callable[[], str]) -> CheckItem:
+    try:
+        return CheckItem(name, True, look())
+    except PykataError as error:
+        return CheckItem(name, False, error.message, error.hint)
+    except OSError as error:
+        return CheckItem(name, False, str(error))
+
+
+def _directories() -> str:
+    return f"cache {_writable(cache_dir())}, run {_writable(run_root())}"
+
+
+def _writable(path: Path) -> Path:
+    probe = path / ".check"
+    probe.touch()
+    probe.unlink()
+    return path
+
+
+def _bundle() -> str:
+    bundle = find_bundle()
+    bundle.verify()
+    return str(bundle.path)
+
+
+def _accel(vmm: Hypervisor) -> str:
+    accel = vmm.accel_here()
+    return f"{accel}: {isolation_of(accel)} isolation"
+
+
+async def _probe(vmm: Hypervisor) -> CheckItem:
+    name = "a command in a virtual machine"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EmulationWarning)
+            async with Sandbox(vmm) as sandbox:
+                done = await sandbox.run("builtin:busybox", ["uname", "-r"], timeout=30, check=True)
+                return CheckItem(name, True, f"kernel {done.stdout.strip()}, ready in {sandbox.timings.ready:.2f} s")
+    except PykataError as error:
+        return CheckItem(name, False, error.message, error.hint)

@@ -1,0 +1,117 @@
+"""Running a process to its end while collecting what it writes."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AsyncExitStack
+
+import anyio
+from attrs import define, field
+
+from pykata.command import Callback, Collection
+from pykata.completed import Completed
+from pykata.concurrency import alongside
+from pykata.errors import VMDiedError
+from pykata.process import Output, Process
+from pykata.spec import Reason
+
+KILL_GRACE = 10.0
+"""Seconds a killed process has for its exit and the rest of its output to arrive."""
+
+
+@define
+class Sink:
+    """Where one stream of a process goes: kept up to a limit, and told to a callback."""
+
+    output: Output
+    limit: int
+    callback: Callback | None = None
+    truncated: bool = False
+    kept: bytearray = field(factory=bytearray)
+
+    async def drain(self) -> None:
+        """Take all that has come so far."""
+        for piece in self.output.take():
+            room = self.limit - len(self.kept)
+            self.kept += piece[:room]
+            self.truncated |= len(piece) > room
+            if self.callback is not None and inspect.isawaitable(told := self.callback(piece)):
+                await told
+
+
+@define
+class Collector:
+    """Takes in a process's output until it ends."""
+
+    process: Process
+    stdout: Sink
+    stderr: Sink
+
+    async def until_ended(self) -> None:
+        """Take in everything up to the exit."""
+        while not self.process.ended:
+            await self.process.advance(lambda: False)
+            await self.sweep()
+
+    async def put_down(self) -> None:
+        """Kill the process and everything it started, and take in the rest."""
+        with anyio.move_on_after(KILL_GRACE):
+            await self.process.kill()
+            await self.until_ended()
+
+    async def sweep(self) -> None:
+        """Take in what is here already."""
+        await self.stdout.drain()
+        await self.stderr.drain()
+
+    def completed(self, reason: Reason, error: VMDiedError | None = None) -> Completed:
+        """The result, as far as it came."""
+        exited = self.process.exited
+        return Completed(
+            args=self.process.args,
+            exit_code=self.process.returncode,
+            reason=reason,
+            signal=(exited.signal or None) if exited else None,
+            stdout_bytes=bytes(self.stdout.kept),
+            stderr_bytes=bytes(self.stderr.kept),
+            truncated=self.stdout.truncated or self.stderr.truncated,
+            error=error,
+        )
+
+
+async def collect(process: Process, how: Collection) -> Completed:
+    """Run ``process`` to its end, or to its death when its time is up. Output so far is never lost."""
+    collector = Collector(
+        process,
+        Sink(process.stdout, how.max_output, how.on_stdout),
+        Sink(process.stderr, how.max_output, how.on_stderr),
+    )
+    try:
+        reason = await _to_the_end(collector, how)
+    except VMDiedError as died:
+        await collector.sweep()
+        return collector.completed("vm_died", died)
+    return collector.completed(reason)
+
+
+async def _to_the_end(collector: Collector, how: Collection) -> Reason:
+    process = collector.process
+    async with AsyncExitStack() as stack:
+        if how.input:
+            await stack.enter_async_context(alongside(_feed(process, how.input)))
+        else:
+            await process.stdin.aclose()
+        with anyio.move_on_after(how.timeout):
+            await collector.until_ended()
+        if not process.ended:
+            await collector.put_down()
+            return "timeout"
+    exited = process.exited
+    if exited is not None and exited.oom_killed:
+        return "oom"
+    return "signal" if exited is not None and exited.signal else "exit"
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    await process.stdin.send(data)
+    await process.stdin.aclose()

@@ -1,0 +1,99 @@
+"""What to run in a container, and how it is collected: the arguments that ``run`` and ``process`` share, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from attrs import field, frozen
+
+from pykata.errors import ConfigError
+from pykata.options import check_cmd, check_cwd, check_env, check_seconds
+from pykata.spec import ImageConfig
+
+MAX_OUTPUT = 64 * 1024 * 1024
+"""Bytes of stdout, and of stderr, that a Completed keeps unless told otherwise."""
+
+Callback = Callable[[bytes], Awaitable[object] | object]
+
+
+@frozen(kw_only=True)
+class Command:
+    """A command as the caller gave it. ``args`` None means the image's own."""
+
+    args: tuple[str, ...] | None
+    entrypoint: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(factory=dict)
+    cwd: str = ""
+    user: str = ""
+
+    def argv(self, config: ImageConfig) -> tuple[str, ...]:
+        """The arguments for a new container: entrypoint and command, as Docker combines them.
+
+        A command replaces the image's ``Cmd``; an entrypoint of the caller's replaces both ``Entrypoint`` and ``Cmd``.
+        """
+        if self.entrypoint is not None:
+            return self._some(self.entrypoint + (self.args or ()))
+        return self._some(config.entrypoint + (config.cmd if self.args is None else self.args))
+
+    def _some(self, args: tuple[str, ...]) -> tuple[str, ...]:
+        if not args:
+            raise ConfigError("there is no command: none was given, and the image has none", hint="pass cmd=[...]")
+        return args
+
+
+def command(
+    cmd: Sequence[str] | None,
+    *,
+    entrypoint: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+) -> Command:
+    """Check the arguments of ``run`` and ``process``. Raises :class:`ConfigError`."""
+    if user is not None and (not isinstance(user, str) or "\0" in user):
+        raise ConfigError(f"user={user!r} is not a user", hint='give "name", "uid", "name:group" or "uid:gid"')
+    return Command(
+        args=check_cmd(cmd),
+        entrypoint=None if entrypoint is None else (check_cmd(entrypoint) if entrypoint else ()),
+        env=check_env(env),
+        cwd=check_cwd(cwd),
+        user=user or "",
+    )
+
+
+@frozen(kw_only=True)
+class Collection:
+    """What to do with a command's input, output and time."""
+
+    input: bytes | None = None
+    timeout: float | None = None
+    on_stdout: Callback | None = None
+    on_stderr: Callback | None = None
+    max_output: int = MAX_OUTPUT
+    check: bool = False
+
+
+def collection(
+    *,
+    input: bytes | str | None,
+    timeout: float | None,
+    on_stdout: Callback | None,
+    on_stderr: Callback | None,
+    max_output: int,
+    check: bool,
+) -> Collection:
+    """Check the arguments that only ``run`` has. Raises :class:`ConfigError`."""
+    if isinstance(input, str):
+        input = input.encode()
+    if input is not None and not isinstance(input, bytes | bytearray | memoryview):
+        raise ConfigError(f"input={input!r:.80} is neither bytes nor text")
+    if not isinstance(max_output, int) or isinstance(max_output, bool) or max_output < 0:
+        raise ConfigError(f"max_output={max_output!r} is not a number of bytes")
+    return Collection(
+        input=None if input is None else bytes(input),
+        timeout=check_seconds("timeout", timeout),
+        on_stdout=on_stdout,
+        on_stderr=on_stderr,
+        max_output=max_output,
+        check=check,
+    )

@@ -1,0 +1,77 @@
+"""How a command ended, and what it wrote."""
+
+from __future__ import annotations
+
+import signal as signals
+
+from attrs import field, frozen
+
+from pykata.errors import CommandFailedError, VMDiedError
+from pykata.spec import Reason
+
+
+@frozen(kw_only=True)
+class Completed:
+    """A command that has ended.
+
+    ``exit_code`` is 0..255: 128 + the signal's number when a signal ended it, 127 when the command wasn't found, 126
+    when it couldn't be executed, and None when the virtual machine died under it. ``stdout_bytes`` and ``stderr_bytes``
+    hold everything it wrote until then, up to ``max_output`` each; ``truncated`` says that there was more.
+
+    ``reason`` is ``"exit"``, ``"signal"``, ``"oom"`` (killed for memory), ``"timeout"`` or ``"vm_died"``.
+    """
+
+    args: tuple[str, ...]
+    exit_code: int | None
+    reason: Reason
+    signal: int | None = None
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
+    truncated: bool = False
+    error: VMDiedError | None = field(default=None, eq=False)
+    """Why the virtual machine died, where it did."""
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; what isn't UTF-8 is replaced by U+FFFD."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text; what isn't UTF-8 is replaced by U+FFFD."""
+        return self.stderr_bytes.decode("utf-8", "replace")
+
+    @property
+    def ok(self) -> bool:
+        """It ended by itself with exit code 0."""
+        return self.reason == "exit" and self.exit_code == 0
+
+    def check(self) -> Completed:
+        """Return itself if the command ended well; otherwise raise :class:`CommandFailedError`."""
+        if self.ok:
+            return self
+        said = self.stderr.strip().splitlines()
+        raise CommandFailedError(
+            f"{self.args[0]!r} {self._how()}", completed=self, hint=said[-1][:300] if said else ""
+        ) from self.error
+
+    def _how(self) -> str:
+        match self.reason:
+            case "exit":
+                return f"ended with exit code {self.exit_code}"
+            case "signal":
+                return f"was ended by {signal_name(self.signal)}"
+            case "oom":
+                return "was killed because memory ran out"
+            case "timeout":
+                return "was killed because its time was up"
+            case "vm_died":
+                return f"ended with its virtual machine: {self.error}"
+
+
+def signal_name(number: int | None) -> str:
+    """``SIGTERM`` for 15; ``signal 99`` for what this host has no name for."""
+    try:
+        return signals.Signals(number or 0).name
+    except ValueError:
+        return f"signal {number}"

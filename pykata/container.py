@@ -1,0 +1,141 @@
+"""One root filesystem in a sandbox, and the processes in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pykata.collect import collect
+from pykata.command import MAX_OUTPUT, Callback, Command, collection, command
+from pykata.completed import Completed
+from pykata.errors import AgentError, ConfigError
+from pykata.host import finish
+from pykata.process import Process, ProcessId
+from pykata.running import Running
+from pykata.spec import Image
+
+if TYPE_CHECKING:
+    from pykata.agent.v1 import Start
+
+
+class Container:
+    """A container that stays for several commands. Made by ``sb.container(image)``."""
+
+    def __init__(self, running: Running, identity: str, image: Image) -> None:
+        self._running = running
+        self.id = identity
+        """Its name in the guest."""
+        self.image = image
+        """What it was made from."""
+
+    async def run(
+        self,
+        cmd: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        input: bytes | str | None = None,
+        timeout: float | None = None,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+        max_output: int = MAX_OUTPUT,
+        check: bool = False,
+    ) -> Completed:
+        """Run a command in this container to its end; what it changes in the filesystem stays for the next one.
+
+        As :meth:`Sandbox.run`, without the image's entrypoint.
+        """
+        how = collection(
+            input=input, timeout=timeout or self._running.options.timeout, on_stdout=on_stdout, on_stderr=on_stderr,
+            max_output=max_output, check=check,
+        )  # fmt: skip
+        async with self.process(cmd, env=env, cwd=cwd, user=user) as process:
+            completed = await collect(process, how)
+        return completed.check() if how.check else completed
+
+    @asynccontextmanager
+    async def process(
+        self,
+        cmd: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> AsyncIterator[Process]:
+        """Start a command in this container; it and its descendants are killed when the block is left."""
+        what = command(cmd, env=env, cwd=cwd, user=user)
+        if what.args is None:
+            raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
+        from pykata.requests import start_request
+
+        start = start_request(self._running, self.id, what.args, what, user=self.image.config.user)
+        async with started(self._running, start, what.args) as process:
+            yield process
+
+
+@asynccontextmanager
+async def kept_container(running: Running, image: str) -> AsyncIterator[Container]:
+    """A container without a command, until the block is left."""
+    running.check()
+    from pykata.requests import container_request
+    from pykata.rootfs import prepared
+
+    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
+        async with running.explained():
+            await running.agent.create_container(container_request(running, identity, rootfs))
+        yield Container(running, identity, rootfs.image)
+
+
+@asynccontextmanager
+async def single_process(running: Running, image: str, what: Command) -> AsyncIterator[Process]:
+    """A process in a container of its own, in one round trip; the container goes with it."""
+    running.check()
+    from pykata.requests import container_request, start_request
+    from pykata.rootfs import prepared
+
+    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
+        config = rootfs.image.config
+        args = what.argv(config)
+        create = container_request(running, identity, rootfs)
+        start = start_request(running, identity, args, what, user=config.user, create=create)
+        async with started(running, start, args) as process:
+            yield process
+
+
+@asynccontextmanager
+async def started(running: Running, start: Start, args: tuple[str, ...]) -> AsyncIterator[Process]:
+    """Start a process; its stream is reset when left early, which kills it."""
+    running.check()
+    assert start.process is not None
+    identity = ProcessId(start.container_id, start.process.id)
+    async with running.agent.run(start) as stream:
+        async with running.explained():
+            pid = await stream.started()
+        process = Process(running, stream, identity, args, pid)
+        yield process
+        if process.ended:
+            async with running.explained():
+                await stream.finished()
+
+
+@asynccontextmanager
+async def _removed(running: Running, identity: str) -> AsyncIterator[str]:
+    """See to it that the container is gone before its disk is unplugged, whatever happened.
+
+    A guest that doesn't manage that can't be trusted with its disk slots any more: the sandbox is marked broken.
+    """
+    try:
+        yield identity
+    finally:
+        await finish(_remove(running, identity))
+
+
+async def _remove(running: Running, identity: str) -> None:
+    if running.broken is not None:
+        return
+    try:
+        await running.agent.remove_container(identity)
+    except AgentError as error:
+        await running.why(error)

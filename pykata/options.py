@@ -1,0 +1,125 @@
+"""What a caller may ask of a sandbox, checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from attrs import field, frozen
+
+from pykata.errors import ConfigError
+from pykata.fs.base import SharedFs
+from pykata.hypervisors.base import Hypervisor
+from pykata.net.base import Network
+from pykata.spec import MIB, Isolation
+
+MIN_MEMORY = 64
+"""MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
+
+MAX_NAME = 63
+UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
+_ENV_NAME = re.compile(r"[^=\0]+")
+
+
+def parse_size(name: str, value: object) -> int:
+    """Bytes of a size given as MiB (a number) or as text: ``512``, ``"512M"``, ``"1.5G"``, ``"64MiB"``.
+
+    Raises :class:`ConfigError` that names the argument ``name``.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
+        return int(value * MIB)
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * UNITS[match[2].upper()])
+    raise ConfigError(f"{name}={value!r} is not a size", hint='give MiB as a number, or text such as "512M" or "2G"')
+
+
+def check_seconds(name: str, value: object) -> float | None:
+    """A duration in seconds, or None for no limit."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
+        return float(value)
+    raise ConfigError(f"{name}={value!r} is not a duration", hint="give seconds as a number above 0, or None")
+
+
+def check_env(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Environment variables, each a name without ``=`` and a value without NUL."""
+    if env is not None and not isinstance(env, Mapping):
+        raise ConfigError(f"env={env!r} is not a mapping", hint='give {"NAME": "value"}')
+    for key, value in (env or {}).items():
+        if not isinstance(key, str) or not _ENV_NAME.fullmatch(key):
+            raise ConfigError(f"env has a name {key!r} that no process can have", hint="no '=', not empty")
+        if not isinstance(value, str) or "\0" in value:
+            raise ConfigError(f"env[{key!r}]={value!r} is not text without NUL")
+    return dict(env or {})
+
+
+def check_cmd(cmd: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A command as argv, or None for the image's own."""
+    if cmd is None:
+        return None
+    if isinstance(cmd, str | bytes):
+        raise ConfigError(f"cmd={cmd!r} is one string", hint='give a list of arguments, e.g. ["sh", "-c", "..."]')
+    args = tuple(cmd)
+    if not args or args[0] == "":
+        raise ConfigError(f"cmd={cmd!r} is empty", hint="name a program, or leave cmd out for the image's own")
+    for arg in args:
+        if not isinstance(arg, str) or "\0" in arg:
+            raise ConfigError(f"cmd has an argument {arg!r} that is not text without NUL")
+    return args
+
+
+def check_cwd(cwd: str | None) -> str:
+    """A working directory: an absolute path in the container; empty for the image's own."""
+    if not cwd:
+        return ""
+    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
+        raise ConfigError(f"cwd={cwd!r} is not an absolute path in the container")
+    return cwd
+
+
+def check_hostname(hostname: str) -> str:
+    """A host name: one label of RFC 1123."""
+    if len(hostname) > MAX_NAME or not _LABEL.fullmatch(hostname):
+        raise ConfigError(
+            f"hostname={hostname!r} is not a host name",
+            hint=f"letters, digits and inner hyphens, at most {MAX_NAME} characters",
+        )
+    return hostname
+
+
+@frozen(kw_only=True)
+class Options:
+    """A sandbox as it was asked for; memory in MiB, the writable layer in bytes, times in seconds."""
+
+    hypervisor: Hypervisor
+    fs: SharedFs
+    network: Network
+    cpus: int
+    memory: int
+    disk: int
+    hostname: str
+    env: Mapping[str, str] = field(factory=dict)
+    timeout: float | None = None
+    boot_timeout: float = 60.0
+    isolation: Isolation | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._check_cpus()
+        if self.memory < MIN_MEMORY:
+            raise ConfigError(
+                f"memory={self.memory} MiB is too little for a guest",
+                hint=f"at least {MIN_MEMORY} MiB",
+            )
+        if self.disk <= 0:
+            raise ConfigError(f"disk={self.disk} bytes leaves nothing to write to")
+
+    def _check_cpus(self) -> None:
+        if not isinstance(self.cpus, int) or isinstance(self.cpus, bool) or self.cpus < 1:
+            raise ConfigError(f"cpus={self.cpus!r} is not a number of virtual CPUs", hint="a whole number from 1 on")
+        features = self.hypervisor.features
+        if self.cpus > features.max_cpus:
+            raise ConfigError(f"cpus={self.cpus} is too many for {features.name}", hint=f"at most {features.max_cpus}")

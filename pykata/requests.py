@@ -1,0 +1,80 @@
+"""The messages that ask the agent for containers and processes.
+
+Kept apart from those who send them: importing the generated messages takes longer than all the rest of pykata, so it
+happens while the virtual machine boots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pykata.agent import v1
+from pykata.command import Command
+from pykata.rootfs import Prepared
+from pykata.running import Running
+from pykata.runtime_spec import container_json
+from pykata.spec import Attachment, Mount
+
+
+def setup_request(hostname: str, clock_ns: int, entropy: bytes, attachment: Attachment) -> v1.SetupRequest:
+    """The one message that makes a booted guest ready."""
+    return v1.SetupRequest(
+        hostname=hostname,
+        unix_time_ns=clock_ns,
+        entropy=entropy,
+        interfaces=[
+            v1.Interface(
+                mac=interface.mac,
+                name=interface.name,
+                mtu=interface.mtu,
+                addresses=list(interface.addresses),
+                routes=[v1.Route(destination=r.destination, gateway=r.gateway) for r in interface.routes],
+            )
+            for interface in attachment.interfaces
+        ],
+        mounts=[mount_message(mount, {}) for mount in attachment.mounts],
+        nameservers=list(attachment.nameservers),
+    )
+
+
+def mount_message(mount: Mount, serials: Mapping[str, str]) -> v1.Mount:
+    """A mount as the agent is told of it; ``serials`` are those of the plugged disks, by tag."""
+    message = v1.Mount(type=mount.type, target=mount.target, options=list(mount.options))
+    if mount.source in serials:
+        message.disk_serial = serials[mount.source]
+    else:
+        message.tag = mount.source
+    return message
+
+
+def container_request(running: Running, container: str, rootfs: Prepared) -> v1.CreateContainerRequest:
+    """A container on a plugged root filesystem."""
+    options = running.options
+    return v1.CreateContainerRequest(
+        id=container,
+        rootfs=v1.Rootfs(
+            lowers=[mount_message(mount, rootfs.serials) for mount in rootfs.attachment.mounts],
+            writable_bytes=options.disk,
+        ),
+        oci_spec=container_json(
+            rootfs.image.config, hostname=options.hostname, env=options.env, memory_limit=running.memory_limit
+        ),
+    )
+
+
+def start_request(
+    running: Running, container: str, args: tuple[str, ...], command: Command, *, user: str,
+    create: v1.CreateContainerRequest | None = None,
+) -> v1.Start:  # fmt: skip
+    """A process in a container, which is made for it when ``create`` is given."""
+    return v1.Start(
+        container_id=container,
+        process=v1.Process(
+            id=running.new_id("p"),
+            args=list(args),
+            env=[f"{name}={value}" for name, value in command.env.items()],
+            cwd=command.cwd,
+            user=command.user or user,
+        ),
+        create=create,
+    )

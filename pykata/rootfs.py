@@ -1,0 +1,43 @@
+"""From an image's name to a root filesystem that the agent can mount."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.images import resolve
+from pykata.running import Running
+from pykata.spec import Attachment, Disk, Image
+
+
+@frozen
+class Prepared:
+    """An image whose filesystem is plugged into the virtual machine; ``serials`` are its disks', by tag."""
+
+    image: Image
+    attachment: Attachment
+    serials: Mapping[str, str]
+
+
+@asynccontextmanager
+async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
+    """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then."""
+    image = await resolve(reference, architecture=running.bundle.arch, builtin=builtin_images(running))
+    async with AsyncExitStack() as stack:
+        attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
+        serials = {
+            disk.tag: await stack.enter_async_context(running.vm.plug(disk))
+            for disk in attachment.devices
+            if isinstance(disk, Disk)
+        }
+        yield Prepared(image, attachment, serials)
+
+
+def builtin_images(running: Running) -> Mapping[str, tuple[Path, dict[str, object]]]:
+    """The images that came with the guest bundle: name -> disk and OCI config."""
+    bundle = running.bundle
+    return {"busybox": (bundle.busybox, json.loads(bundle.busybox_config.read_bytes()))}

@@ -1,0 +1,74 @@
+"""A sandbox that is up: what its containers and processes need of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from attrs import define, evolve, field
+
+from pykata.errors import AgentError, AgentLostError, PykataError
+from pykata.guest import Bundle
+from pykata.hypervisors.base import VM
+from pykata.options import Options
+from pykata.spec import Timings
+
+if TYPE_CHECKING:
+    from pykata.agent.client import AgentClient
+
+DEATH_NOTICE = 5.0
+"""Seconds between the end of the agent's connection and the end of the VMM: a panicking kernel still writes why."""
+
+
+@define(eq=False)
+class Running:
+    """A booted virtual machine with its agent."""
+
+    options: Options
+    bundle: Bundle
+    run_dir: Path
+    vm: VM
+    agent: AgentClient
+    memory_limit: int
+    """Most memory a container may use, bytes."""
+    entered: float
+    """``time.monotonic()`` when the sandbox was entered."""
+    timings: Timings
+    broken: PykataError | None = None
+    """Why nothing more can be done in this sandbox."""
+    _numbers: count[int] = field(factory=lambda: count(1))
+
+    def new_id(self, prefix: str) -> str:
+        """A name for a container or process, unique in this sandbox."""
+        return f"{prefix}{next(self._numbers)}"
+
+    def check(self) -> None:
+        """Raise why the sandbox can't be used any more, if it can't."""
+        if self.broken is not None:
+            raise self.broken
+
+    def saw_output(self) -> None:
+        """A command wrote something; the first time is one of the timings."""
+        if self.timings.first_output is None:
+            self.timings = evolve(self.timings, first_output=time.monotonic() - self.entered)
+
+    async def why(self, error: AgentError) -> PykataError:
+        """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""
+        cause: PykataError = error
+        with anyio.move_on_after(DEATH_NOTICE):
+            cause = await self.vm.died()
+        self.broken = cause
+        return cause
+
+    @asynccontextmanager
+    async def explained(self) -> AsyncIterator[None]:
+        """Turn the end of the agent's connection into what caused it."""
+        try:
+            yield
+        except AgentLostError as lost:
+            raise await self.why(lost) from lost

@@ -1,0 +1,181 @@
+"""The sandbox: entering it boots a virtual machine, leaving it cleans up."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from pykata.boot import boot, isolation_of
+from pykata.collect import collect
+from pykata.command import MAX_OUTPUT, Callback, collection, command
+from pykata.completed import Completed
+from pykata.container import Container, kept_container, single_process
+from pykata.errors import ConfigError, SandboxClosedError
+from pykata.fs.base import SharedFs
+from pykata.hypervisors.base import Hypervisor
+from pykata.net.base import Network
+from pykata.options import Options, check_env, check_hostname, check_seconds, parse_size
+from pykata.process import Process
+from pykata.running import Running
+from pykata.spec import MIB, Accel, Features, Isolation, Timings
+from pykata.strategies import strategy
+
+
+class Sandbox:
+    """A virtual machine with a kernel of its own, in which containers run.
+
+    ::
+
+        async with Sandbox() as sb:
+            done = await sb.run("builtin:busybox", ["echo", "hello"])
+            print(done.stdout)
+
+    ``hypervisor``, ``fs`` and ``network`` are values (``QEMU(machine="q35")``) or names (``"qemu"``). ``memory`` is MiB
+    or text such as ``"512M"``, and so is ``disk``, the size of the writable layer of each container (it is kept in the
+    guest's memory; half of that by default). ``env`` is for every process. ``timeout`` (seconds) is the default for
+    each command, ``boot_timeout`` that for the boot, counted from when it got its turn: no more virtual machines boot
+    at a time than there are cores. ``isolation="hardware"`` refuses to run where there is no hardware virtualization,
+    ``"emulated"`` accepts that without a warning.
+
+    Raises :class:`ConfigError` at once for what can't be right. Entering raises :class:`BundleError`,
+    :class:`HostError`, :class:`BootError` and :class:`AgentError`.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor | str = "qemu",
+        fs: SharedFs | str = "block",
+        network: Network | str = "none",
+        *,
+        cpus: int = 1,
+        memory: int | str = "256M",
+        disk: int | str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        boot_timeout: float = 60.0,
+        hostname: str | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
+        if isolation not in ("hardware", "emulated", None):
+            raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", or None for what the host has')
+        mebibytes = parse_size("memory", memory) // MIB
+        self.options = Options(
+            hypervisor=strategy(Hypervisor, "pykata.hypervisors", hypervisor),  # type: ignore[type-abstract]
+            fs=strategy(SharedFs, "pykata.filesystems", fs),  # type: ignore[type-abstract]
+            network=strategy(Network, "pykata.networks", network),  # type: ignore[type-abstract]
+            cpus=cpus,
+            memory=mebibytes,
+            disk=mebibytes * MIB // 2 if disk is None else parse_size("disk", disk),
+            hostname=check_hostname(hostname or f"pykata-{secrets.token_hex(4)}"),
+            env=check_env(env),
+            timeout=check_seconds("timeout", timeout),
+            boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
+            isolation=isolation,
+        )
+        """What was asked for, checked and completed."""
+        self._stack = AsyncExitStack()
+        self._running: Running | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._running is not None:
+            raise SandboxClosedError("this sandbox is entered already", hint="make a Sandbox for each block")
+        self._running = await self._stack.enter_async_context(boot(self.options))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running = None
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def run(
+        self,
+        image: str,
+        cmd: Sequence[str] | None = None,
+        *,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        input: bytes | str | None = None,
+        timeout: float | None = None,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+        max_output: int = MAX_OUTPUT,
+        check: bool = False,
+    ) -> Completed:
+        """Run a command in a new container of ``image``, to its end; the container is gone afterwards.
+
+        ``cmd`` None is the image's own; a list goes to the image's entrypoint, if it has one, as with Docker. ``input``
+        is its stdin (empty by default). After ``timeout`` seconds it and all it started are killed; what it wrote is
+        kept. ``on_stdout`` and ``on_stderr`` get output as it comes. Beyond ``max_output`` bytes of a stream the rest
+        is read but not kept. Ending with another exit code than 0 raises only if ``check``.
+
+        Raises :class:`ConfigError`, :class:`ImageError`, :class:`HostError`, :class:`AgentError`, and
+        :class:`VMDiedError` if the virtual machine ended before the command was started.
+        """
+        self._open  # noqa: B018  a closed sandbox is named before a bad argument
+        how = collection(
+            input=input, timeout=timeout or self.options.timeout, on_stdout=on_stdout, on_stderr=on_stderr,
+            max_output=max_output, check=check,
+        )  # fmt: skip
+        async with self.process(image, cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user) as process:
+            completed = await collect(process, how)
+        return completed.check() if check else completed
+
+    @asynccontextmanager
+    async def process(
+        self,
+        image: str,
+        cmd: Sequence[str] | None = None,
+        *,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> AsyncIterator[Process]:
+        """Start a command in a new container of ``image``; yields the running :class:`Process`.
+
+        It is killed, with all it started, and its container is gone, when the block is left.
+        """
+        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
+        async with single_process(self._open, image, what) as process:
+            yield process
+
+    def container(self, image: str) -> AbstractAsyncContextManager[Container]:
+        """A container of ``image`` for several commands, which share its filesystem; gone when the block is left."""
+        return kept_container(self._open, image)
+
+    @property
+    def accel(self) -> Accel:
+        """What executes the guest: ``"kvm"``, or ``"tcg"`` for emulation."""
+        return self._open.vm.accel
+
+    @property
+    def isolation(self) -> Isolation:
+        """``"hardware"`` under KVM, else ``"emulated"``: QEMU makes no promise that a guest can't break out of TCG."""
+        return isolation_of(self.accel)
+
+    @property
+    def features(self) -> Features:
+        """What the hypervisor can do."""
+        return self.options.hypervisor.features
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time of the start went."""
+        return self._open.timings
+
+    @property
+    def console(self) -> str:
+        """The end of what the guest's kernel and agent wrote to the console."""
+        return self._open.vm.console()
+
+    @property
+    def _open(self) -> Running:
+        if self._running is None:
+            raise SandboxClosedError("this sandbox is not open", hint="use it inside its 'async with' block")
+        return self._running

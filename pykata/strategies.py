@@ -1,0 +1,47 @@
+"""From the name of a hypervisor, filesystem or network to its value."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from pykata.errors import ConfigError, UnknownStrategyError
+
+T = TypeVar("T")
+
+# Our own are named here as well as looked up: scanning every installed distribution's metadata costs several
+# milliseconds at each start, and a checkout that isn't installed has no metadata at all.
+OURS = {
+    "pykata.hypervisors": {"qemu": "pykata.hypervisors.qemu:QEMU"},
+    "pykata.filesystems": {"block": "pykata.fs.block:Block"},
+    "pykata.networks": {"none": "pykata.net.none:NoNetwork"},
+}
+
+
+def strategy(kind: type[T], group: str, choice: T | str) -> T:
+    """The strategy that ``choice`` is, or names in the entry points of ``group``.
+
+    Raises :class:`UnknownStrategyError` that lists the known names, :class:`ConfigError` for anything else.
+    """
+    if isinstance(choice, kind):
+        return choice
+    what = group.removeprefix("pykata.").removesuffix("s")
+    if not isinstance(choice, str):
+        raise ConfigError(f"{what}={choice!r} is neither a {kind.__name__} nor the name of one")
+    made = _load(group, choice, what)()
+    if not isinstance(made, kind):
+        raise ConfigError(f"{what} {choice!r} is registered as {made!r}, which is no {kind.__name__}")
+    return made
+
+
+def _load(group: str, name: str, what: str) -> type:
+    ours = OURS.get(group, {})
+    if name in ours:
+        module, _, attribute = ours[name].partition(":")
+        return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=group)}
+    if name not in found:
+        known = ", ".join(sorted({*ours, *found}))
+        raise UnknownStrategyError(f"there is no {what} named {name!r}", hint=f"known: {known}")
+    return found[name].load()  # type: ignore[no-any-return]
