@@ -442,6 +442,11 @@ class SetupResponse(betterproto2.Message):
     MemAvailable, bytes
     """
 
+    now_ns: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    CLOCK_BOOTTIME when this answer was made; nanoseconds
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "SetupResponse", SetupResponse)
 

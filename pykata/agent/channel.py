@@ -1,0 +1,246 @@
+"""One HTTP/2 connection over a byte stream that is already connected: a socket pair to a virtio-serial port, or vsock.
+
+The state machine is h2; this file moves bytes between it and an asyncio transport, and turns whatever goes wrong into
+one typed error. It isn't grpclib, for three reasons that can't be mended from outside: grpclib ends a call by
+cancelling the *task* that waits and then swallows the cancellation, so one that the caller asked for at that moment is
+lost; a receive that is cancelled leaves half a message behind; and its events run in callbacks whose exceptions asyncio
+prints, with the guest's bytes in them. This class holds no task, so there is none to leak.
+
+Flow control: a stream has a window of 256 KiB, acknowledged as its messages are taken; the connection's window is as
+large as HTTP/2 allows, so that a stream which nobody reads never blocks another one (agent.proto).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+from h2.config import H2Configuration
+from h2.connection import ConnectionState, H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    InformationalResponseReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from h2.exceptions import TooManyStreamsError
+from h2.settings import SettingCodes, Settings
+
+from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, PER_STREAM, FrameGuard
+from pykata.agent.stream import Headers, Stream
+from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
+
+STREAM_WINDOW = 256 * 1024
+CONNECTION_WINDOW = 2**31 - 1
+RECEIVE_SIZE = 128 * 1024       # bytes taken from the socket at once; bounds how long one callback can hold up the loop
+WRITE_HIGH_WATER = 256 * 1024   # senders wait above this many bytes that the agent hasn't read ...
+WRITE_LIMIT = 1024 * 1024       # ... and answers to its own frames (acks, window updates) may add up to this
+
+
+class Channel(asyncio.BufferedProtocol):
+    """The host's end of the connection. :meth:`open` starts a call; an error ends all of them."""
+
+    def __init__(self, *, client_side: bool = True) -> None:
+        self._h2 = H2Connection(
+            H2Configuration(
+                client_side=client_side,
+                header_encoding=False,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self._guard = FrameGuard() if client_side else None
+        self._streams: dict[int, Stream] = {}
+        self._received = memoryview(bytearray(RECEIVE_SIZE))
+        self._transport: asyncio.Transport | None = None
+        self._failure: tuple[type[AgentError], str] | None = None
+        self._writable = asyncio.Event()
+        self._stream_closed = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    @classmethod
+    async def over(cls, sock: socket.socket) -> Channel:
+        """A channel over ``sock``, which it owns from now on."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_connection(cls, sock=sock)
+        return protocol
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        settings = {
+            SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+            SettingCodes.MAX_CONCURRENT_STREAMS: 2**31 - 1,
+            SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+        }
+        if self._h2.config.client_side:
+            settings[SettingCodes.ENABLE_PUSH] = 0
+        # As the first settings rather than a change of them, so that they hold from the first byte on.
+        self._h2.local_settings = Settings(client=bool(self._h2.config.client_side), initial_values=settings)
+        self._h2.max_inbound_frame_size = MAX_FRAME
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(CONNECTION_WINDOW - self._h2.inbound_flow_control_window)
+        self._writable.set()
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._received[:nbytes])
+        try:
+            if self._guard:
+                self._guard.feed(data)
+            for event in self._h2.receive_data(data):
+                self._process(event)
+            self.flush()
+        except AgentError as exc:
+            self.fail(type(exc), exc.message)
+        except Exception as exc:  # what h2 and hpack raise for hostile input isn't one family
+            said = printable(str(exc).encode("utf-8", "backslashreplace"))
+            self.fail(AgentProtocolError, f"the agent broke the HTTP/2 protocol: {type(exc).__name__}: {said}")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(AgentLostError, f"the connection to the agent ended{f': {exc}' if exc else ''}")
+        self._closed.set()
+
+    # What streams and callers use.
+
+    @property
+    def h2(self) -> H2Connection:
+        """The state machine; only for :class:`Stream`."""
+        return self._h2
+
+    def check(self) -> None:
+        """Raises what ended the connection, if something did."""
+        if self._failure:
+            kind, message = self._failure
+            raise kind(message)
+
+    @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    def fail(self, kind: type[AgentError], message: str) -> None:
+        """End the connection: every call in progress raises ``kind(message)``. Only the first reason counts."""
+        if self._failure:
+            return
+        self._failure = (kind, message)
+        if self._transport:
+            self._transport.abort()     # not close(): that would wait for an agent that doesn't read
+        self._writable.set()
+        self._stream_closed.set()
+        self._ready.set()
+        for stream in self._streams.values():
+            stream.wake()
+
+    async def ready(self) -> None:
+        """Wait until the agent runs: until the SETTINGS arrived with which it opens the connection."""
+        await self._ready.wait()
+        self.check()
+
+    async def open(self, headers: Headers) -> Stream:
+        """A new stream, with these request headers. They are sent along with its first message."""
+        while True:
+            await self.writable()
+            try:
+                stream_id = self._h2.get_next_available_stream_id()
+                self._h2.send_headers(stream_id, headers)
+            except TooManyStreamsError:
+                self._stream_closed.clear()
+                await self._stream_closed.wait()
+                continue
+            if self._guard:
+                self._guard.credit(PER_STREAM)
+            return self._register(stream_id)
+
+    async def writable(self) -> None:
+        """Wait until the agent has read enough of what was written before."""
+        while True:
+            self.check()
+            if self._writable.is_set():
+                return
+            await self._writable.wait()
+
+    def flush(self, sent: int = 0) -> None:
+        """Write what h2 has ready, ``sent`` bytes of it data."""
+        data = self._h2.data_to_send()
+        if self._transport is None or self._failure or not data:
+            return
+        if sent and self._guard:
+            self._guard.credit(sent / BYTES_PER_TOKEN)
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > WRITE_LIMIT:
+            self.fail(AgentProtocolError, "the agent sends without reading what it is sent")
+
+    def forget(self, stream: Stream, unread: int) -> None:
+        """The stream is over, with ``unread`` bytes that nobody will read."""
+        self._streams.pop(stream.id, None)
+        self._stream_closed.set()
+        if unread and not self._failure:
+            self._h2.acknowledge_received_data(unread, stream.id)
+            self.flush()
+
+    async def aclose(self) -> None:
+        """End the connection and give the socket back to the system."""
+        if self._h2.state_machine.state is not ConnectionState.CLOSED:
+            self._h2.close_connection(ErrorCodes.NO_ERROR)
+            self.flush()
+        self.fail(AgentLostError, "the connection to the agent was closed by the host")
+        await self._closed.wait()
+
+    def _register(self, stream_id: int) -> Stream:
+        stream = self._streams[stream_id] = Stream(self, stream_id)
+        return stream
+
+    def _process(self, event: Event) -> None:
+        match event:
+            case DataReceived(stream_id=stream_id, data=data, flow_controlled_length=size):
+                if stream := self._streams.get(stream_id):
+                    stream.data_received(data or b"", size or 0)
+                elif size:
+                    self._h2.acknowledge_received_data(size, stream_id)
+            case RequestReceived(stream_id=stream_id, headers=headers):
+                self._accept(stream_id, headers)
+            case ResponseReceived(stream_id=stream_id, headers=headers) | TrailersReceived(
+                stream_id=stream_id, headers=headers
+            ):
+                if stream := self._streams.get(stream_id):
+                    stream.headers_received(headers)
+            case StreamEnded(stream_id=stream_id) | StreamReset(stream_id=stream_id):
+                self._stream_closed.set()
+                if stream := self._streams.get(stream_id):
+                    stream.ended(int(event.error_code or 0) if isinstance(event, StreamReset) else None)
+            case WindowUpdated() | RemoteSettingsChanged():
+                self._ready.set()
+                for stream in self._streams.values():
+                    stream.window_changed()
+                self._stream_closed.set()
+            case InformationalResponseReceived():
+                raise AgentProtocolError("the agent sent an informational response")
+            case ConnectionTerminated(error_code=code):
+                name = code.name if isinstance(code, ErrorCodes) else code
+                raise AgentLostError(f"the agent closed the connection: {name}")
+
+    def _accept(self, stream_id: int, headers: Headers) -> None:
+        raise AgentProtocolError(f"the agent opened a stream ({stream_id}); only the host may")

@@ -1,0 +1,171 @@
+"""The calls that the host makes to the agent.
+
+Importing this costs tens of milliseconds (h2, betterproto2), so import it where a sandbox is entered.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from betterproto2 import Message
+
+from pykata.agent.channel import Channel
+from pykata.agent.run import Exited, OutputEvent, RunStream, Stderr, Stdout
+from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
+from pykata.agent.v1 import (
+    CreateContainerRequest,
+    CreateContainerResponse,
+    RemoveContainerRequest,
+    RemoveContainerResponse,
+    RunRequest,
+    SetupRequest,
+    SetupResponse,
+    SignalRequest,
+    SignalRequestScope,
+    SignalResponse,
+    Start,
+    StatsRequest,
+    StatsResponse,
+)
+from pykata.errors import AgentTimeoutError, ConfigError
+
+__all__ = [
+    "AgentClient", "Exited", "OutputEvent", "RunStream", "Scope", "Stderr", "Stdout", "connect",
+]  # fmt: skip
+
+Scope = SignalRequestScope
+MAX_ANSWER = 128 * 1024         # bytes of an answer to anything but Run; decoding is slow, so this also bounds a stall
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+
+class AgentClient:
+    """The agent of one virtual machine. Made by :func:`connect`.
+
+    Every call raises AgentLostError when the connection ends, AgentTimeoutError after ``timeout`` seconds,
+    AgentRefusedError when the agent says no, and AgentProtocolError for what no agent would send.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def setup(self, request: SetupRequest, *, timeout: float = 60.0) -> SetupResponse:
+        """Make the guest ready. The first call; waits until the guest has booted as far as its agent.
+
+        The clock is filled in here, and entropy if there is none.
+        """
+        with anyio.move_on_after(timeout):
+            # A request sent before the guest has booted would bring it the time of when the boot began.
+            await self._channel.ready()
+            request.unix_time_ns = time.time_ns()
+            request.entropy = request.entropy or os.urandom(64)
+            return await self._call("Setup", request, SetupResponse, timeout)
+        raise AgentTimeoutError(f"the agent didn't answer Setup within {timeout:g} s")
+
+    async def create_container(self, request: CreateContainerRequest, *, timeout: float = 60.0) -> None:
+        """Make a container that outlives the commands run in it."""
+        await self._call("CreateContainer", request, CreateContainerResponse, timeout)
+
+    async def remove_container(self, container_id: str, *, timeout: float = 30.0) -> None:
+        """Kill what runs in a container and take it down. Returns when its devices can be unplugged."""
+        request = RemoveContainerRequest(id=container_id)
+        await self._call("RemoveContainer", request, RemoveContainerResponse, timeout)
+
+    async def signal(
+        self, container_id: str, process_id: str, number: int, scope: Scope = Scope.GROUP, *, timeout: float = 10.0
+    ) -> None:
+        """Send a signal to a running process, or to what it has started."""
+        request = SignalRequest(container_id=container_id, process_id=process_id, signal=number, scope=scope)
+        await self._call("Signal", request, SignalResponse, timeout)
+
+    async def stats(self, *, timeout: float = 10.0) -> StatsResponse:
+        """What the guest and its containers use."""
+        return await self._call("Stats", StatsRequest(), StatsResponse, timeout)
+
+    @asynccontextmanager
+    async def run(self, start: Start, *, timeout: float = 60.0) -> AsyncIterator[RunStream]:
+        """Start a command; it must be running ``timeout`` seconds after :meth:`RunStream.started` asks for it.
+
+        Leaving the context before the end kills the command (and removes a container that was made for it)::
+
+            async with agent.run(Start(container_id="c1", process=Process(id="p1", args=["cat"]))) as command:
+                await command.send_stdin(b"hello")
+                await command.close_stdin()
+                async for event in command:
+                    ...
+                await command.finished()
+        """
+        async with self._open("Run") as stream:
+            with anyio.move_on_after(timeout) as scope:
+                await stream.send(encoded(RunRequest(start=start)))
+            if scope.cancelled_caught:
+                raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
+            yield RunStream(stream, timeout)
+
+    async def _call(self, name: str, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
+        with anyio.move_on_after(timeout):
+            async with self._open(name) as stream:
+                await stream.send(encoded(request), end=True)
+                data = await stream.receive(MAX_ANSWER)
+                if data is not None and await stream.receive(MAX_ANSWER) is not None:
+                    stream.broken(f"answered {name} more than once")
+                stream.raise_for_status()
+                if data is None:
+                    stream.broken(f"said that {name} went well, without an answer")
+                try:
+                    return answer.parse(data)
+                except Exception:  # the decoder's errors aren't one family
+                    stream.broken(f"sent an answer to {name} that can't be decoded")
+        raise AgentTimeoutError(f"the agent didn't answer {name} within {timeout:g} s")
+
+    @asynccontextmanager
+    async def _open(self, name: str) -> AsyncIterator[Stream]:
+        stream = await self._channel.open(request_headers(name))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+@asynccontextmanager
+async def connect(sock: socket.socket) -> AsyncIterator[AgentClient]:
+    """The agent at the other end of a connected stream socket, which is closed when the context is left.
+
+    The guest may not have booted yet; :meth:`AgentClient.setup` waits for it::
+
+        async with connect(sock) as agent:
+            await agent.setup(SetupRequest(hostname="guest"), timeout=60)
+    """
+    channel = await Channel.over(sock)
+    try:
+        yield AgentClient(channel)
+    finally:
+        with anyio.CancelScope(shield=True):    # it only waits for the event loop to let go of the socket
+            await channel.aclose()
+
+
+def request_headers(name: str) -> Headers:
+    """What opens a call (gRPC, PROTOCOL-HTTP2.md, "Requests")."""
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", f"/pykata.agent.v1.Agent/{name}".encode()),
+        (b":authority", b"agent"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", b"pykata"),
+    ]
+
+
+def encoded(request: Message) -> bytes:
+    """A request as bytes. Raises ConfigError if it is larger than the protocol allows."""
+    data = bytes(request)
+    if len(data) > MAX_MESSAGE:
+        raise ConfigError(f"the request is {len(data)} bytes long; the agent takes at most {MAX_MESSAGE}")
+    return data

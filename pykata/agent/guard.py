@@ -1,0 +1,111 @@
+"""Looks at HTTP/2 frames before anything parses them.
+
+h2 holds a frame in memory until all of it is there, answers every PING and SETTINGS, and has been seen to raise
+AssertionError and NotImplementedError for frames that nobody uses. The agent is on the far side of the trust boundary,
+so this lets through only the kinds of frame that an agent needs, in the sizes that it needs, and only as many of those
+that cost the host work without moving data as an honest agent would ever send.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pykata.errors import AgentProtocolError
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+
+MAX_FRAME = 128 * 1024          # announced as SETTINGS_MAX_FRAME_SIZE: a 64 KiB message of stdio fits into one frame
+MAX_HEADERS = 32 * 1024         # bytes of one header block, with its CONTINUATION frames
+
+# The most bytes in a frame of each kind. What isn't here (PRIORITY, PUSH_PROMISE, ALTSVC, extensions) isn't allowed.
+LONGEST = {
+    DATA: MAX_FRAME,
+    HEADERS: MAX_HEADERS,
+    CONTINUATION: MAX_HEADERS,
+    RST_STREAM: 4,
+    SETTINGS: 600,              # 100 settings; there are seven
+    PING: 8,
+    GOAWAY: 4096,
+    WINDOW_UPDATE: 4,
+}
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+HEADER_SIZE = 9                 # of a frame: RFC 9113, section 4.1
+
+# A token bucket for frames that move no data. The bucket holds what an honest agent may send at once, and is filled
+# by time, by streams that the host opens and by data in either direction (a WINDOW_UPDATE follows the data it is for).
+BURST = 2000.0
+PER_SECOND = 100.0
+PER_STREAM = 8.0
+BYTES_PER_TOKEN = 1024
+
+
+class FrameGuard:
+    """Reads along with the bytes of one connection, and raises AgentProtocolError at the first that may not pass."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tokens = BURST
+        self._refilled = clock()
+        self._header = bytearray()      # of a frame that arrived in pieces
+        self._payload = 0               # bytes of the current frame's payload that are still to come
+        self._first = True
+        self._block = 0                 # bytes of the header block that is open; its end resets this
+
+    def credit(self, tokens: float) -> None:
+        """The host did something that gives the agent reason to send ``tokens`` more frames."""
+        self._tokens = min(BURST, self._tokens + tokens)
+
+    def feed(self, data: bytes) -> None:
+        """Check the next bytes from the agent."""
+        at, end = 0, len(data)
+        while at < end:
+            if self._payload:
+                step = min(self._payload, end - at)
+                self._payload -= step
+                at += step
+                continue
+            if self._header or end - at < HEADER_SIZE:
+                step = HEADER_SIZE - len(self._header)
+                self._header += data[at : at + step]
+                at += step
+                if len(self._header) < HEADER_SIZE:
+                    return
+                header = bytes(self._header)
+                self._header.clear()
+            else:
+                header = data[at : at + HEADER_SIZE]
+                at += HEADER_SIZE
+            length = int.from_bytes(header[:3])
+            self._check(length, header[3], header[4], int.from_bytes(header[5:]) & 0x7FFFFFFF)
+            self._payload = length
+
+    def _check(self, length: int, kind: int, flags: int, stream: int) -> None:
+        if self._first and (kind != SETTINGS or flags & ACK):
+            raise AgentProtocolError("the agent doesn't speak HTTP/2: its first frame isn't SETTINGS")
+        self._first = False
+        longest = LONGEST.get(kind)
+        if longest is None:
+            raise AgentProtocolError(f"the agent sent an HTTP/2 frame of a kind that isn't allowed: {kind:#04x}")
+        if length > longest:
+            raise AgentProtocolError(f"the agent announced a frame of {length} bytes; kind {kind:#04x} has {longest}")
+        if stream and stream % 2 == 0:
+            raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
+        if kind == DATA and (length or flags & END_STREAM):
+            self.credit(length / BYTES_PER_TOKEN)
+            return
+        if kind in (HEADERS, CONTINUATION):
+            self._block += length
+            if self._block > MAX_HEADERS:
+                raise AgentProtocolError(f"the agent sent more than {MAX_HEADERS} bytes of headers at once")
+            if flags & END_HEADERS:
+                self._block = 0
+        self._spend(kind)
+
+    def _spend(self, kind: int) -> None:
+        now = self._clock()
+        self._tokens = min(BURST, self._tokens + (now - self._refilled) * PER_SECOND) - 1
+        self._refilled = now
+        if self._tokens < 0:
+            raise AgentProtocolError(f"the agent floods the host with HTTP/2 frames (kind {kind:#04x})")

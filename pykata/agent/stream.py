@@ -1,0 +1,204 @@
+"""One gRPC call: whole messages over one HTTP/2 stream.
+
+The format is gRPC's "PROTOCOL-HTTP2.md": five bytes (a flag for compression, the length), then the message; at the end
+trailers with ``grpc-status`` and ``grpc-message``. No await point is ever inside the taking of a message, so a receive
+that is cancelled loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import unquote_to_bytes
+
+from h2.errors import ErrorCodes
+
+from pykata.errors import AgentProtocolError, AgentRefusedError, printable
+
+if TYPE_CHECKING:
+    from pykata.agent.channel import Channel
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_MESSAGE = 4 * 1024 * 1024   # in either direction: agent.proto
+PREFIX = 5                      # bytes before a message
+
+STATUS = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+# PROTOCOL-HTTP2.md, "Errors"; what isn't here is INTERNAL.
+STATUS_OF_RESET: dict[int, str] = {
+    ErrorCodes.REFUSED_STREAM: "UNAVAILABLE",
+    ErrorCodes.CANCEL: "CANCELLED",
+    ErrorCodes.ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED",
+    ErrorCodes.INADEQUATE_SECURITY: "PERMISSION_DENIED",
+}
+
+
+class Stream:
+    """A call in progress. Whoever opened it must :meth:`close` it."""
+
+    def __init__(self, channel: Channel, stream_id: int) -> None:
+        self.id = stream_id
+        self._channel = channel
+        self._client_side = bool(channel.h2.config.client_side)
+        self._buffer = bytearray()
+        self._unacked = 0                       # bytes received for which the agent hasn't got window back yet
+        self._headers: dict[bytes, bytes] | None = None
+        self._trailers: dict[bytes, bytes] | None = None
+        self._ended = False                     # the peer sends nothing more
+        self._reset: int | None = None          # the code, when the peer reset the stream
+        self._readable = asyncio.Event()
+        self._window = asyncio.Event()
+
+    # What the channel calls.
+
+    def headers_received(self, headers: Headers) -> None:
+        fields = dict(headers)
+        if self._headers is not None:
+            self._trailers = fields
+            return
+        self._headers = fields
+        if b":status" in fields:                # an answer, not a request
+            if fields[b":status"] != b"200":
+                raise AgentProtocolError(f"the agent answered with HTTP status {printable(fields[b':status'], 20)}")
+            if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+                raise AgentProtocolError("the agent's answer isn't gRPC")
+
+    def data_received(self, data: bytes, size: int) -> None:
+        self._buffer += data
+        self._unacked += size
+        self._readable.set()
+
+    def ended(self, reset: int | None) -> None:
+        if self._ended and self._client_side:
+            return                              # RST_STREAM(NO_ERROR) after a complete answer: RFC 9113, section 8.1
+        self._ended = True
+        self._reset = reset
+        self.wake()
+
+    def window_changed(self) -> None:
+        self._window.set()
+
+    def wake(self) -> None:
+        """Something changed that all waiters must see."""
+        self._readable.set()
+        self._window.set()
+
+    # What callers use.
+
+    async def receive(self, limit: int = MAX_MESSAGE) -> bytes | None:
+        """The next message, at most ``limit`` bytes long; None when there is none anymore."""
+        while (message := self._take(limit)) is None:
+            if self._ended:
+                if self._buffer and self._reset is None:
+                    self.broken("ended a stream inside a message")
+                return None
+            self._channel.check()
+            self._acknowledge(keep=0)           # the rest of a message that is longer than the window
+            self._readable.clear()
+            await self._readable.wait()
+        return message
+
+    def raise_for_status(self) -> None:
+        """Raises AgentRefusedError unless the call, which must have ended, ended well."""
+        if self._reset is not None:
+            status = STATUS_OF_RESET.get(self._reset, "INTERNAL")
+            raise AgentRefusedError(f"the agent reset the call (HTTP/2 error {self._reset})", status=status)
+        fields = self._trailers if self._trailers is not None else self._headers or {}
+        raw = fields.get(b"grpc-status")
+        if raw is None or not raw.isdigit() or len(raw) > 2 or int(raw) >= len(STATUS):
+            self.broken("ended a call without a valid status")
+        if (status := STATUS[int(raw)]) != "OK":
+            said = printable(unquote_to_bytes(fields.get(b"grpc-message", b"")), 1000)
+            raise AgentRefusedError(f"the agent refused: {said or status}", status=status)
+
+    def broken(self, what: str) -> NoReturn:
+        """The agent did what the protocol doesn't allow: end the connection, and raise what :meth:`receive` raises."""
+        self._channel.fail(AgentProtocolError, f"the agent {what}")
+        raise AgentProtocolError(f"the agent {what}")
+
+    async def send(self, message: bytes, *, end: bool = False) -> None:
+        """Send one message. Ends early if the peer has ended the call: :meth:`receive` tells how.
+
+        If it is cancelled, part of the message may have been sent, and the stream can only be closed.
+        """
+        data = memoryview(frame(message))
+        while data or end:
+            room = await self.room(1 if data else 0)
+            if self.is_gone:
+                return
+            piece = data[:room]
+            data = data[len(piece) :]
+            self.send_now(piece, end=end and not data)
+            if not data:
+                return
+
+    async def room(self, least: int) -> int:
+        """Wait until at least that many bytes may be sent, or the peer has ended the call; how many."""
+        while True:
+            self._channel.flush()
+            await self._channel.writable()
+            if self.is_gone:
+                return 0
+            room = self._channel.h2.local_flow_control_window(self.id)
+            if room >= least:
+                return room
+            self._window.clear()
+            await self._window.wait()
+
+    def send_now(self, data: bytes | memoryview, *, end: bool = False) -> None:
+        """Send bytes for which there is :meth:`room`. ``end`` promises that they are the last."""
+        h2 = self._channel.h2
+        size = h2.max_outbound_frame_size
+        for at in range(0, len(data), size):
+            h2.send_data(self.id, data[at : at + size], end_stream=end and at + size >= len(data))
+        if end and not data:
+            h2.end_stream(self.id)
+        self._channel.flush(len(data))
+
+    @property
+    def is_gone(self) -> bool:
+        """Nobody takes what is sent anymore; messages may still be there to be received."""
+        return self._reset is not None or (self._ended and self._client_side)
+
+    def close(self) -> None:
+        """The caller is done with the call; it is reset if it isn't over. Never waits, never fails."""
+        state = self._channel.h2.streams.get(self.id)   # h2 drops closed streams at times
+        if state and not state.closed and not self._channel.has_failed:
+            self._channel.h2.reset_stream(self.id, ErrorCodes.CANCEL)
+            self._channel.flush()
+        self._channel.forget(self, self._unacked)
+        self._unacked = 0
+        self._buffer.clear()
+
+    def _take(self, limit: int) -> bytes | None:
+        have = len(self._buffer)
+        if have < PREFIX:
+            return None
+        if self._buffer[0]:
+            self.broken("sent a compressed message; none was asked for")
+        size = int.from_bytes(self._buffer[1:PREFIX])
+        if size > limit:
+            self.broken(f"announced a message of {size} bytes; this call allows {limit}")
+        if have < PREFIX + size:
+            return None
+        with memoryview(self._buffer) as view:
+            message = bytes(view[PREFIX : PREFIX + size])
+        del self._buffer[: PREFIX + size]
+        self._acknowledge(keep=len(self._buffer))
+        return message
+
+    def _acknowledge(self, keep: int) -> None:
+        size = self._unacked - keep
+        if size > 0 and not self._ended:
+            self._unacked = keep
+            self._channel.h2.acknowledge_received_data(size, self.id)
+            self._channel.flush()
+
+
+def frame(message: bytes) -> bytes:
+    """A message as gRPC sends it, not compressed."""
+    return b"\0" + len(message).to_bytes(4) + message
