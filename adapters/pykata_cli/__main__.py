@@ -1,0 +1,7 @@
+"""``python -m pykata_cli``."""
+
+import sys
+
+from pykata_cli.cli import main
+
+sys.exit(main())

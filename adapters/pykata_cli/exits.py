@@ -1,0 +1,6 @@
+"""The exit codes of ``pykata`` that aren't the command's own. The numbers are those people know."""
+
+TIMEOUT = 124           # as timeout(1)
+PYKATA = 125            # as docker: we failed, not the command; also a command line that can't be right
+SIGNAL = 128            # plus the signal's number, as a shell says it
+UNHEALTHY = 1           # `pykata check` found something

@@ -1,0 +1,28 @@
+"""``pykata guest``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pykata
+from pykata_cli.progress import progress
+
+
+async def command(arguments: argparse.Namespace) -> int:
+    """Build or describe the guest bundle."""
+    if arguments.verb == "build":
+        with progress(sys.stderr) as report:
+            bundle = await pykata.build_bundle(progress=report, force=arguments.force)
+    else:
+        bundle = pykata.find_bundle()
+    for name, value in describe(bundle).items():
+        print(f"{name:8} {value}")
+    return 0
+
+
+def describe(bundle: pykata.Bundle) -> dict[str, str]:
+    """What a bundle is, in words."""
+    said = {"path": str(bundle.path), "arch": bundle.arch, "hash": bundle.hash}
+    sizes = {name: f"{output['size'] / 2**20:.1f} MiB" for name, output in bundle.manifest["outputs"].items()}
+    return {**said, "files": ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))}

@@ -1,0 +1,141 @@
+"""What can be written on the command line. argparse: it costs no dependency and 10 ms."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pykata_cli import exits
+
+EXITS = f"""\
+exit codes:
+  the command's own, 128 + N when signal N ended it, 126 or 127 when it can't be run or isn't there;
+  {exits.TIMEOUT} when --timeout was over, {exits.PYKATA} when pykata or the virtual machine failed
+"""
+
+RUN_EXAMPLES = """\
+examples:
+  pykata run builtin:busybox -- uname -a
+  pykata run ./images/debian-python -- python3 -c 'print(6 * 7)'
+  echo 'print(6 * 7)' | pykata run ./images/debian-python -- python3 -
+  pykata run --memory 1G --cpus 2 --timeout 30 --env KEY=value ./images/debian-python -- sh -c 'echo $KEY'
+"""
+
+EXAMPLES = """\
+examples:
+  pykata check                               is this machine ready, and what would make it so?
+  pykata guest build                         build the guest's kernel and agent, once
+  pykata run builtin:busybox -- echo hello   run a command in a virtual machine of its own
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints look like all of ours, and have our exit code."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today would break when an option is added.
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(exits.PYKATA, f"pykata: {message} (try: {self.prog} --help)\n")
+
+
+def make_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="pykata", description="Run container images in lightweight virtual machines.", epilog=EXAMPLES
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_run(commands)
+    _add_check(commands)
+    _add_guest(commands)
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of this call. A help text or a mistake raises SystemExit."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None and not arguments.version:
+        parser.error("say what to do: run, check or guest")
+    if arguments.command == "run" and arguments.cmd[:1] == ["--"]:
+        del arguments.cmd[0]
+    return arguments
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-v", "--verbose", action="store_true",
+        help="tell the whole story on stderr: programs started, timings, the guest's console, tracebacks",
+    )
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run", help="run a command of an image", usage="pykata run [OPTIONS] IMAGE [--] [COMMAND ...]",
+        description="Run a command of an image in a virtual machine of its own.", epilog=RUN_EXAMPLES + "\n" + EXITS,
+    )
+    run.add_argument(
+        "image", metavar="IMAGE", help="builtin:busybox, or the path of an OCI layout (a directory, or a tar of it)"
+    )
+    run.add_argument("cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says")
+    _add_machine(run.add_argument_group("the virtual machine"))
+    _add_process(run.add_argument_group("the command"))
+    _add_verbose(run)
+
+
+def _add_machine(group: Any) -> None:
+    group.add_argument("--hypervisor", metavar="NAME", default="qemu", help="default: %(default)s")
+    group.add_argument("--machine", metavar="TYPE", help="QEMU's machine type: microvm or q35")
+    group.add_argument("--accel", metavar="NAME", help="what executes the guest: auto, kvm or tcg")
+    group.add_argument("--fs", metavar="NAME", default="block", help="how it gets its files; default: %(default)s")
+    group.add_argument("--network", metavar="NAME", default="none", help="default: %(default)s")
+    group.add_argument("--memory", metavar="SIZE", help="such as 512M or 2G")
+    group.add_argument("--cpus", metavar="N", type=int, help="virtual CPUs")
+    group.add_argument("--disk", metavar="SIZE", help="size of the writable layer, such as 1G")
+    group.add_argument("--hostname", metavar="NAME", help="the guest's name")
+    group.add_argument(
+        "--isolation", choices=("hardware", "emulated"),
+        help="hardware: refuse to run without KVM; emulated: accept that without a warning",
+    )
+
+
+def _add_process(group: Any) -> None:
+    group.add_argument(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[],
+        help="set a variable; without a value: pass ours on; repeatable",
+    )
+    group.add_argument("-w", "--cwd", metavar="DIR", help="directory to run in")
+    group.add_argument("-u", "--user", metavar="USER[:GROUP]", help="names or numbers")
+    group.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's entrypoint; empty for none")
+    group.add_argument(
+        "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
+    )
+    group.add_argument(
+        "-i", "--interactive", action="store_true", help="pass our stdin on even if it is a terminal"
+    )
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="is this machine ready?",
+        description="Look at everything pykata needs on this machine, and boot a virtual machine to see it work.",
+        epilog=f"exit codes:\n  0 when all is well, {exits.UNHEALTHY} when something is missing\n",
+    )
+    _add_verbose(check)
+
+
+def _add_guest(commands: Any) -> None:
+    guest = commands.add_parser(
+        "guest", help="the guest's kernel and agent", description="The guest bundle: kernel and agent of every guest."
+    )
+    verbs = guest.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    build = verbs.add_parser(
+        "build", help="build it, unless it is there", description="Build the guest bundle from the sources, once."
+    )
+    build.add_argument("--force", action="store_true", help="build every part anew")
+    _add_verbose(build)
+    info = verbs.add_parser("info", help="where it is and what it is made of", description="Describe the guest bundle.")
+    _add_verbose(info)

@@ -1,0 +1,146 @@
+"""``pykata run``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+from attrs import define
+
+import pykata
+from pykata_cli import exits, stdio
+from pykata_cli.signals import RELAYED, Relay
+
+log = logging.getLogger("pykata.cli")
+
+SIGPIPE = 13
+DRAIN = 10.0
+"""Seconds that a killed command has for its last output to arrive."""
+
+
+async def command(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code, or one of :mod:`pykata_cli.exits`."""
+    # The receiver outlives the sandbox: an impatient Ctrl-C must not interrupt the clean-up.
+    with anyio.open_signal_receiver(*RELAYED) as signals:
+        async with anyio.create_task_group() as tasks:
+            relay = Relay(tasks.cancel_scope)
+            tasks.start_soon(relay.serve, signals)
+            code = await _in_sandbox(arguments, relay)
+            tasks.cancel_scope.cancel()
+    return exits.SIGNAL + relay.ended_by if relay.ended_by else code
+
+
+async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
+    async with pykata.Sandbox(**sandbox_options(arguments)) as sandbox:
+        async with _process(sandbox, arguments) as process:
+            relay.process = process
+            code = await Streams(process, forward_stdin(arguments)).run(arguments.timeout)
+        log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)
+    return code
+
+
+def _process(sandbox: pykata.Sandbox, arguments: argparse.Namespace) -> AbstractAsyncContextManager[pykata.Process]:
+    options: dict[str, Any] = {"env": environment(arguments.env), "cwd": arguments.cwd, "user": arguments.user}
+    if arguments.entrypoint is not None:
+        options["entrypoint"] = [arguments.entrypoint] if arguments.entrypoint else []
+    return sandbox.process(arguments.image, arguments.cmd or None, **options)
+
+
+@define
+class Streams:
+    """The command's stdio, connected to ours."""
+
+    process: pykata.Process
+    stdin: bool
+    pipe_broken: bool = False
+
+    async def run(self, timeout: float | None) -> int:
+        """Pass everything on until the command ends; returns the exit code for it."""
+        with anyio.move_on_after(timeout) as limit:
+            await self._pass_on()
+        if limit.cancelled_caught:
+            await self._put_down()
+            _say(f"the command was killed: its {timeout:g} s were over")
+            return exits.TIMEOUT
+        if self.pipe_broken:
+            return exits.SIGNAL + SIGPIPE       # who read our output has left; so would a local command
+        code = await self.process.wait()
+        if self.process.exited is not None and self.process.exited.oom_killed:
+            _say("the command was killed: memory ran out (--memory gives it more)")
+        return code
+
+    async def _pass_on(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feed)
+            await self._drain(tasks.cancel_scope)
+            tasks.cancel_scope.cancel()
+
+    async def _put_down(self) -> None:
+        with anyio.move_on_after(DRAIN) as scope:
+            await self.process.kill()
+            await self._drain(scope)
+
+    async def _feed(self) -> None:
+        if self.stdin:
+            async for data in stdio.read(stdio.STDIN):
+                await self.process.stdin.send(data)
+        await self.process.stdin.aclose()
+
+    async def _drain(self, scope: anyio.CancelScope) -> None:
+        async def copy(output: Any, fd: int) -> None:
+            try:
+                async for data in output:
+                    await stdio.write(fd, data)
+            except BrokenPipeError:
+                self.pipe_broken = True
+                scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(copy, self.process.stdout, stdio.STDOUT)
+            tasks.start_soon(copy, self.process.stderr, stdio.STDERR)
+
+
+def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of the Sandbox: only what was said, so that the defaults are the library's."""
+    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation")
+    said = {name: getattr(arguments, name) for name in names}
+    return {
+        "hypervisor": hypervisor(arguments),
+        **{name: value for name, value in said.items() if value is not None},
+    }
+
+
+def hypervisor(arguments: argparse.Namespace) -> Any:
+    """The hypervisor by its name, or as a value where an option of its kind was given."""
+    said = {name: value for name in ("machine", "accel") if (value := getattr(arguments, name)) is not None}
+    if not said:
+        return arguments.hypervisor
+    if arguments.hypervisor != "qemu":
+        raise pykata.ConfigError(f"{' and '.join(f'--{name}' for name in said)} isn't for {arguments.hypervisor}")
+    return pykata.QEMU(**said)
+
+
+def environment(items: list[str]) -> dict[str, str]:
+    """``NAME=VALUE``, and ``NAME`` for ours; one that we don't have is left out, as docker does."""
+    env = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if equals:
+            env[name] = value
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def forward_stdin(arguments: argparse.Namespace) -> bool:
+    """A terminal is only read when asked for: the user may be typing the next command."""
+    return bool(arguments.interactive) or not os.isatty(stdio.STDIN)
+
+
+def _say(text: str) -> None:
+    print(f"pykata: {text}", file=sys.stderr)
