@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -25,9 +24,6 @@ from pykata.transport import connect
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
     from pykata.agent.v1 import SetupResponse
-
-ENTROPY = 64
-"""Bytes of the host's randomness for the guest's generator."""
 
 SPARE_MEMORY = 16 * MIB
 """What containers leave to the guest's kernel and agent, so that a greedy one meets its own limit first."""
@@ -92,7 +88,7 @@ async def _agent(transport: Transport) -> AsyncIterator[AgentClient]:
 async def _set_up(vm: VM, agent: AgentClient, options: Options, network: Attachment) -> SetupResponse:
     from pykata.requests import setup_request
 
-    request = setup_request(options.hostname, time.time_ns(), os.urandom(ENTROPY), network)
+    request = setup_request(options.hostname, network)
     try:
         return await agent.setup(request, timeout=options.boot_timeout)
     except AgentError as error:

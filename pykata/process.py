@@ -13,8 +13,7 @@ from pykata.errors import AgentLostError
 from pykata.running import Running
 
 if TYPE_CHECKING:
-    from pykata.agent.client import RunStream
-    from pykata.agent.v1 import Exited
+    from pykata.agent.run import Exited, RunStream
 
 UNREAD_LIMIT = 1024 * 1024
 """Bytes of one stream kept while only the other one is read; beyond it the process waits, as with a pipe."""
@@ -168,7 +167,7 @@ class Process:
                 await self._take_one()
 
     async def _take_one(self) -> None:
-        from pykata.agent.client import Stderr, Stdout
+        from pykata.agent.run import Exited, Stderr, Stdout
 
         try:
             event = await anext(self._stream)
@@ -179,7 +178,7 @@ class Process:
                 self.stdout.put(data)
             case Stderr(data):
                 self.stderr.put(data)
-            case _:
+            case Exited():
                 self._exited = event
                 return
         self._running.saw_output()

@@ -16,12 +16,10 @@ from pykata.runtime_spec import container_json
 from pykata.spec import Attachment, Mount
 
 
-def setup_request(hostname: str, clock_ns: int, entropy: bytes, attachment: Attachment) -> v1.SetupRequest:
-    """The one message that makes a booted guest ready."""
+def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
+    """The one message that makes a booted guest ready; clock and entropy are filled in as it is sent."""
     return v1.SetupRequest(
         hostname=hostname,
-        unix_time_ns=clock_ns,
-        entropy=entropy,
         interfaces=[
             v1.Interface(
                 mac=interface.mac,
