@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from attrs import field, frozen
 
-from pykata.errors import BundleBuildError, BundleDamagedError, BundleError, BundleMissingError
+from pykata.errors import BundleBuildError, BundleDamagedError, BundleMissingError, PykataError
 from pykata.guest.agent import agent_inputs, build_agent
 from pykata.guest.bundle import Bundle, load_bundle
 from pykata.guest.busybox import build_busybox, busybox_inputs
@@ -117,7 +117,7 @@ async def _make_parts(parts: tuple[_Part, ...], cache: Path, force: bool) -> dic
                 tasks.start_soon(one, part)
     except BaseExceptionGroup as group:
         # One part failed and the others were cancelled: its error is what the caller wants.
-        errors = group.subgroup(BundleError)
+        errors = group.subgroup(PykataError)
         raise (errors.exceptions[0] if errors and len(group.exceptions) == len(errors.exceptions) else group) from None
     return made
 
@@ -144,7 +144,8 @@ async def _logged(part: _Part, work: Path, cache: Path) -> Mapping[str, Path]:
         kept = cache / f"{part.name}.log"
         if (log := work / f"{part.name}.log").exists():
             shutil.copyfile(log, kept)
-        raise BundleBuildError(f"{part.name}: {exc.message}", output=exc.output, hint=exc.hint or f"log: {kept}") from exc
+        hint = exc.hint or f"its log is {kept}"
+        raise BundleBuildError(f"{part.name}: {exc.message}", output=exc.output, hint=hint) from exc
 
 
 def _whole(part: Path) -> bool:

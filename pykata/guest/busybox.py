@@ -11,6 +11,7 @@ from pathlib import Path
 from pykata.errors import BundleBuildError
 from pykata.guest.inputs import file_hash, host_arch
 from pykata.guest.steps import Progress, need_tools, run_quiet
+from pykata.host import run_tool
 
 RECIPE = "1"
 """Of this file: change it when the same inputs give another image."""
@@ -46,11 +47,8 @@ async def build_busybox(arch: str, work: Path, progress: Progress) -> tuple[Path
     progress("busybox", 0, 1, "making the busybox image")
     applets = (await run_quiet([str(_program()), "--list-full"])).split()
     image, config = work / "busybox.squashfs", work / "busybox.json"
-    # Not compressed: it is small, and the guest reads it without spending a cycle.
-    await run_quiet(
-        ["tar2sqfs", "--quiet", "--force", "--num-jobs", "1", "--defaults", "mtime=0", "--compressor", "lz4", str(image)],
-        stdin=rootfs_tar(_program().read_bytes(), applets),
-    )
+    options = ["--quiet", "--force", "--num-jobs", "1", "--defaults", "mtime=0", "--compressor", "lz4"]
+    await run_tool(["tar2sqfs", *options, image], input=rootfs_tar(_program().read_bytes(), applets))
     config.write_text(json.dumps(_config(arch), indent=2) + "\n")
     progress("busybox", 1, 1, "made the busybox image")
     return image, config

@@ -12,24 +12,20 @@ from pathlib import Path
 
 import anyio
 
-from pykata.guest.steps import run_quiet
+from pykata.host import cache_dir, run_tool
 
 Waiting = Callable[[str], None]
 
 
 def cache_root() -> Path:
-    """The user's cache of guest bundles: below ``$PYKATA_CACHE``, or where XDG says."""
-    if chosen := os.environ.get("PYKATA_CACHE"):
-        return Path(chosen) / "guest"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "pykata" / "guest"
+    """The user's cache of guest bundles."""
+    return cache_dir() / "guest"
 
 
 @asynccontextmanager
 async def locked(root: Path, waiting: Waiting) -> AsyncIterator[None]:
     """Only one process builds below ``root`` at a time; ``waiting`` is told who holds the lock."""
-    root.mkdir(parents=True, exist_ok=True)
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(root)
     try:
         await _acquire(fd, waiting)
         os.ftruncate(fd, 0)
@@ -40,13 +36,18 @@ async def locked(root: Path, waiting: Waiting) -> AsyncIterator[None]:
         os.close(fd)
 
 
+def _open_lock(root: Path) -> int:
+    root.mkdir(parents=True, exist_ok=True)
+    return os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 async def _acquire(fd: int, waiting: Waiting) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         waiting(_holder(os.pread(fd, 20, 0)))
         # flock(1) shares our open file, so what it locks is ours; unlike a thread in flock(2) it can be cancelled.
-        await run_quiet(["flock", "--exclusive", str(fd)], pass_fds=(fd,))
+        await run_tool(["flock", "--exclusive", str(fd)], pass_fds=(fd,))
 
 
 def _holder(raw: bytes) -> str:

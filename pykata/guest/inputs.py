@@ -28,9 +28,15 @@ def source_tree() -> Path | None:
 
 
 def kernel_files(root: Path, arch: str) -> list[Path]:
-    """The kernel's config fragments in the order they are merged, and what pins its source."""
+    """The kernel's config fragments in the order they are merged, its patches, and what pins its source."""
     folder = root / "guest" / "kernel"
-    return [*sorted(folder.glob("*.config")), *sorted((folder / arch).glob("*.config")), folder / "source.json"]
+    fragments = [*sorted(folder.glob("*.config")), *sorted((folder / arch).glob("*.config"))]
+    return [*fragments, *kernel_patches(root), folder / "source.json"]
+
+
+def kernel_patches(root: Path) -> list[Path]:
+    """Our patches to the kernel, in the order they apply."""
+    return sorted((root / "guest" / "kernel" / "patches").glob("*.patch"))
 
 
 def agent_files(root: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from pykata.errors import BundleBuildError, ConfigError
-from pykata.guest.inputs import file_hash, file_hashes, host_arch, kernel_files
+from pykata.errors import BundleBuildError, ConfigError, ToolMissingError
+from pykata.guest.inputs import file_hash, file_hashes, host_arch, kernel_files, kernel_patches
 from pykata.guest.steps import Progress, count_lines, need_tools, run_logged, run_quiet
 
 RECIPE = "1"
@@ -20,9 +20,9 @@ RECIPE = "1"
 
 _TOOLS = {
     "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils",
-    "tar": "tar", "strip": "binutils", "perl": "perl",
+    "tar": "tar", "strip": "binutils", "perl": "perl", "patch": "patch",
 }
-_HEADERS = {"/usr/include/libelf.h": "libelf-dev"}
+_FILES = {"/usr/include/libelf.h": "libelf-dev"}
 
 # Nothing of the machine that builds may get into the kernel: not its clock, its user, its name.
 _FIXED = {
@@ -79,23 +79,24 @@ def source_pin(root: Path) -> Mapping[str, str]:
 async def kernel_inputs(root: Path, arch: str) -> dict[str, str]:
     """Everything the kernel depends on, by name."""
     pin, target = source_pin(root), _target(arch)
-    tarball = Path(pin["tarball"])
-    need_tools(_tools(arch))
-    missing = {package for header, package in _HEADERS.items() if not Path(header).exists()}
-    missing |= set() if tarball.exists() else {pin["package"]}
-    if missing:
-        raise BundleBuildError(
-            "packages that the kernel's build needs aren't installed",
-            hint=f"apt-get install {' '.join(sorted(missing))}",
-        )
+    _need(pin, arch)
     return {
         "recipe": RECIPE,
         "source": f"{pin['package']} {await _package_version(pin['package'])}",
-        "source.sha256": file_hash(tarball),
+        "source.sha256": file_hash(Path(pin["tarball"])),
         "gcc": await _first_line([_cross(arch, target) + "gcc", "--version"]),
         "ld": await _first_line([_cross(arch, target) + "ld", "--version"]),
         **file_hashes(root, kernel_files(root, arch)),
     }
+
+
+def _need(pin: Mapping[str, str], arch: str) -> None:
+    need_tools(_tools(arch))
+    files = {**_FILES, pin["tarball"]: pin["package"]}
+    missing = sorted({package for name, package in files.items() if not Path(name).exists()})
+    if missing:
+        hint = f"apt-get install {' '.join(missing)}"
+        raise ToolMissingError("what the kernel is built from isn't installed", hint=hint)
 
 
 async def build_kernel(root: Path, arch: str, work: Path, progress: Progress) -> Path:
@@ -104,6 +105,8 @@ async def build_kernel(root: Path, arch: str, work: Path, progress: Progress) ->
     tree.mkdir()
     progress("kernel", 0, target.lines, "unpacking the source")
     await run_logged(["tar", "xf", source_pin(root)["tarball"], "--strip-components=1", "-C", str(tree)], log)
+    for patch in kernel_patches(root):
+        await run_logged(["patch", "-p1", "--forward", "-i", patch], log, cwd=tree)
     await _configure(root, arch, tree, log)
     # Built inside the source tree, so that every path in it is a relative one.
     await run_logged(

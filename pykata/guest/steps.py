@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
-from anyio.abc import Process
-from anyio.streams.text import TextReceiveStream
-
 from pykata.errors import BundleBuildError, ToolMissingError
+from pykata.host import KILL, NO_ENV, PIPE, STDOUT, HostProcess, describe_exit, run_tool, spawn
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the step's name, how much is done, of how much (0: unknown), and a line of text."""
@@ -34,67 +28,46 @@ def need_tools(tools: Mapping[str, str]) -> None:
         raise ToolMissingError(f"not installed: {programs}", hint=f"apt-get install {' '.join(missing)}")
 
 
-async def run_quiet(argv: Sequence[str], *, stdin: bytes | None = None, pass_fds: Sequence[int] = ()) -> str:
+async def run_quiet(argv: Sequence[str | Path]) -> str:
     """Run a short program and return what it wrote."""
-    try:
-        done = await anyio.run_process(argv, input=stdin, stderr=subprocess.STDOUT, check=False, pass_fds=pass_fds)
-    except FileNotFoundError as exc:
-        raise ToolMissingError(f"not installed: {argv[0]}") from exc
-    output = done.stdout.decode(errors="replace")
-    if done.returncode:
-        raise BundleBuildError(f"{argv[0]} ended with {done.returncode}", output=output[-_TAIL:])
-    return output
+    return (await run_tool(argv, env={**os.environ, "LC_ALL": "C"})).decode(errors="replace")
 
 
 async def run_logged(
-    argv: Sequence[str],
+    argv: Sequence[str | Path],
     log: Path,
     *,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str] = NO_ENV,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run a long program; its output is appended to ``log`` and given to ``on_line``."""
+    everything = {**os.environ, "LC_ALL": "C", **env}
     with log.open("a") as file:
-        async with _group(argv, cwd, {**os.environ, "LC_ALL": "C", **(env or {})}) as process:
+        async with spawn(argv, stdout=PIPE, stderr=STDOUT, cwd=cwd, env=everything, kill=KILL) as process:
             async for line in _lines(process):
                 file.write(line + "\n")
                 on_line(line)
             status = await process.wait()
     if status:
-        raise BundleBuildError(f"{argv[0]} ended with {status}; see {log}", output=tail(log))
+        raise BundleBuildError(f"{Path(argv[0]).name} {describe_exit(status)}", output=tail(log))
 
 
-@asynccontextmanager
-async def _group(argv: Sequence[str], cwd: Path | None, env: Mapping[str, str]) -> AsyncIterator[Process]:
-    process = await anyio.open_process(
-        argv, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd=cwd, env=env, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        # `make` and `cargo` have children of their own: the whole group goes.
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        with anyio.CancelScope(shield=True):
-            await process.aclose()
-
-
-async def _lines(process: Process) -> AsyncIterator[str]:
+async def _lines(process: HostProcess) -> AsyncIterator[str]:
     assert process.stdout is not None
-    rest = ""
-    async for text in TextReceiveStream(process.stdout, errors="replace"):
-        *lines, rest = (rest + text).split("\n")
+    rest = b""
+    async for data in process.stdout:
+        *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            yield line
+            yield line.decode(errors="replace")
     if rest:
-        yield rest
+        yield rest.decode(errors="replace")
 
 
 def tail(log: Path) -> str:
     """The end of a log, from its first error if that is near."""
     text = log.read_text(errors="replace")[-_TAIL:]
-    return text[max(text.find("error:") - 500, 0):]
+    return text[max(text.find("error:") - 500, 0) :]
 
 
 def count_lines(prefixes: Iterable[str], step: str, total: int, progress: Progress) -> Callable[[str], None]:
