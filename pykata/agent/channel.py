@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import cast
+from typing import Self, cast
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionState, H2Connection
@@ -33,7 +33,9 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import TooManyStreamsError
+from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
+from hyperframe.frame import Frame
 
 from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, PER_STREAM, FrameGuard
 from pykata.agent.stream import Headers, Stream
@@ -44,6 +46,16 @@ CONNECTION_WINDOW = 2**31 - 1
 RECEIVE_SIZE = 128 * 1024       # bytes taken from the socket at once; bounds how long one callback can hold up the loop
 WRITE_HIGH_WATER = 256 * 1024   # senders wait above this many bytes that the agent hasn't read ...
 WRITE_LIMIT = 1024 * 1024       # ... and answers to its own frames (acks, window updates) may add up to this
+
+
+class QuietFrames(FrameBuffer):
+    """h2 formats every frame it gets, all of its payload in hex, for a log that is off. This spares it a third of the
+    time that a 64 KiB message takes."""
+
+    def __next__(self) -> Frame:
+        frame = super().__next__()
+        frame._body_repr = str  # type: ignore[method-assign]
+        return frame
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -58,6 +70,7 @@ class Channel(asyncio.BufferedProtocol):
                 normalize_outbound_headers=False,
             )
         )
+        self._h2.incoming_buffer = QuietFrames(server=not client_side)
         self._guard = FrameGuard() if client_side else None
         self._streams: dict[int, Stream] = {}
         self._received = memoryview(bytearray(RECEIVE_SIZE))
@@ -69,7 +82,7 @@ class Channel(asyncio.BufferedProtocol):
         self._closed = asyncio.Event()
 
     @classmethod
-    async def over(cls, sock: socket.socket) -> Channel:
+    async def over(cls, sock: socket.socket) -> Self:
         """A channel over ``sock``, which it owns from now on."""
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -172,7 +185,8 @@ class Channel(asyncio.BufferedProtocol):
                 continue
             if self._guard:
                 self._guard.credit(PER_STREAM)
-            return self._register(stream_id)
+            stream = self._streams[stream_id] = Stream(self, stream_id)
+            return stream
 
     async def writable(self) -> None:
         """Wait until the agent has read enough of what was written before."""
@@ -208,10 +222,6 @@ class Channel(asyncio.BufferedProtocol):
             self.flush()
         self.fail(AgentLostError, "the connection to the agent was closed by the host")
         await self._closed.wait()
-
-    def _register(self, stream_id: int) -> Stream:
-        stream = self._streams[stream_id] = Stream(self, stream_id)
-        return stream
 
     def _process(self, event: Event) -> None:
         match event:

@@ -139,13 +139,13 @@ class Stream:
     async def room(self, least: int) -> int:
         """Wait until at least that many bytes may be sent, or the peer has ended the call; how many."""
         while True:
-            self._channel.flush()
             await self._channel.writable()
             if self.is_gone:
                 return 0
             room = self._channel.h2.local_flow_control_window(self.id)
             if room >= least:
                 return room
+            self._channel.flush()               # the request's headers, which otherwise go with the first message
             self._window.clear()
             await self._window.wait()
 

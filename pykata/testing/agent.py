@@ -1,0 +1,221 @@
+"""An agent in memory that keeps to agent.proto: containers and processes are only bookkeeping, programs coroutines."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TypeVar
+
+import anyio
+import betterproto2
+from attrs import define, field
+
+from pykata.agent import v1
+from pykata.errors import AgentRefusedError
+from pykata.testing.commands import BUILTINS, Command
+from pykata.testing.process import FakeProcess
+from pykata.testing.server import Call, serve
+
+IDENTIFIER = re.compile(r"[a-z0-9-]{1,64}")
+MEMORY = 256 * 1024 * 1024
+
+_Message = TypeVar("_Message", bound=betterproto2.Message)
+
+
+@define(eq=False)
+class FakeContainer:
+    """A container of the fake agent: the request that made it, and the processes that run, by id."""
+
+    request: v1.CreateContainerRequest
+    processes: dict[str, FakeProcess] = field(factory=dict)
+    pids: Iterator[int] = field(factory=lambda: count(2))
+
+
+@define(eq=False)
+class FakeAgent:
+    """A guest's agent without a guest. ``commands`` are programs beside the built-in ones, by ``args[0]``::
+
+        async def greet(process):
+            await process.write(b"hello " + await process.read())
+            return 0
+
+        async with FakeAgent({"greet": greet}).connected() as sock, connect(sock) as agent:
+            await agent.setup(SetupRequest(hostname="guest"))
+
+    ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
+    rootfs on any other one is refused. None stands for a guest that has them all.
+    """
+
+    commands: Mapping[str, Command] = field(factory=dict)
+    disks: set[str] | None = None
+    requests: list[betterproto2.Message] = field(factory=list, init=False)
+    setup: v1.SetupRequest | None = field(default=None, init=False)
+    containers: dict[str, FakeContainer] = field(factory=dict, init=False)
+    _started: int = field(factory=time.monotonic_ns, init=False)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[socket.socket]:
+        """Serve until the context is left; yields the host's end of the connection."""
+        host, guest = socket.socketpair()
+        with host:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.serve, guest)
+                yield host
+                group.cancel_scope.cancel()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve one connection until the host ends it."""
+        await serve(
+            sock,
+            {
+                "Setup": self._setup,
+                "CreateContainer": self._create_container,
+                "RemoveContainer": self._remove_container,
+                "Signal": self._signal,
+                "Stats": self._stats,
+                "Run": self._run,
+            },
+        )
+
+    def program(self, name: str) -> Command | None:
+        """What runs as ``name``; paths are looked up by their last part."""
+        base = name.rsplit("/", 1)[-1]
+        return self.commands.get(name) or self.commands.get(base) or BUILTINS.get(base)
+
+    async def _setup(self, call: Call) -> None:
+        request = await self._request(call, v1.SetupRequest)
+        if self.setup is not None:
+            raise refused("FAILED_PRECONDITION", "Setup was called before")
+        if len(request.entropy) < 32:
+            raise refused("INVALID_ARGUMENT", f"entropy: {len(request.entropy)} bytes")
+        self.setup = request
+        now = time.monotonic_ns() - self._started
+        answer = v1.SetupResponse(
+            agent_version="0.0.0", kernel_release="fake", now_ns=now, agent_ns=now,
+            memory_total=MEMORY, memory_available=MEMORY,
+        )  # fmt: skip
+        await call.send(bytes(answer))
+
+    async def _create_container(self, call: Call) -> None:
+        self._create(await self._request(call, v1.CreateContainerRequest))
+        await call.send(bytes(v1.CreateContainerResponse()))
+
+    def _create(self, request: v1.CreateContainerRequest) -> FakeContainer:
+        self._check_set_up()
+        check_id("id", request.id)
+        if request.id in self.containers:
+            raise refused("ALREADY_EXISTS", f"container {request.id}")
+        if request.rootfs is None or not request.rootfs.lowers:
+            raise refused("INVALID_ARGUMENT", "rootfs: no lowers")
+        for mount in request.rootfs.lowers:
+            if mount.disk_serial is not None and self.disks is not None and mount.disk_serial not in self.disks:
+                raise refused("INVALID_ARGUMENT", f"rootfs: there is no disk {mount.disk_serial}")
+        container = FakeContainer(request)
+        self.containers[request.id] = container
+        return container
+
+    async def _remove_container(self, call: Call) -> None:
+        request = await self._request(call, v1.RemoveContainerRequest)
+        self._check_set_up()
+        await self._remove(request.id)
+        await call.send(bytes(v1.RemoveContainerResponse()))
+
+    async def _remove(self, container_id: str) -> None:
+        container = self.containers.pop(container_id, None)
+        for process in list(container.processes.values()) if container else ():
+            process.kill(signal.SIGKILL)
+            await process.gone()
+
+    async def _signal(self, call: Call) -> None:
+        request = await self._request(call, v1.SignalRequest)
+        container = self._container(request.container_id)
+        process = container.processes.get(request.process_id)
+        if process is None:
+            raise refused("NOT_FOUND", f"process {request.process_id}")
+        if not 0 <= request.signal <= 64:
+            raise refused("INVALID_ARGUMENT", f"signal: {request.signal}")
+        if request.scope == v1.SignalRequestScope.TREE and request.signal != signal.SIGKILL:
+            raise refused("INVALID_ARGUMENT", "scope: TREE is for SIGKILL only")
+        process.kill(request.signal)
+        await call.send(bytes(v1.SignalResponse()))
+
+    async def _stats(self, call: Call) -> None:
+        await self._request(call, v1.StatsRequest)
+        self._check_set_up()
+        containers = {name: v1.ContainerStats(pids=1 + len(c.processes)) for name, c in self.containers.items()}
+        await call.send(
+            bytes(v1.StatsResponse(memory_total=MEMORY, memory_available=MEMORY, open_files=8, containers=containers))
+        )
+
+    async def _run(self, call: Call) -> None:
+        start = (await self._request(call, v1.RunRequest)).start
+        if start is None or start.process is None or not start.process.args:
+            raise refused("INVALID_ARGUMENT", "the first request of Run has no command")
+        if start.create is not None:
+            if start.create.id != start.container_id:
+                raise refused("INVALID_ARGUMENT", f"create.id: {start.create.id}, not {start.container_id}")
+            self._create(start.create)
+        try:
+            await self._run_in(self._container(start.container_id), start.process, call)
+        finally:
+            if start.create is not None:
+                self.containers.pop(start.container_id, None)
+
+    async def _run_in(self, container: FakeContainer, request: v1.Process, call: Call) -> None:
+        check_id("process.id", request.id)
+        if request.id in container.processes:
+            raise refused("ALREADY_EXISTS", f"process {request.id}")
+        process = container.processes[request.id] = new_process(container, request)
+        try:
+            await process.run(call, self.program(process.args[0]) or not_found)
+        finally:
+            container.processes.pop(request.id, None)
+
+    def _container(self, container_id: str) -> FakeContainer:
+        self._check_set_up()
+        if container_id not in self.containers:
+            raise refused("NOT_FOUND", f"container {container_id}")
+        return self.containers[container_id]
+
+    def _check_set_up(self) -> None:
+        if self.setup is None:
+            raise refused("FAILED_PRECONDITION", "Setup wasn't called yet")
+
+    async def _request(self, call: Call, kind: type[_Message]) -> _Message:
+        request = kind.parse(await call.receive() or b"")
+        self.requests.append(request)
+        return request
+
+
+def new_process(container: FakeContainer, request: v1.Process) -> FakeProcess:
+    """A process with what its container's OCI spec and the request say together."""
+    try:
+        spec = json.loads(container.request.oci_spec or b"{}").get("process", {})
+    except ValueError as exc:
+        raise refused("INVALID_ARGUMENT", f"oci_spec: {exc}") from None
+    env = dict(pair.partition("=")[::2] for pair in [*spec.get("env", ()), *request.env])
+    return FakeProcess(
+        args=tuple(request.args), env=env, cwd=request.cwd or spec.get("cwd", "/"), user=request.user,
+        pid=next(container.pids),
+    )  # fmt: skip
+
+
+async def not_found(process: FakeProcess) -> int:
+    """What runs in place of a program that doesn't exist."""
+    await process.write_error(f"{process.args[0]}: not found\n".encode())
+    return 127
+
+
+def check_id(field_name: str, value: str) -> None:
+    if not IDENTIFIER.fullmatch(value):
+        raise refused("INVALID_ARGUMENT", f"{field_name}: {value!r}")
+
+
+def refused(status: str, message: str) -> AgentRefusedError:
+    return AgentRefusedError(message, status=status)
