@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeVar
@@ -19,8 +19,9 @@ from attrs import define, field
 from pykata.agent import v1
 from pykata.errors import AgentRefusedError
 from pykata.testing.commands import BUILTINS, Command
+from pykata.testing.faults import Moment
 from pykata.testing.process import FakeProcess
-from pykata.testing.server import Call, serve
+from pykata.testing.server import Call, Handler, serve
 
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,64}")
 MEMORY = 256 * 1024 * 1024
@@ -49,11 +50,13 @@ class FakeAgent:
             await agent.setup(SetupRequest(hostname="guest"))
 
     ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
-    rootfs on any other one is refused. None stands for a guest that has them all.
+    rootfs on any other one is refused. None stands for a guest that has them all. ``before_call`` is awaited with the
+    name of each call as it arrives.
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
     disks: set[str] | None = None
+    before_call: Callable[[Moment], Awaitable[None]] | None = None
     requests: list[betterproto2.Message] = field(factory=list, init=False)
     setup: v1.SetupRequest | None = field(default=None, init=False)
     containers: dict[str, FakeContainer] = field(factory=dict, init=False)
@@ -71,17 +74,23 @@ class FakeAgent:
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve one connection until the host ends it."""
-        await serve(
-            sock,
-            {
-                "Setup": self._setup,
-                "CreateContainer": self._create_container,
-                "RemoveContainer": self._remove_container,
-                "Signal": self._signal,
-                "Stats": self._stats,
-                "Run": self._run,
-            },
-        )
+        calls: dict[Moment, Handler] = {
+            "Setup": self._setup,
+            "CreateContainer": self._create_container,
+            "RemoveContainer": self._remove_container,
+            "Signal": self._signal,
+            "Stats": self._stats,
+            "Run": self._run,
+        }
+        await serve(sock, {name: self._announced(name, handler) for name, handler in calls.items()})
+
+    def _announced(self, name: Moment, handler: Handler) -> Handler:
+        async def call(call: Call) -> None:
+            if self.before_call:
+                await self.before_call(name)
+            await handler(call)
+
+        return call
 
     def program(self, name: str) -> Command | None:
         """What runs as ``name``; paths are looked up by their last part."""

@@ -11,7 +11,7 @@ import anyio
 
 from pykata.agent.channel import Channel
 from pykata.agent.stream import STATUS, Headers, Stream
-from pykata.errors import AgentError, AgentRefusedError
+from pykata.errors import AgentError, AgentLostError, AgentRefusedError
 
 SERVICE = "/pykata.agent.v1.Agent/"
 
@@ -70,10 +70,13 @@ class ServerChannel(Channel):
                 (b"grpc-message", quote(refusal.message).encode()),
             ]
         except AgentError:
-            pass        # the host has gone, or reset the call
-        finally:
-            self._send(call, trailers, end=True)
-            call.close()
+            pass        # the host has gone
+        except BaseException:
+            # Something killed this agent. One that was killed says no farewell.
+            self.fail(AgentLostError, "the agent ended")
+            raise
+        self._send(call, trailers, end=True)
+        call.close()
 
     def _send(self, call: Call, headers: Headers, *, end: bool = False) -> None:
         if not call.is_gone and not self.has_failed:

@@ -1,0 +1,11 @@
+"""Ways for a fake virtual machine to fail, and when."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Fault = Literal["die", "panic", "hang"]
+"""``die``: the VMM is killed. ``panic``: the guest's kernel panics. ``hang``: nothing happens any more, for ever."""
+
+Moment = Literal["boot", "plug", "unplug", "Setup", "CreateContainer", "RemoveContainer", "Run", "Signal", "Stats"]
+"""``boot`` is before the agent runs; those with capitals are calls of the agent, as they arrive."""

@@ -1,0 +1,167 @@
+"""A hypervisor whose virtual machines are coroutines: no process, no kernel, milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import anyio
+from attrs import field, frozen
+
+from pykata.errors import BootError, GuestPanicError, VMDiedError, VMError
+from pykata.hypervisors.base import VM, Hypervisor
+from pykata.spec import Accel, Disk, Features, SerialTransport, Transport, VMSpec
+from pykata.testing.agent import FakeAgent
+from pykata.testing.commands import Command
+from pykata.testing.faults import Fault, Moment
+
+CONSOLE = "[    0.000000] Linux version 6.12.0-fake\n"
+PANIC = "[    0.500000] Kernel panic - not syncing: told to by a test\n"
+
+
+class FakeVM(VM):
+    """A virtual machine that isn't there. ``agent`` is what runs in it, ``plugged`` the disks it has, by serial."""
+
+    def __init__(self, spec: VMSpec, hypervisor: FakeHypervisor) -> None:
+        self.pid = os.getpid()
+        self.accel = hypervisor.accel
+        self.spawned_at = self.ready_at = time.monotonic()
+        self.spec = spec
+        self.agent = FakeAgent(hypervisor.commands, disks=set(), before_call=self._before_call)
+        self.plugged: dict[str, Disk] = {}
+        self._faults = hypervisor.faults
+        self._slots = anyio.Semaphore(hypervisor.disk_slots)
+        self._serials = count(1)
+        self._console = CONSOLE
+        self._end: VMDiedError | None = None
+        self._ended = anyio.Event()
+        self._life: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def plug(self, disk: Disk) -> AsyncIterator[str]:
+        async with self._slots:
+            await self.reach("plug")
+            self._check()
+            serial = f"fake{next(self._serials)}"
+            self.plugged[serial] = disk
+            self.agent.disks = set(self.plugged)
+            try:
+                yield serial
+            finally:
+                del self.plugged[serial]
+                self.agent.disks = set(self.plugged)
+            await self.reach("unplug")
+
+    def console(self) -> str:
+        return self._console
+
+    async def died(self) -> VMDiedError:
+        await self._ended.wait()
+        assert self._end is not None
+        return self._end
+
+    def die(self) -> None:
+        """End as if the VMM had been killed."""
+        self._stop(VMDiedError("the virtual machine was killed by SIGKILL", console=self._console))
+
+    def panic(self) -> None:
+        """End as if the guest's kernel had panicked."""
+        self._console += PANIC
+        self._stop(GuestPanicError("the guest's kernel panicked: told to by a test", console=self._console))
+
+    async def reach(self, moment: Moment) -> None:
+        """Something is about to happen: fail now, if this is when the machine shall."""
+        match self._faults.get(moment):
+            case "die":
+                self.die()
+            case "panic":
+                self.panic()
+            case "hang":
+                await anyio.sleep_forever()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Runs while the block does."""
+        assert isinstance(self.spec.transport, SerialTransport)
+        port = self.spec.transport.vmm.dup()        # as a process inherits it
+        self.spec.transport.vmm.close()
+        self._life = asyncio.create_task(self._live(port))
+        try:
+            yield
+        finally:
+            self._life.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._life])
+        if not self._life.cancelled() and (failure := self._life.exception()) is not None:
+            raise failure                           # a mistake in the fake itself
+
+    async def _live(self, port: socket.socket) -> None:
+        with port:
+            await self.reach("boot")
+            await self.agent.serve(port)
+            await anyio.sleep_forever()             # the guest stays up when the host hangs up
+
+    async def _before_call(self, name: Moment) -> None:
+        await self.reach(name)
+        if self._end is not None:
+            await anyio.sleep_forever()             # until the task is cancelled, which is under way
+
+    def _check(self) -> None:
+        if self._end is not None:
+            raise VMError(f"the virtual machine has ended: {self._end.message}", console=self._console)
+
+    def _stop(self, why: VMDiedError) -> None:
+        if self._end is None:
+            self._end = why
+            self._ended.set()
+            if self._life:
+                self._life.cancel()
+
+
+@frozen
+class FakeHypervisor(Hypervisor):
+    """Boots virtual machines that aren't there, with a :class:`FakeAgent` in each::
+
+        hypervisor = FakeHypervisor(commands={"greet": greet}, faults={"Run": "panic"})
+        async with Sandbox(hypervisor, FakeFs()) as sb:
+            ...
+
+    ``commands`` are programs beside the built-in ones. ``faults`` say when the machines fail, and how; to fail at
+    another time, call :meth:`FakeVM.die` or :meth:`FakeVM.panic` of one in ``machines``, all that were booted.
+    """
+
+    commands: Mapping[str, Command] = field(factory=dict)
+    faults: Mapping[Moment, Fault] = field(factory=dict)
+    accel: Accel = "kvm"
+    disk_slots: int = 4
+    machines: list[FakeVM] = field(factory=list, init=False, eq=False, repr=False)
+
+    @property
+    def features(self) -> Features:
+        return Features(
+            name="fake", disk_slots=self.disk_slots, filesystems=("fake",), networks=("none",), max_cpus=64
+        )
+
+    def accel_here(self) -> Accel:
+        return self.accel
+
+    @asynccontextmanager
+    async def transport(self, run_dir: Path) -> AsyncIterator[Transport]:
+        host, vmm = socket.socketpair()
+        with host, vmm:
+            yield SerialTransport(host, vmm)
+
+    @asynccontextmanager
+    async def boot(self, spec: VMSpec, run_dir: Path) -> AsyncIterator[VM]:
+        if self.faults.get("boot") == "die":
+            raise BootError("the VMM ended before it ran the guest: told to by a test")
+        vm = FakeVM(spec, self)
+        self.machines.append(vm)
+        async with vm.running():
+            yield vm
