@@ -27,11 +27,6 @@ def python(session: nox.Session, *args: str) -> None:
     session.run(sys.executable, "-m", *args, external=True)
 
 
-def has_tests(*folders: str) -> list[str]:
-    """Those of ``folders`` below tests/ that have a test in them: pytest calls an empty run a failure."""
-    return [f"tests/{name}" for name in folders if any((ROOT / "tests" / name).glob("**/test_*.py"))]
-
-
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and common mistakes, in Python."""
@@ -47,7 +42,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def unit(session: nox.Session) -> None:
     """The tests that boot nothing."""
-    python(session, "pytest", *has_tests("unit", "host", "agent"), *session.posargs)
+    python(session, "pytest", "-m", "not vm and not slow", *session.posargs)
 
 
 @nox.session
@@ -69,7 +64,13 @@ def guest(session: nox.Session) -> None:
 @nox.session
 def vm(session: nox.Session) -> None:
     """The tests that boot virtual machines."""
-    python(session, "pytest", *has_tests("vm", "conformance"), *session.posargs)
+    python(session, "pytest", "-m", "vm and not slow", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take minutes each."""
+    python(session, "pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session(venv_backend="venv", reuse_venv=True)

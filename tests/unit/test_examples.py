@@ -1,0 +1,68 @@
+"""Every example and the README's code run, and print what they say they print."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def normal(output: str) -> str:
+    """Output without what differs between builds of the guest."""
+    return re.sub(r"\b6\.\d+\.\d+\b", "6.N.N", output).strip()
+
+
+def promised(docstring: str) -> str:
+    """The block of a docstring after ``It prints::``."""
+    block = docstring.partition("It prints::\n\n")[2]
+    return "\n".join(line.removeprefix("    ") for line in block.rstrip().splitlines())
+
+
+def block(markdown: str, language: str) -> str:
+    """The first code block of a language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+    assert found, f"no block of {language}"
+    return found[1]
+
+
+def run(program: Path) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(example: Path) -> None:
+    import ast
+
+    said = promised(ast.get_docstring(ast.parse(example.read_text()), clean=True) or "")
+    assert said, "the docstring says what it prints"
+    assert normal(run(example)) == normal(said)
+
+
+@pytest.mark.vm
+def test_readme(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    program = tmp_path / "readme.py"
+    program.write_text(block(readme, "python"))
+    assert normal(run(program)) == normal(block(readme, "text"))
+
+
+def test_the_readme_is_honest_about_make() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake (\w+)", readme):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", ROOT / "CHANGELOG.md"]), ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
