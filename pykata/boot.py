@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from pykata.concurrency import boot_slots
-from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, VMError
+from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
 from pykata.guest import find_bundle
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
@@ -50,11 +50,16 @@ async def boot(options: Options) -> AsyncIterator[Running]:
         async with boot_slots():
             slot = time.monotonic()
             vm, agent, answer = await _up(stack, options, spec, network, directory)
-        yield Running(
+        running = Running(
             options=options, bundle=bundle, run_dir=directory, vm=vm, agent=agent,
             memory_limit=max(answer.memory_available - SPARE_MEMORY, SPARE_MEMORY),
             entered=entered, timings=_timings(entered, slot, vm, answer),
         )  # fmt: skip
+        try:
+            yield running
+        finally:
+            # What another task still does in it ends with this rather than with the connection's end.
+            running.broken = SandboxClosedError("this sandbox was left", hint="use it inside its 'async with' block")
 
 
 async def _up(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 from attrs import frozen
 
 from pykata.boot import EmulationWarning, isolation_of
@@ -48,7 +49,7 @@ async def check(hypervisor: Hypervisor | str = "qemu") -> CheckReport:
     vmm = strategy(Hypervisor, "pykata.hypervisors", hypervisor)  # type: ignore[type-abstract]
     items = [
         _looked("directories", _directories),
-        _looked("guest bundle", _bundle),
+        await anyio.to_thread.run_sync(_looked, "guest bundle", _bundle),     # it reads all of it
         _looked("hypervisor", lambda: f"{vmm.features.name}, {_accel(vmm)}"),
         _looked("image conversion", lambda: str(Block().tool())),
     ]
@@ -58,10 +59,14 @@ async def check(hypervisor: Hypervisor | str = "qemu") -> CheckReport:
 def _looked(name: str, look: Callable[[], str]) -> CheckItem:
     try:
         return CheckItem(name, True, look())
-    except PykataError as error:
+    except (PykataError, OSError) as error:
+        return _failed(name, error)
+
+
+def _failed(name: str, error: PykataError | OSError) -> CheckItem:
+    if isinstance(error, PykataError):
         return CheckItem(name, False, error.message, error.hint)
-    except OSError as error:
-        return CheckItem(name, False, str(error))
+    return CheckItem(name, False, str(error))
 
 
 def _directories() -> str:
@@ -94,5 +99,5 @@ async def _probe(vmm: Hypervisor) -> CheckItem:
             async with Sandbox(vmm) as sandbox:
                 done = await sandbox.run("builtin:busybox", ["uname", "-r"], timeout=30, check=True)
                 return CheckItem(name, True, f"kernel {done.stdout.strip()}, ready in {sandbox.timings.ready:.2f} s")
-    except PykataError as error:
-        return CheckItem(name, False, error.message, error.hint)
+    except (PykataError, OSError) as error:
+        return _failed(name, error)

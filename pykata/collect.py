@@ -11,7 +11,7 @@ from attrs import define, field
 from pykata.command import Callback, Collection
 from pykata.completed import Completed
 from pykata.concurrency import alongside
-from pykata.errors import VMDiedError
+from pykata.errors import AgentTimeoutError, VMDiedError
 from pykata.process import Output, Process
 from pykata.spec import Reason
 
@@ -31,7 +31,7 @@ class Sink:
 
     async def drain(self) -> None:
         """Take all that has come so far."""
-        for piece in self.output.take():
+        while piece := self.output.take():
             room = self.limit - len(self.kept)
             self.kept += piece[:room]
             self.truncated |= len(piece) > room
@@ -55,8 +55,11 @@ class Collector:
 
     async def put_down(self) -> None:
         """Kill the process and everything it started, and take in the rest."""
-        with anyio.move_on_after(KILL_GRACE):
+        try:
             await self.process.kill()
+        except AgentTimeoutError:
+            return      # the sandbox is broken, which its next use says; what came so far is still the result of this
+        with anyio.move_on_after(KILL_GRACE):
             await self.until_ended()
 
     async def sweep(self) -> None:

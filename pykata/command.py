@@ -87,6 +87,9 @@ def collection(
         input = input.encode()
     if input is not None and not isinstance(input, bytes | bytearray | memoryview):
         raise ConfigError(f"input={input!r:.80} is neither bytes nor text")
+    for name, callback in (("on_stdout", on_stdout), ("on_stderr", on_stderr)):
+        if callback is not None and not callable(callback):
+            raise ConfigError(f"{name}={callback!r:.80} can't be called", hint="give a function of one argument, bytes")
     if not isinstance(max_output, int) or isinstance(max_output, bool) or max_output < 0:
         raise ConfigError(f"max_output={max_output!r} is not a number of bytes")
     return Collection(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, Command, collection, command
 from pykata.completed import Completed
-from pykata.errors import AgentError, ConfigError
+from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.host import finish
 from pykata.process import Process, ProcessId
 from pykata.running import Running
@@ -28,6 +28,11 @@ class Container:
         """Its name in the guest."""
         self.image = image
         """What it was made from."""
+        self._left = False
+
+    def leave(self) -> None:
+        """Its block is left."""
+        self._left = True
 
     async def run(
         self,
@@ -48,8 +53,8 @@ class Container:
         As :meth:`Sandbox.run`, without the image's entrypoint.
         """
         how = collection(
-            input=input, timeout=timeout or self._running.options.timeout, on_stdout=on_stdout, on_stderr=on_stderr,
-            max_output=max_output, check=check,
+            input=input, timeout=self._running.options.timeout if timeout is None else timeout,
+            on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
         async with self.process(cmd, env=env, cwd=cwd, user=user) as process:
             completed = await collect(process, how)
@@ -65,6 +70,8 @@ class Container:
         user: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command in this container; it and its descendants are killed when the block is left."""
+        if self._left:
+            raise SandboxClosedError("this container is gone", hint="use it inside its 'async with' block")
         what = command(cmd, env=env, cwd=cwd, user=user)
         if what.args is None:
             raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
@@ -85,7 +92,11 @@ async def kept_container(running: Running, image: str) -> AsyncIterator[Containe
     async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
         async with running.explained():
             await running.agent.create_container(container_request(running, identity, rootfs))
-        yield Container(running, identity, rootfs.image)
+        container = Container(running, identity, rootfs.image)
+        try:
+            yield container
+        finally:
+            container.leave()
 
 
 @asynccontextmanager
@@ -110,11 +121,15 @@ async def started(running: Running, start: Start, args: tuple[str, ...]) -> Asyn
     running.check()
     assert start.process is not None
     identity = ProcessId(start.container_id, start.process.id)
-    async with running.agent.run(start) as stream:
+    async with AsyncExitStack() as stack:
         async with running.explained():
+            stream = await stack.enter_async_context(running.agent.run(start))
             pid = await stream.started()
         process = Process(running, stream, identity, args, pid)
-        yield process
+        try:
+            yield process
+        finally:
+            process.leave()
         if process.ended:
             async with running.explained():
                 await stream.finished()

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from pykata.errors import AgentLostError
+from pykata.errors import AgentLostError, AgentRefusedError, AgentTimeoutError, SandboxClosedError
 from pykata.running import Running
 
 if TYPE_CHECKING:
     from pykata.agent.run import Exited, RunStream
+    from pykata.agent.v1 import SignalRequestScope
 
 UNREAD_LIMIT = 1024 * 1024
 """Bytes of one stream kept while only the other one is read; beyond it the process waits, as with a pipe."""
@@ -42,22 +43,20 @@ class Output:
             if self._process.ended:
                 raise StopAsyncIteration
             await self._process.advance(lambda: bool(self._pieces))
-        piece = self._pieces.popleft()
-        self._size -= len(piece)
-        self._process.consumed()
-        return piece
+        return self.take()
 
     async def read(self) -> bytes:
         """All that is left, up to the end of the stream."""
         return b"".join([piece async for piece in self])
 
-    def take(self) -> list[bytes]:
-        """Everything that has come and wasn't read yet, without waiting."""
-        taken = list(self._pieces)
-        self._pieces.clear()
-        self._size = 0
+    def take(self) -> bytes:
+        """The next piece that has come and wasn't read yet, without waiting; empty if there is none."""
+        if not self._pieces:
+            return b""
+        piece = self._pieces.popleft()
+        self._size -= len(piece)
         self._process.consumed()
-        return taken
+        return piece
 
     def put(self, piece: bytes) -> None:
         """Take in what came from the guest."""
@@ -101,6 +100,7 @@ class Process:
         self._stream = stream
         self._identity = identity
         self._exited: Exited | None = None
+        self._left = False
         self._turn = anyio.Lock()
         self._room = anyio.Event()
         self.args = args
@@ -139,9 +139,7 @@ class Process:
         """Send a signal to its process group. Nothing happens when it has ended."""
         from pykata.agent.v1 import SignalRequestScope
 
-        if not self.ended:
-            async with self._running.explained():
-                await self._running.agent.signal(*self._identity, number, SignalRequestScope.GROUP)
+        await self._signal(number, SignalRequestScope.GROUP)
 
     async def terminate(self) -> None:
         """Send SIGTERM to its process group."""
@@ -151,9 +149,26 @@ class Process:
         """Send SIGKILL to it and to all its descendants, whatever their group."""
         from pykata.agent.v1 import SignalRequestScope
 
-        if not self.ended:
+        try:
+            await self._signal(signal.SIGKILL, SignalRequestScope.TREE)
+        except AgentTimeoutError as silent:
+            # Nothing else can be asked of an agent that doesn't answer this; another wait would only take longer.
+            raise await self._running.why(silent) from silent
+
+    async def _signal(self, number: int, scope: SignalRequestScope) -> None:
+        if self.ended or self._left:
+            return
+        try:
             async with self._running.explained():
-                await self._running.agent.signal(*self._identity, signal.SIGKILL, SignalRequestScope.TREE)
+                await self._running.agent.signal(*self._identity, number, scope)
+        except AgentRefusedError as refused:
+            if refused.status != "NOT_FOUND":       # it has ended, and the news is still on its way
+                raise
+
+    def leave(self) -> None:
+        """Its block is left: what runs of it is killed."""
+        self._left = True
+        self.consumed()
 
     async def advance(self, enough: Callable[[], bool]) -> None:
         """Take in one event from the guest, unless ``enough()`` when it is our turn to read."""
@@ -161,8 +176,10 @@ class Process:
             while self.stdout.full or self.stderr.full:
                 if self.ended or enough():
                     return
+                self._check_open()
                 self._room = anyio.Event()
                 await self._room.wait()
+            self._check_open()
             if not self.ended and not enough():
                 await self._take_one()
 
@@ -173,6 +190,9 @@ class Process:
             event = await anext(self._stream)
         except AgentLostError as lost:
             raise await self._running.why(lost) from lost
+        except AgentRefusedError:
+            self._check_open()      # its own end of the call was reset
+            raise
         match event:
             case Stdout(data):
                 self.stdout.put(data)
@@ -182,6 +202,10 @@ class Process:
                 self._exited = event
                 return
         self._running.saw_output()
+
+    def _check_open(self) -> None:
+        if self._left and not self.ended:
+            raise SandboxClosedError("this process is gone", hint="use it inside its 'async with' block")
 
     def consumed(self) -> None:
         """A reader took something: there is room for more."""

@@ -50,7 +50,7 @@ class Running:
     def check(self) -> None:
         """Raise why the sandbox can't be used any more, if it can't."""
         if self.broken is not None:
-            raise self.broken
+            raise self.broken.with_traceback(None)      # else each raise makes the traceback longer
 
     def saw_output(self) -> None:
         """A command wrote something; the first time is one of the timings."""
@@ -59,11 +59,12 @@ class Running:
 
     async def why(self, error: AgentError) -> PykataError:
         """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""
-        cause: PykataError = error
-        with anyio.move_on_after(DEATH_NOTICE):
-            cause = await self.vm.died()
-        self.broken = cause
-        return cause
+        if isinstance(error, AgentLostError) and self.broken is None:
+            with anyio.move_on_after(DEATH_NOTICE):
+                died = await self.vm.died()
+                self.broken = self.broken or died
+        self.broken = self.broken or error
+        return self.broken
 
     @asynccontextmanager
     async def explained(self) -> AsyncIterator[None]:

@@ -77,19 +77,28 @@ class Sandbox:
         )
         """What was asked for, checked and completed."""
         self._stack = AsyncExitStack()
+        self._entered = False
         self._running: Running | None = None
 
     async def __aenter__(self) -> Self:
-        if self._running is not None:
+        if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make a Sandbox for each block")
-        self._running = await self._stack.enter_async_context(boot(self.options))
+        self._entered = True
+        try:
+            self._running = await self._stack.enter_async_context(boot(self.options))
+        except BaseException:
+            self._entered = False
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running = None
-        await self._stack.__aexit__(kind, error, trace)
+        try:
+            await self._stack.__aexit__(kind, error, trace)
+        finally:
+            self._entered = False
 
     async def run(
         self,
@@ -119,8 +128,8 @@ class Sandbox:
         """
         self._open  # noqa: B018  a closed sandbox is named before a bad argument
         how = collection(
-            input=input, timeout=timeout or self.options.timeout, on_stdout=on_stdout, on_stderr=on_stderr,
-            max_output=max_output, check=check,
+            input=input, timeout=self.options.timeout if timeout is None else timeout,
+            on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
         async with self.process(image, cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user) as process:
             completed = await collect(process, how)

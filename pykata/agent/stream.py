@@ -173,6 +173,9 @@ class Stream:
         self._channel.forget(self, self._unacked)
         self._unacked = 0
         self._buffer.clear()
+        if not self._ended:             # whoever still waits in another task would wait for ever
+            self._ended, self._reset = True, int(ErrorCodes.CANCEL)
+            self.wake()
 
     def _take(self, limit: int) -> bytes | None:
         have = len(self._buffer)
