@@ -1,0 +1,194 @@
+"""Files that are made once and kept: by one process at a time, whole or not at all, and known to be in use."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+from attrs import define
+
+from pykata import host
+from pykata.errors import DiskFullError, HostError
+
+_SUPERBLOCK = struct.Struct("<4s36xQ")      # squashfs: its magic, and bytes_used at offset 40
+
+
+def open_kept(path: Path) -> int | None:
+    """Open a kept squashfs, or None if it isn't there.
+
+    The descriptor holds a shared lock for as long as it is open: who clears the cache takes an exclusive one first. The
+    time of the last use is the file's mtime.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if _is_at(descriptor, path) and _is_whole(descriptor):
+            with suppress(PermissionError):     # another user's cache, shared with us
+                os.utime(descriptor)
+            return descriptor
+    except BlockingIOError:
+        pass                                    # it is being removed
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> int:
+    """As :func:`open_kept`, but ``make`` it first if it isn't there: ``make`` writes to the path that it is given.
+
+    Whoever asks for the same file meanwhile, in whatever process, waits for it. If this is cancelled, or ``make``
+    fails, nothing is left, and the next who waits makes it.
+    """
+    with _translated(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        async with _turn(path), _locked(_lock_path(path)):
+            if (descriptor := open_kept(path)) is not None:
+                return descriptor
+            collect(path.parent)
+            part = path.with_suffix(".part")
+            try:
+                await make(part)
+                await anyio.to_thread.run_sync(_sync, part)
+                part.rename(path)
+            finally:
+                part.unlink(missing_ok=True)
+            descriptor = open_kept(path)
+    if descriptor is None:
+        raise HostError(f"{path} was made, and isn't there")
+    return descriptor
+
+
+def collect(folder: Path) -> None:
+    """Remove what makers left behind that were killed: the kernel has released their locks."""
+    for lock in {_lock_path(found) for pattern in ("*.part", "*.lock") for found in folder.glob(pattern)}:
+        with suppress(FileNotFoundError, BlockingIOError):
+            descriptor = _open_lock(lock)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, lock):
+                    lock.with_suffix(".part").unlink(missing_ok=True)
+                    lock.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# --- locks ---
+
+
+@define
+class _Turn:
+    """Of those in this event loop who want the same file. They needn't each wait for the lock on disk."""
+
+    lock: anyio.Lock
+    users: int = 0
+
+
+_turns: RunVar[dict[Path, _Turn]] = RunVar("pykata_kept_turns")
+
+
+@asynccontextmanager
+async def _turn(path: Path) -> AsyncIterator[None]:
+    try:
+        turns = _turns.get()
+    except LookupError:
+        turns = {}
+        _turns.set(turns)
+    turn = turns.setdefault(path, _Turn(anyio.Lock()))
+    turn.users += 1
+    try:
+        async with turn.lock:
+            yield
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            del turns[path]
+
+
+@asynccontextmanager
+async def _locked(lock: Path) -> AsyncIterator[None]:
+    """Hold a file lock that other processes respect. It goes with us, however we end."""
+    while True:
+        descriptor = _open_lock(lock)
+        try:
+            await _wait_for_lock(descriptor)
+            if not _is_at(descriptor, lock):        # who had it before has removed it: it is nobody's lock any more
+                continue
+            try:
+                yield
+            finally:
+                _remove(lock)
+            return
+        finally:
+            os.close(descriptor)
+
+
+async def _wait_for_lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # A thread in flock(2) can't be cancelled; a process can. The lock belongs to the open file description
+        # (flock(2)), so it is ours when flock(1) has it, and stays when that ends.
+        flock = host.find_tool("flock", package="util-linux")
+        await host.run_tool([str(flock), "--exclusive", str(descriptor)], pass_fds=[descriptor])
+
+
+def _remove(lock: Path) -> None:
+    lock.unlink(missing_ok=True)
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _open_lock(lock: Path) -> int:
+    return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+# --- files ---
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_whole(descriptor: int) -> bool:
+    # A host that lost power may have kept the name and lost the data.
+    raw = os.pread(descriptor, _SUPERBLOCK.size, 0)
+    if len(raw) < _SUPERBLOCK.size:
+        return False
+    magic, used = _SUPERBLOCK.unpack(raw)
+    return bool(magic == b"hsqs" and used <= os.fstat(descriptor).st_size)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left for {path}") from exc
+        raise HostError(f"can't make {path}: {exc}") from exc

@@ -1,0 +1,25 @@
+"""How much an image may ask for before we refuse it."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+GIB = 1024**3
+
+
+@frozen
+class Limits:
+    """Bounds for one image: a few kilobytes of compressed zeros can claim any amount of disk and memory.
+
+    ``size`` bounds the uncompressed layers, ``holes`` what its sparse files pretend to be on top of that (a lastlog of
+    1 TiB with nothing in it is real), ``entries`` the files of all layers together, each of which costs about 700
+    bytes of memory while the image is converted.
+    """
+
+    size: int = 64 * GIB
+    holes: int = 4096 * GIB
+    entries: int = 2_000_000
+    layers: int = 512
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,174 @@
+"""Images in an OCI layout: a directory with an index and content-addressed blobs (image-spec, image-layout.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from attrs import frozen
+
+from pykata.errors import ImageCorruptError, ImageError, ImageNotFoundError, ImageReferenceError, ImageUnsupportedError
+from pykata.images.config import (
+    Platform,
+    chain_id,
+    check_layers,
+    check_platform,
+    go_architecture,
+    parse_config,
+    parse_diff_ids,
+    parse_digest,
+    parse_platform,
+)
+from pykata.images.document import MAX_DOCUMENT, Document, parse_document
+from pykata.images.layers import Layer, write_layers
+from pykata.images.limits import Limits
+from pykata.images.reference import Reference
+from pykata.spec import Image
+
+MAX_NESTING = 4         # an index of indexes of ...
+MAX_MANIFESTS = 1000    # in all of them
+TAG = "org.opencontainers.image.ref.name"
+
+_INDEXES = {"application/vnd.oci.image.index.v1+json",
+            "application/vnd.docker.distribution.manifest.list.v2+json"}
+_MANIFESTS = {"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"}
+_LAYERS = {"application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"}
+_SUFFIXES = ("+gzip", "+zstd", ".gzip", ".zstd")
+
+
+@frozen
+class Descriptor:
+    """Points at a blob (image-spec, descriptor.md)."""
+
+    media_type: str
+    digest: str
+    size: int
+    platform: Platform
+    tag: str = ""
+
+
+def find_oci(reference: Reference, architecture: str, limits: Limits) -> Image:
+    """Find an image in a layout and verify its metadata; its layers are verified when they are read."""
+    layout = reference.path
+    descriptor = _choose(layout, reference, go_architecture(architecture))
+    manifest = _read_document(layout, descriptor, "manifest")
+    if manifest.get("config").value is None:
+        raise ImageUnsupportedError("its manifest is of the old schema 1, or not of an image")
+    described = _descriptor(manifest.get("config"))
+    config = _read_document(layout, described, "config")
+    check_platform(parse_platform(config), architecture)
+    layers = [_descriptor(layer) for layer in manifest.get("layers").list()]
+    diff_ids = parse_diff_ids(config)
+    check_layers(diff_ids, layers)
+    stored = [_layer(layout, layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True)]
+    return Image(
+        reference=reference.text, digest=chain_id(diff_ids), config=parse_config(config), architecture=architecture,
+        write_tar=partial(write_layers, stored, limits),
+    )
+
+
+def _layer(layout: Path, layer: Descriptor, diff_id: str) -> Layer:
+    # The media type says whether it is a layer at all; how it is compressed, its first bytes know better: there are
+    # plain layers called gzip, and both digests are verified anyway.
+    base = layer.media_type
+    for suffix in _SUFFIXES:
+        base = base.removesuffix(suffix)
+    if base not in _LAYERS:
+        raise ImageUnsupportedError(f"its layer {layer.digest} is of the media type {layer.media_type[:200]!r}")
+    path = _blob(layout, layer.digest)
+    return Layer(layer.digest, partial(open_blob, path, layer.digest), layer.digest, layer.size, diff_id)
+
+
+def _choose(layout: Path, reference: Reference, wanted: str) -> Descriptor:
+    """The manifest for a tag (or digest) and an architecture."""
+    try:
+        with open_file(layout / "index.json") as file:
+            raw = file.read(MAX_DOCUMENT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "a colon can't be in the path of a layout" if reference.tag else ""
+        raise ImageNotFoundError(f"{layout} is not an OCI layout: it has no index.json", hint=hint) from None
+    except OSError as exc:
+        raise ImageError(f"can't read {layout / 'index.json'}: {exc}") from exc
+    top = [_descriptor(one) for one in parse_document(raw, "index.json").get("manifests").list()]
+    if not top:
+        raise ImageNotFoundError(f"{layout} has no images")
+    tags = sorted({one.tag for one in top if one.tag})
+    named = [one for one in top if reference.tag in (one.tag, one.digest)] if reference.tag else top
+    if not named:
+        hint = f"it has {', '.join(tags) or 'no tags'}"
+        raise ImageNotFoundError(f"{layout} has no image {reference.tag!r}", hint=hint)
+    if not reference.tag and len(tags) > 1:
+        raise ImageReferenceError(f"{layout} has more than one image", hint=f"add one of :{', :'.join(tags)}")
+    fitting = [(rank, number, one) for number, one in enumerate(_flattened(layout, named))
+               if (rank := one.platform.rank(wanted)) is not None]
+    if not fitting:
+        found = sorted({str(one.platform) for one in _flattened(layout, named)} - {"unknown/unknown"})
+        raise ImageUnsupportedError(f"the image is not for linux/{wanted}", hint=f"it is for {', '.join(found)}")
+    return min(fitting, key=lambda one: one[:2])[2]
+
+
+def _flattened(layout: Path, descriptors: list[Descriptor]) -> list[Descriptor]:
+    """The manifests, with each index replaced by what it lists."""
+    found: list[Descriptor] = []
+    for _ in range(MAX_NESTING):
+        found = []
+        for one in descriptors:
+            if one.media_type in _INDEXES:
+                listed = _read_document(layout, one, "index").get("manifests").list()
+                found += [_descriptor(nested) for nested in listed]
+            elif one.media_type in _MANIFESTS or not one.media_type:
+                found.append(one)
+            if len(found) > MAX_MANIFESTS:
+                raise ImageCorruptError(f"its indexes list more than {MAX_MANIFESTS} manifests")
+        if not any(one.media_type in _INDEXES for one in found):
+            return found
+        descriptors = found
+    raise ImageCorruptError(f"its indexes are nested more than {MAX_NESTING} deep")
+
+
+def _descriptor(document: Document) -> Descriptor:
+    return Descriptor(
+        document.get("mediaType").text(), parse_digest(document.get("digest")), document.get("size").integer(),
+        parse_platform(document.get("platform")), document.get("annotations").get(TAG).text(),
+    )
+
+
+def _read_document(layout: Path, descriptor: Descriptor, what: str) -> Document:
+    if descriptor.size > MAX_DOCUMENT:
+        raise ImageCorruptError(f"its {what} has {descriptor.size} bytes, more than {MAX_DOCUMENT}",
+                                digest=descriptor.digest)
+    with open_blob(_blob(layout, descriptor.digest), descriptor.digest) as file:
+        raw = file.read(descriptor.size + 1)
+    algorithm, _, want = descriptor.digest.partition(":")
+    if len(raw) != descriptor.size or hashlib.new(algorithm, raw).hexdigest() != want:
+        raise ImageCorruptError(f"its {what} isn't what its digest {descriptor.digest} says", digest=descriptor.digest)
+    return parse_document(raw, what)
+
+
+def _blob(layout: Path, digest: str) -> Path:
+    algorithm, _, encoded = digest.partition(":")
+    return layout / "blobs" / algorithm / encoded
+
+
+def open_blob(path: Path, digest: str) -> IO[bytes]:
+    """Open a blob for reading; a missing one is a damaged image."""
+    try:
+        return open_file(path)
+    except FileNotFoundError:
+        raise ImageCorruptError(f"the blob {digest} is missing", digest=digest) from None
+    except OSError as exc:
+        raise ImageError(f"can't read the blob {digest}: {exc}") from exc
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file: anything else might block for ever, such as a fifo."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ImageCorruptError(f"{path} is not a regular file")
+    return file
