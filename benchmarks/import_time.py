@@ -1,0 +1,37 @@
+"""What ``import pykata`` and ``pykata --version`` take, beside an interpreter that does nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import anyio
+from _table import Row, interleaved, main, row
+
+
+def command(*argv: str) -> float:
+    """Milliseconds that a program takes."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *argv], check=True, stdout=subprocess.DEVNULL)
+    return (time.perf_counter() - began) * 1000
+
+
+async def measure(rounds: int) -> list[Row]:
+    """One row for each entry into pykata."""
+
+    async def floor() -> float:
+        return await anyio.to_thread.run_sync(command, "-c", "pass")
+
+    async def package() -> float:
+        return await anyio.to_thread.run_sync(command, "-c", "import pykata")
+
+    async def command_line() -> float:
+        return await anyio.to_thread.run_sync(command, "-m", "pykata_cli", "--version")
+
+    nothing, imported, version = await interleaved(rounds, floor, package, command_line)
+    return [row("import pykata", "ms", imported, nothing), row("pykata --version", "ms", version, nothing)]
+
+
+if __name__ == "__main__":
+    main(measure, rounds=20, about=__doc__)
