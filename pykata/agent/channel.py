@@ -43,7 +43,9 @@ from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printa
 
 STREAM_WINDOW = 256 * 1024
 CONNECTION_WINDOW = 2**31 - 1
-RECEIVE_SIZE = 128 * 1024       # bytes taken from the socket at once; bounds how long one callback can hold up the loop
+RECEIVE_SIZE = 128 * 1024       # bytes taken from the socket at once
+DENSE_SIZE = 8 * 1024           # ... after frames that were tiny: bounds how long one callback holds up the event loop
+DENSE = 512                     # bytes of a frame, below which it is tiny
 WRITE_HIGH_WATER = 256 * 1024   # senders wait above this many bytes that the agent hasn't read ...
 WRITE_LIMIT = 1024 * 1024       # ... and answers to its own frames (acks, window updates) may add up to this
 
@@ -74,6 +76,7 @@ class Channel(asyncio.BufferedProtocol):
         self._guard = FrameGuard() if client_side else None
         self._streams: dict[int, Stream] = {}
         self._received = memoryview(bytearray(RECEIVE_SIZE))
+        self._receive_size = RECEIVE_SIZE
         self._transport: asyncio.Transport | None = None
         self._failure: tuple[type[AgentError], str] | None = None
         self._writable = asyncio.Event()
@@ -85,8 +88,11 @@ class Channel(asyncio.BufferedProtocol):
     async def over(cls, sock: socket.socket) -> Self:
         """A channel over ``sock``, which it owns from now on."""
         sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(cls, sock=sock)
+        try:
+            _, protocol = await asyncio.get_running_loop().create_connection(cls, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
         return protocol
 
     # What asyncio calls.
@@ -111,13 +117,14 @@ class Channel(asyncio.BufferedProtocol):
         self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._received
+        return self._received[: self._receive_size]
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._received[:nbytes])
         try:
             if self._guard:
-                self._guard.feed(data)
+                frames = self._guard.feed(data)
+                self._receive_size = DENSE_SIZE if frames * DENSE > nbytes + DENSE else RECEIVE_SIZE
             for event in self._h2.receive_data(data):
                 self._process(event)
             self.flush()
@@ -207,13 +214,20 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport.get_write_buffer_size() > WRITE_LIMIT:
             self.fail(AgentProtocolError, "the agent sends without reading what it is sent")
 
-    def forget(self, stream: Stream, unread: int) -> None:
-        """The stream is over, with ``unread`` bytes that nobody will read."""
+    def close_stream(self, stream: Stream, unread: int) -> None:
+        """Nobody needs the stream any more, nor ``unread`` bytes that it received. It is reset if it isn't over."""
         self._streams.pop(stream.id, None)
         self._stream_closed.set()
-        if unread and not self._failure:
+        if self._failure:
+            return
+        state = self._h2.streams.get(stream.id)     # h2 drops closed streams at times
+        if state and not state.closed:
+            self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
+            if self._guard:
+                self._guard.stream_reset(stream.id, STREAM_WINDOW)
+        if unread:
             self._h2.acknowledge_received_data(unread, stream.id)
-            self.flush()
+        self.flush()
 
     async def aclose(self) -> None:
         """End the connection and give the socket back to the system."""
@@ -237,6 +251,8 @@ class Channel(asyncio.BufferedProtocol):
             ):
                 if stream := self._streams.get(stream_id):
                     stream.headers_received(headers)
+            case StreamReset(remote_reset=False):
+                raise AgentProtocolError("the agent opened a stream's window too far")
             case StreamEnded(stream_id=stream_id) | StreamReset(stream_id=stream_id):
                 self._stream_closed.set()
                 if stream := self._streams.get(stream_id):

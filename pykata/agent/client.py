@@ -33,7 +33,7 @@ from pykata.agent.v1 import (
     StatsRequest,
     StatsResponse,
 )
-from pykata.errors import AgentTimeoutError, ConfigError
+from pykata.errors import AgentTimeoutError, ConfigError, printable
 
 __all__ = [
     "AgentClient", "Exited", "OutputEvent", "RunStream", "Scope", "Stderr", "Stdout", "connect",
@@ -65,7 +65,10 @@ class AgentClient:
             await self._channel.ready()
             request.unix_time_ns = time.time_ns()
             request.entropy = request.entropy or os.urandom(64)
-            return await self._call("Setup", request, SetupResponse, timeout)
+            answer = await self._call("Setup", request, SetupResponse, timeout)
+            answer.agent_version = printable(answer.agent_version.encode(), 64)
+            answer.kernel_release = printable(answer.kernel_release.encode(), 64)
+            return answer
         raise AgentTimeoutError(f"the agent didn't answer Setup within {timeout:g} s")
 
     async def create_container(self, request: CreateContainerRequest, *, timeout: float = 60.0) -> None:
@@ -101,36 +104,46 @@ class AgentClient:
                     ...
                 await command.finished()
         """
-        async with self._open("Run") as stream:
-            with anyio.move_on_after(timeout) as scope:
-                await stream.send(encoded(RunRequest(start=start)))
-            if scope.cancelled_caught:
-                raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
-            yield RunStream(stream, timeout)
-
-    async def _call(self, name: str, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
-        with anyio.move_on_after(timeout):
-            async with self._open(name) as stream:
-                await stream.send(encoded(request), end=True)
-                data = await stream.receive(MAX_ANSWER)
-                if data is not None and await stream.receive(MAX_ANSWER) is not None:
-                    stream.broken(f"answered {name} more than once")
-                stream.raise_for_status()
-                if data is None:
-                    stream.broken(f"said that {name} went well, without an answer")
-                try:
-                    return answer.parse(data)
-                except Exception:  # the decoder's errors aren't one family
-                    stream.broken(f"sent an answer to {name} that can't be decoded")
-        raise AgentTimeoutError(f"the agent didn't answer {name} within {timeout:g} s")
-
-    @asynccontextmanager
-    async def _open(self, name: str) -> AsyncIterator[Stream]:
-        stream = await self._channel.open(request_headers(name))
+        request = encoded(RunRequest(start=start))
+        with anyio.move_on_after(timeout) as scope:
+            stream = await self._begin("Run", request)
+        if scope.cancelled_caught:
+            raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
         try:
-            yield stream
+            yield RunStream(stream, timeout)
         finally:
             stream.close()
+
+    async def _call(self, name: str, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
+        data = encoded(request)
+        with anyio.move_on_after(timeout):
+            stream = await self._begin(name, data, end=True)
+            try:
+                return await self._answer(stream, name, answer)
+            finally:
+                stream.close()
+        raise AgentTimeoutError(f"the agent didn't answer {name} within {timeout:g} s")
+
+    async def _begin(self, name: str, request: bytes, *, end: bool = False) -> Stream:
+        stream = await self._channel.open(request_headers(name))
+        try:
+            await stream.send(request, end=end)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def _answer(self, stream: Stream, name: str, answer: type[_Answer]) -> _Answer:
+        data = await stream.receive(MAX_ANSWER)
+        if data is not None and await stream.receive(MAX_ANSWER) is not None:
+            stream.broken(f"answered {name} more than once")
+        stream.raise_for_status()
+        if data is None:
+            stream.broken(f"said that {name} went well, without an answer")
+        try:
+            return answer.parse(data)
+        except Exception:  # the decoder's errors aren't one family
+            stream.broken(f"sent an answer to {name} that can't be decoded")
 
 
 @asynccontextmanager

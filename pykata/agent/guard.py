@@ -29,8 +29,9 @@ LONGEST = {
     GOAWAY: 4096,
     WINDOW_UPDATE: 4,
 }
-ACK = END_STREAM = 0x1
+ACK = 0x1
 END_HEADERS = 0x4
+PADDED, PRIORITY = 0x8, 0x20
 HEADER_SIZE = 9                 # of a frame: RFC 9113, section 4.1
 
 # A token bucket for frames that move no data. The bucket holds what an honest agent may send at once, and is filled
@@ -39,6 +40,9 @@ BURST = 2000.0
 PER_SECOND = 100.0
 PER_STREAM = 8.0
 BYTES_PER_TOKEN = 1024
+
+# Of a stream that was reset, data may still be under way: as much as its window allows. So many resets are remembered.
+RESETS = 4096
 
 
 class FrameGuard:
@@ -51,15 +55,22 @@ class FrameGuard:
         self._header = bytearray()      # of a frame that arrived in pieces
         self._payload = 0               # bytes of the current frame's payload that are still to come
         self._first = True
-        self._block = 0                 # bytes of the header block that is open; its end resets this
+        self._block = 0                 # bytes of the header block that is open
+        self._reset: dict[int, int] = {}        # stream -> bytes of data that may still come for it
 
     def credit(self, tokens: float) -> None:
         """The host did something that gives the agent reason to send ``tokens`` more frames."""
         self._tokens = min(BURST, self._tokens + tokens)
 
-    def feed(self, data: bytes) -> None:
-        """Check the next bytes from the agent."""
-        at, end = 0, len(data)
+    def stream_reset(self, stream: int, window: int) -> None:
+        """The host has reset a stream; up to ``window`` bytes may be under way."""
+        self._reset[stream] = window
+        if len(self._reset) > RESETS:
+            del self._reset[next(iter(self._reset))]
+
+    def feed(self, data: bytes) -> int:
+        """Check the next bytes from the agent. Returns how many frames began in them."""
+        at, end, frames = 0, len(data), 0
         while at < end:
             if self._payload:
                 step = min(self._payload, end - at)
@@ -71,7 +82,7 @@ class FrameGuard:
                 self._header += data[at : at + step]
                 at += step
                 if len(self._header) < HEADER_SIZE:
-                    return
+                    break
                 header = bytes(self._header)
                 self._header.clear()
             else:
@@ -80,6 +91,8 @@ class FrameGuard:
             length = int.from_bytes(header[:3])
             self._check(length, header[3], header[4], int.from_bytes(header[5:]) & 0x7FFFFFFF)
             self._payload = length
+            frames += 1
+        return frames
 
     def _check(self, length: int, kind: int, flags: int, stream: int) -> None:
         if self._first and (kind != SETTINGS or flags & ACK):
@@ -92,8 +105,14 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent announced a frame of {length} bytes; kind {kind:#04x} has {longest}")
         if stream and stream % 2 == 0:
             raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
-        if kind == DATA and (length or flags & END_STREAM):
-            self.credit(length / BYTES_PER_TOKEN)
+        if (kind == DATA and flags & PADDED) or (kind == HEADERS and flags & (PADDED | PRIORITY)):
+            raise AgentProtocolError("the agent sent a padded frame or a priority; agents don't")
+        if kind == DATA and length:
+            # Data costs nothing: whoever receives it holds it back by flow control. Unless nobody does.
+            if stream in self._reset:
+                self._late_data(stream, length)
+            else:
+                self.credit(length / BYTES_PER_TOKEN)
             return
         if kind in (HEADERS, CONTINUATION):
             self._block += length
@@ -102,6 +121,11 @@ class FrameGuard:
             if flags & END_HEADERS:
                 self._block = 0
         self._spend(kind)
+
+    def _late_data(self, stream: int, length: int) -> None:
+        self._reset[stream] -= length
+        if self._reset[stream] < 0:
+            raise AgentProtocolError(f"the agent goes on sending in stream {stream}, which was reset")
 
     def _spend(self, kind: int) -> None:
         now = self._clock()

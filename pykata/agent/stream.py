@@ -22,6 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 
 MAX_MESSAGE = 4 * 1024 * 1024   # in either direction: agent.proto
 PREFIX = 5                      # bytes before a message
+PIECE = 64 * 1024               # bytes written at once, between two looks at whether the agent reads
 
 STATUS = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -112,7 +113,7 @@ class Stream:
         if raw is None or not raw.isdigit() or len(raw) > 2 or int(raw) >= len(STATUS):
             self.broken("ended a call without a valid status")
         if (status := STATUS[int(raw)]) != "OK":
-            said = printable(unquote_to_bytes(fields.get(b"grpc-message", b"")), 1000)
+            said = printable(unquote_to_bytes(fields.get(b"grpc-message", b"")[:4000]), 1000)
             raise AgentRefusedError(f"the agent refused: {said or status}", status=status)
 
     def broken(self, what: str) -> NoReturn:
@@ -130,7 +131,7 @@ class Stream:
             room = await self.room(1 if data else 0)
             if self.is_gone:
                 return
-            piece = data[:room]
+            piece = data[: min(room, PIECE)]
             data = data[len(piece) :]
             self.send_now(piece, end=end and not data)
             if not data:
@@ -166,11 +167,7 @@ class Stream:
 
     def close(self) -> None:
         """The caller is done with the call; it is reset if it isn't over. Never waits, never fails."""
-        state = self._channel.h2.streams.get(self.id)   # h2 drops closed streams at times
-        if state and not state.closed and not self._channel.has_failed:
-            self._channel.h2.reset_stream(self.id, ErrorCodes.CANCEL)
-            self._channel.flush()
-        self._channel.forget(self, self._unacked)
+        self._channel.close_stream(self, self._unacked)
         self._unacked = 0
         self._buffer.clear()
         if not self._ended:             # whoever still waits in another task would wait for ever
@@ -196,7 +193,7 @@ class Stream:
 
     def _acknowledge(self, keep: int) -> None:
         size = self._unacked - keep
-        if size > 0 and not self._ended:
+        if size > 0 and not self._ended and not self._channel.has_failed:
             self._unacked = keep
             self._channel.h2.acknowledge_received_data(size, self.id)
             self._channel.flush()
