@@ -99,5 +99,5 @@ def wheel(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure; arguments are passed on, such as --json."""
     for script in sorted((ROOT / "benchmarks").glob("[a-z]*.py")):
-        session.run(sys.executable, str(script), *session.posargs, external=True)
+        python(session, f"benchmarks.{script.stem}", *session.posargs)
 

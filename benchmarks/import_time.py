@@ -7,7 +7,8 @@ import sys
 import time
 
 import anyio
-from _table import Row, interleaved, main, row
+
+from benchmarks._table import Row, interleaved, main, row
 
 
 def command(*argv: str) -> float:
