@@ -22,6 +22,7 @@ from pykata.guest.kernel import build_kernel, kernel_inputs
 from pykata.guest.steps import Progress, no_progress
 
 _SHORT = 16
+_SUMS = "SHA256.json"
 _Make = Callable[[Path], Awaitable[Mapping[str, Path]]]
 
 
@@ -53,13 +54,11 @@ async def build_bundle(
         parts = await _parts(root, arch, cache, progress)
         total = mapping_hash({part.name: part.hash for part in parts})
         target = cache / f"{arch}-{total[:_SHORT]}"
-        if not force and (bundle := _intact(target)):
-            return _renewed(bundle)
+        if not force and (bundle := await anyio.to_thread.run_sync(_intact, target)):
+            return bundle
         made = await _make_parts(parts, cache, force)
-        with scratch(cache) as work:
-            out = _assemble(made, work / "bundle")
-            _write_manifest(out, {"arch": arch, "hash": total, "tree": tree}, {p.name: p.inputs for p in parts})
-            publish(out, target)
+        head = {"arch": arch, "hash": total, "tree": tree, "inputs": {part.name: part.inputs for part in parts}}
+        await anyio.to_thread.run_sync(_assemble, made, head, target)
     return load_bundle(target)
 
 
@@ -78,12 +77,8 @@ def _intact(path: Path) -> Bundle | None:
         bundle.verify()
     except (BundleMissingError, BundleDamagedError):
         return None
-    return bundle
-
-
-def _renewed(bundle: Bundle) -> Bundle:
     # The newest one is what an installation without sources boots.
-    (bundle.path / "manifest.json").touch()
+    (path / "manifest.json").touch()
     return bundle
 
 
@@ -124,16 +119,19 @@ async def _make_parts(parts: tuple[_Part, ...], cache: Path, force: bool) -> dic
 
 async def _make_part(part: _Part, cache: Path, force: bool) -> dict[str, Path]:
     target = cache / "parts" / f"{part.name}-{part.hash[:_SHORT]}"
-    if force or not _whole(target):
-        target.parent.mkdir(exist_ok=True)
+    if force or not await anyio.to_thread.run_sync(_whole, target):
         with scratch(cache) as work:
-            out = work / "out"
-            out.mkdir()
             files = await _logged(part, work, cache)
-            sums = {name: file_hash(shutil.copyfile(path, out / name)) for name, path in files.items()}
-            (out / "SHA256.json").write_text(json.dumps(sums))
-            publish(out, target)
-    return {path.name: path for path in target.iterdir() if path.name != "SHA256.json"}
+            await anyio.to_thread.run_sync(_keep, files, work / "out", target)
+    return {path.name: path for path in target.iterdir() if path.name != _SUMS}
+
+
+def _keep(files: Mapping[str, Path], out: Path, target: Path) -> None:
+    out.mkdir()
+    sums = {name: file_hash(shutil.copyfile(path, out / name)) for name, path in files.items()}
+    (out / _SUMS).write_text(json.dumps(sums))
+    target.parent.mkdir(exist_ok=True)
+    publish(out, target)
 
 
 async def _logged(part: _Part, work: Path, cache: Path) -> Mapping[str, Path]:
@@ -150,21 +148,20 @@ async def _logged(part: _Part, work: Path, cache: Path) -> Mapping[str, Path]:
 
 def _whole(part: Path) -> bool:
     try:
-        sums = json.loads((part / "SHA256.json").read_text())
+        sums = json.loads((part / _SUMS).read_text())
         return all(file_hash(part / name) == digest for name, digest in sums.items())
     except (OSError, ValueError):
         return False
 
 
-def _assemble(made: Mapping[str, Path], out: Path) -> Path:
-    out.mkdir()
-    for name in ("vmlinux", "busybox.squashfs", "busybox.json"):
-        shutil.copyfile(made[name], out / name)
-    write_initrd(made["agent"], out / "initrd.cpio")
-    return out
-
-
-def _write_manifest(out: Path, head: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    outputs = {path.name: {"sha256": file_hash(path), "size": path.stat().st_size} for path in sorted(out.iterdir())}
-    manifest = {"format": FORMAT, **head, "inputs": inputs, "outputs": outputs}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+def _assemble(made: Mapping[str, Path], head: Mapping[str, Any], target: Path) -> None:
+    with scratch(target.parent) as work:
+        out = work / "bundle"
+        out.mkdir()
+        for name in ("vmlinux", "busybox.squashfs", "busybox.json"):
+            shutil.copyfile(made[name], out / name)
+        write_initrd(made["agent"], out / "initrd.cpio")
+        outputs = {path.name: {"sha256": file_hash(path), "size": path.stat().st_size} for path in out.iterdir()}
+        manifest = {"format": FORMAT, **head, "outputs": outputs}
+        (out / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        publish(out, target)

@@ -12,8 +12,8 @@ from pathlib import Path
 FORMAT = 1
 """Of the manifest and of what the directory holds. A bundle of another format is as good as none."""
 
-_AGENT_SUFFIXES = (".rs", ".toml", ".lock", ".proto")
-_NOT_BUILT_IN = {"target", "tests", "benches", "examples"}
+_AGENT_SUFFIXES = (".rs", ".toml", ".lock")
+_NOT_BUILT_IN = {"target", "tests", "benches", "examples", "codegen"}
 
 
 def host_arch() -> str:
@@ -40,8 +40,8 @@ def kernel_patches(root: Path) -> list[Path]:
 
 
 def agent_files(root: Path) -> list[Path]:
-    """The sources of the agent, with the protocol that it is generated from."""
-    return [*sorted(_sources(root / "guest" / "agent")), root / "pykata" / "agent" / "v1" / "agent.proto"]
+    """The sources of the agent. Its protocol's code is among them, generated beforehand."""
+    return sorted(_sources(root / "guest" / "agent"))
 
 
 def _sources(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import anyio
 from attrs import frozen
 
 from pykata.errors import BundleBuildError, ConfigError, ToolMissingError
@@ -47,7 +48,7 @@ class _Target:
 
 _TARGETS = {
     # PVH enters the ELF file itself: no decompression.
-    "x86_64": _Target("x86_64", "x86_64-linux-gnu-", "vmlinux", "vmlinux", 1750),
+    "x86_64": _Target("x86_64", "x86_64-linux-gnu-", "vmlinux", "vmlinux", 2246),
     "aarch64": _Target("arm64", "aarch64-linux-gnu-", "Image", "arch/arm64/boot/Image", 1700),
 }
 
@@ -83,7 +84,7 @@ async def kernel_inputs(root: Path, arch: str) -> dict[str, str]:
     return {
         "recipe": RECIPE,
         "source": f"{pin['package']} {await _package_version(pin['package'])}",
-        "source.sha256": file_hash(Path(pin["tarball"])),
+        "source.sha256": await anyio.to_thread.run_sync(file_hash, Path(pin["tarball"])),
         "gcc": await _first_line([_cross(arch, target) + "gcc", "--version"]),
         "ld": await _first_line([_cross(arch, target) + "ld", "--version"]),
         **file_hashes(root, kernel_files(root, arch)),
@@ -119,7 +120,7 @@ async def build_kernel(root: Path, arch: str, work: Path, progress: Progress) ->
 async def _configure(root: Path, arch: str, tree: Path, log: Path) -> None:
     fragments = [path for path in kernel_files(root, arch) if path.suffix == ".config"]
     # -n: everything that no fragment asks for is off.
-    merge = ["scripts/kconfig/merge_config.sh", "-n", *map(str, fragments)]
+    merge = [str(tree / "scripts/kconfig/merge_config.sh"), "-n", *map(str, fragments)]
     await run_logged(merge, log, cwd=tree, env={**_FIXED, "ARCH": _target(arch).arch, "CROSS_COMPILE": _cross(arch)})
     dropped = dropped_options((tree / ".config").read_text(), [path.read_text() for path in fragments])
     if dropped:
