@@ -37,7 +37,7 @@ async def measure(rounds: int) -> list[Row]:
 
         await interleaved(3, kept, fresh, host)
         in_kept, in_fresh, on_host = await interleaved(rounds, kept, fresh, host)
-        return [row("exec in a container", "ms", in_kept, on_host), row("run in a new container", "ms", in_fresh, on_host)]
+    return [row("exec in a container", "ms", in_kept, on_host), row("run in a new container", "ms", in_fresh, on_host)]
 
 
 if __name__ == "__main__":
