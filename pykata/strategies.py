@@ -44,4 +44,7 @@ def _load(group: str, name: str, what: str) -> type:
     if name not in found:
         known = ", ".join(sorted({*ours, *found}))
         raise UnknownStrategyError(f"there is no {what} named {name!r}", hint=f"known: {known}")
-    return found[name].load()  # type: ignore[no-any-return]
+    try:
+        return found[name].load()  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what} {name!r} is installed, but can't be imported: {error}") from error
