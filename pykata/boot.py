@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -130,8 +132,17 @@ def check_isolation(options: Options) -> None:
         warnings.warn(
             "no usable KVM: sandboxes run under emulation, which QEMU doesn't count as a security boundary; "
             "pass isolation='hardware' to refuse that, isolation='emulated' to accept it",
-            EmulationWarning, stacklevel=2,
+            EmulationWarning, stacklevel=_outside(),
         )  # fmt: skip
+
+
+def _outside() -> int:
+    """The ``stacklevel`` of who entered the sandbox, for a warning of our caller's."""
+    ours = (str(Path(__file__).parent), contextlib.__file__)
+    frame, level = sys._getframe(1), 1
+    while frame.f_code.co_filename.startswith(ours) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _timings(entered: float, slot: float, vm: VM, answer: SetupResponse) -> Timings:

@@ -54,7 +54,7 @@ def command(
         raise ConfigError(f"user={user!r} is not a user", hint='give "name", "uid", "name:group" or "uid:gid"')
     return Command(
         args=check_cmd(cmd),
-        entrypoint=None if entrypoint is None else (check_cmd(entrypoint) if entrypoint else ()),
+        entrypoint=None if entrypoint is None else (check_cmd(entrypoint, "entrypoint") if entrypoint else ()),
         env=check_env(env),
         cwd=check_cwd(cwd),
         user=user or "",

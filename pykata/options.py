@@ -57,18 +57,18 @@ def check_env(env: Mapping[str, str] | None) -> dict[str, str]:
     return dict(env or {})
 
 
-def check_cmd(cmd: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A command as argv, or None for the image's own."""
+def check_cmd(cmd: Sequence[str] | None, name: str = "cmd") -> tuple[str, ...] | None:
+    """A command as argv, or None for the image's own; ``name`` is what the argument is called."""
     if cmd is None:
         return None
     if isinstance(cmd, str | bytes):
-        raise ConfigError(f"cmd={cmd!r} is one string", hint='give a list of arguments, e.g. ["sh", "-c", "..."]')
+        raise ConfigError(f"{name}={cmd!r} is one string", hint='give a list of arguments, e.g. ["sh", "-c", "..."]')
     args = tuple(cmd)
     if not args or args[0] == "":
-        raise ConfigError(f"cmd={cmd!r} is empty", hint="name a program, or leave cmd out for the image's own")
+        raise ConfigError(f"{name}={cmd!r} is empty", hint=f"name a program, or leave {name} out for the image's own")
     for arg in args:
         if not isinstance(arg, str) or "\0" in arg:
-            raise ConfigError(f"cmd has an argument {arg!r} that is not text without NUL")
+            raise ConfigError(f"{name} has an argument {arg!r} that is not text without NUL")
     return args
 
 

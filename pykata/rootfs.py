@@ -30,7 +30,7 @@ async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {
-            disk.tag: await stack.enter_async_context(running.vm.plug(disk))
+            disk.tag: await stack.enter_async_context(running.plugged(disk))
             for disk in attachment.devices
             if isinstance(disk, Disk)
         }

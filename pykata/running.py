@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import define, evolve, field
 
-from pykata.errors import AgentError, AgentLostError, PykataError
+from pykata.errors import AgentError, AgentLostError, PykataError, VMError
 from pykata.guest import Bundle
 from pykata.hypervisors.base import VM
 from pykata.options import Options
-from pykata.spec import Timings
+from pykata.spec import Disk, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -59,10 +59,8 @@ class Running:
 
     async def why(self, error: AgentError) -> PykataError:
         """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""
-        if isinstance(error, AgentLostError) and self.broken is None:
-            with anyio.move_on_after(DEATH_NOTICE):
-                died = await self.vm.died()
-                self.broken = self.broken or died
+        if isinstance(error, AgentLostError):
+            await self._notice_death()
         self.broken = self.broken or error
         return self.broken
 
@@ -73,3 +71,20 @@ class Running:
             yield
         except AgentLostError as lost:
             raise await self.why(lost) from lost
+
+    @asynccontextmanager
+    async def plugged(self, disk: Disk) -> AsyncIterator[str]:
+        """A disk in the virtual machine; yields its serial. If the machine is dead, why is raised."""
+        async with AsyncExitStack() as stack:
+            try:
+                serial = await stack.enter_async_context(self.vm.plug(disk))
+            except VMError as error:
+                await self._notice_death()
+                raise (self.broken or error) from error
+            yield serial
+
+    async def _notice_death(self) -> None:
+        if self.broken is None:
+            with anyio.move_on_after(DEATH_NOTICE):
+                died = await self.vm.died()
+                self.broken = self.broken or died

@@ -15,7 +15,7 @@ from pykata import host
 from pykata.errors import ConfigError
 from pykata.fs.base import SharedFs
 from pykata.fs.kept import make_kept, open_kept
-from pykata.fs.squashfs import COMPRESSORS, FORMAT, convert
+from pykata.fs.squashfs import COMPRESSORS, FORMAT, convert, converter
 from pykata.spec import Attachment, Disk, Image, Mount
 
 TAG = "rootfs"
@@ -59,6 +59,10 @@ class Block(SharedFs):
             yield _attachment(path, "squashfs")
         finally:
             os.close(descriptor)
+
+    def tool(self) -> Path:
+        """The program that converts images. Raises :class:`~pykata.errors.ToolMissingError`."""
+        return converter()
 
     def _path(self, image: Image) -> Path:
         name = image.digest.replace(":", "-")

@@ -37,13 +37,18 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _turns: RunVar[anyio.CapacityLimiter] = RunVar("pykata_squashfs_turns")
 
 
+def converter() -> Path:
+    """The program that makes a squashfs of a tar. Raises ToolMissingError."""
+    return host.find_tool("tar2sqfs", package="squashfs-tools-ng")
+
+
 async def convert(write_tar: Callable[[IO[bytes]], None], path: Path, compression: str) -> None:
     """Write the squashfs of what ``write_tar`` writes to ``path``.
 
     The same tar gives the same bytes. However this ends, no process and no thread of it is left; a file may be. Raises
     :class:`~pykata.errors.ImageError` and :class:`~pykata.errors.HostError`.
     """
-    tool = host.find_tool("tar2sqfs", package="squashfs-tools-ng")
+    tool = converter()
     async with _limiter():
         read_end, write_end = os.pipe()
         feed = _Feed(write_end)
