@@ -71,6 +71,9 @@ class ServerChannel(Channel):
             ]
         except AgentError:
             pass        # the host has gone
+        except ExceptionGroup as group:
+            if (mistake := group.split(AgentError)[1]) is not None:
+                raise mistake from None
         except BaseException:
             # Something killed this agent. One that was killed says no farewell.
             self.fail(AgentLostError, "the agent ended")
