@@ -10,8 +10,8 @@ from typing import Any
 from pykata.errors import ImageNotFoundError
 from pykata.images.config import parse_config
 from pykata.images.document import Document
-from pykata.images.oci import open_file
 from pykata.images.reference import Reference
+from pykata.images.store import open_file
 from pykata.spec import Image
 
 Builtin = Mapping[str, tuple[Path, Mapping[str, Any]]]

@@ -1,12 +1,9 @@
-"""Images in an OCI layout: a directory with an index and content-addressed blobs (image-spec, image-layout.md)."""
+"""Images in an OCI layout (image-spec, image-layout.md): an index, and blobs named by digest, in a folder or a tar."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 from attrs import frozen
@@ -27,10 +24,12 @@ from pykata.images.document import MAX_DOCUMENT, Document, parse_document
 from pykata.images.layers import Layer, write_layers
 from pykata.images.limits import Limits
 from pykata.images.reference import Reference
+from pykata.images.store import Store, open_store, read_small
 from pykata.spec import Image
 
 MAX_NESTING = 4         # an index of indexes of ...
 MAX_MANIFESTS = 1000    # in all of them
+INDEX = "index.json"
 TAG = "org.opencontainers.image.ref.name"
 
 _INDEXES = {"application/vnd.oci.image.index.v1+json",
@@ -53,25 +52,28 @@ class Descriptor:
 
 def find_oci(reference: Reference, architecture: str, limits: Limits) -> Image:
     """Find an image in a layout and verify its metadata; its layers are verified when they are read."""
-    layout = reference.path
-    descriptor = _choose(layout, reference, go_architecture(architecture))
-    manifest = _read_document(layout, descriptor, "manifest")
+    return find_in_layout(open_store(reference.path), reference, architecture, limits)
+
+
+def find_in_layout(store: Store, reference: Reference, architecture: str, limits: Limits) -> Image:
+    descriptor = _choose(store, reference, go_architecture(architecture))
+    manifest = _read_document(store, descriptor, "manifest")
     if manifest.get("config").value is None:
         raise ImageUnsupportedError("its manifest is of the old schema 1, or not of an image")
     described = _descriptor(manifest.get("config"))
-    config = _read_document(layout, described, "config")
+    config = _read_document(store, described, "config")
     check_platform(parse_platform(config), architecture)
     layers = [_descriptor(layer) for layer in manifest.get("layers").list()]
     diff_ids = parse_diff_ids(config)
     check_layers(diff_ids, layers)
-    stored = [_layer(layout, layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True)]
+    stored = [_layer(store, layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True)]
     return Image(
         reference=reference.text, digest=chain_id(diff_ids), config=parse_config(config), architecture=architecture,
         write_tar=partial(write_layers, stored, limits),
     )
 
 
-def _layer(layout: Path, layer: Descriptor, diff_id: str) -> Layer:
+def _layer(store: Store, layer: Descriptor, diff_id: str) -> Layer:
     # The media type says whether it is a layer at all; how it is compressed, its first bytes know better: there are
     # plain layers called gzip, and both digests are verified anyway.
     base = layer.media_type
@@ -79,46 +81,43 @@ def _layer(layout: Path, layer: Descriptor, diff_id: str) -> Layer:
         base = base.removesuffix(suffix)
     if base not in _LAYERS:
         raise ImageUnsupportedError(f"its layer {layer.digest} is of the media type {layer.media_type[:200]!r}")
-    path = _blob(layout, layer.digest)
-    return Layer(layer.digest, partial(open_blob, path, layer.digest), layer.digest, layer.size, diff_id)
+    return Layer(layer.digest, partial(_open_blob, store, layer.digest), layer.digest, layer.size, diff_id)
 
 
-def _choose(layout: Path, reference: Reference, wanted: str) -> Descriptor:
+def _choose(store: Store, reference: Reference, wanted: str) -> Descriptor:
     """The manifest for a tag (or digest) and an architecture."""
     try:
-        with open_file(layout / "index.json") as file:
-            raw = file.read(MAX_DOCUMENT + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        hint = "a colon can't be in the path of a layout" if reference.tag else ""
-        raise ImageNotFoundError(f"{layout} is not an OCI layout: it has no index.json", hint=hint) from None
+        index = parse_document(read_small(store, INDEX), INDEX)
+    except FileNotFoundError:
+        raise ImageNotFoundError(f"{store.path} is not an OCI layout: it has no {INDEX}") from None
     except OSError as exc:
-        raise ImageError(f"can't read {layout / 'index.json'}: {exc}") from exc
-    top = [_descriptor(one) for one in parse_document(raw, "index.json").get("manifests").list()]
+        raise ImageError(f"can't read {INDEX} of {store.path}: {exc}") from exc
+    top = [_descriptor(one) for one in index.get("manifests").list()]
     if not top:
-        raise ImageNotFoundError(f"{layout} has no images")
+        raise ImageNotFoundError(f"{store.path} has no images")
     tags = sorted({one.tag for one in top if one.tag})
     named = [one for one in top if reference.tag in (one.tag, one.digest)] if reference.tag else top
     if not named:
         hint = f"it has {', '.join(tags) or 'no tags'}"
-        raise ImageNotFoundError(f"{layout} has no image {reference.tag!r}", hint=hint)
+        raise ImageNotFoundError(f"{store.path} has no image {reference.tag!r}", hint=hint)
     if not reference.tag and len(tags) > 1:
-        raise ImageReferenceError(f"{layout} has more than one image", hint=f"add one of :{', :'.join(tags)}")
-    fitting = [(rank, number, one) for number, one in enumerate(_flattened(layout, named))
+        raise ImageReferenceError(f"{store.path} has more than one image", hint=f"add one of :{', :'.join(tags)}")
+    fitting = [(rank, number, one) for number, one in enumerate(_flattened(store, named))
                if (rank := one.platform.rank(wanted)) is not None]
     if not fitting:
-        found = sorted({str(one.platform) for one in _flattened(layout, named)} - {"unknown/unknown"})
+        found = sorted({str(one.platform) for one in _flattened(store, named)} - {"unknown/unknown"})
         raise ImageUnsupportedError(f"the image is not for linux/{wanted}", hint=f"it is for {', '.join(found)}")
     return min(fitting, key=lambda one: one[:2])[2]
 
 
-def _flattened(layout: Path, descriptors: list[Descriptor]) -> list[Descriptor]:
+def _flattened(store: Store, descriptors: list[Descriptor]) -> list[Descriptor]:
     """The manifests, with each index replaced by what it lists."""
     found: list[Descriptor] = []
     for _ in range(MAX_NESTING):
         found = []
         for one in descriptors:
             if one.media_type in _INDEXES:
-                listed = _read_document(layout, one, "index").get("manifests").list()
+                listed = _read_document(store, one, "index").get("manifests").list()
                 found += [_descriptor(nested) for nested in listed]
             elif one.media_type in _MANIFESTS or not one.media_type:
                 found.append(one)
@@ -137,11 +136,11 @@ def _descriptor(document: Document) -> Descriptor:
     )
 
 
-def _read_document(layout: Path, descriptor: Descriptor, what: str) -> Document:
+def _read_document(store: Store, descriptor: Descriptor, what: str) -> Document:
     if descriptor.size > MAX_DOCUMENT:
         raise ImageCorruptError(f"its {what} has {descriptor.size} bytes, more than {MAX_DOCUMENT}",
                                 digest=descriptor.digest)
-    with open_blob(_blob(layout, descriptor.digest), descriptor.digest) as file:
+    with _open_blob(store, descriptor.digest) as file:
         raw = file.read(descriptor.size + 1)
     algorithm, _, want = descriptor.digest.partition(":")
     if len(raw) != descriptor.size or hashlib.new(algorithm, raw).hexdigest() != want:
@@ -149,26 +148,10 @@ def _read_document(layout: Path, descriptor: Descriptor, what: str) -> Document:
     return parse_document(raw, what)
 
 
-def _blob(layout: Path, digest: str) -> Path:
-    algorithm, _, encoded = digest.partition(":")
-    return layout / "blobs" / algorithm / encoded
-
-
-def open_blob(path: Path, digest: str) -> IO[bytes]:
-    """Open a blob for reading; a missing one is a damaged image."""
+def _open_blob(store: Store, digest: str) -> IO[bytes]:
     try:
-        return open_file(path)
+        return store.open(f"blobs/{digest.replace(':', '/')}")
     except FileNotFoundError:
         raise ImageCorruptError(f"the blob {digest} is missing", digest=digest) from None
     except OSError as exc:
         raise ImageError(f"can't read the blob {digest}: {exc}") from exc
-
-
-def open_file(path: Path) -> IO[bytes]:
-    """Open a regular file: anything else might block for ever, such as a fifo."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    file = os.fdopen(descriptor, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise ImageCorruptError(f"{path} is not a regular file")
-    return file

@@ -13,7 +13,7 @@ MAX_HEADER = 1024 * 1024        # bytes; Go's archive/tar, and so Docker, refuse
 MAX_EXTENTS = 65536
 
 _XATTR = b"SCHILY.xattr."
-_OVERLAY = (b"trusted.overlay.", b"user.overlay.")
+OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 
 Extents = tuple[tuple[int, int], ...]
 
@@ -52,7 +52,7 @@ class Records:
         """The extended attributes, but for overlayfs's own: those say where it finds a file, and aren't the image's."""
         return tuple(sorted(
             (name, value) for key, value in self.values.items()
-            if (name := key.removeprefix(_XATTR)) != key and not name.startswith(_OVERLAY)
+            if (name := key.removeprefix(_XATTR)) != key and not name.startswith(OVERLAY)
         ))
 
 

@@ -10,17 +10,18 @@ from attrs import frozen
 
 from pykata.errors import ImageReferenceError
 
-FORMS = "oci:DIR[:TAG], docker-archive:FILE[:TAG], dir:ROOTFS, tar:FILE, builtin:NAME"
+FORMS = "oci:DIR[:TAG], docker-archive:FILE[:TAG], dir:ROOTFS, tar:FILE, builtin:NAME, ./PATH[:TAG]"
 
 
 class Source(Enum):
-    """Where an image comes from; the value is the prefix of the reference."""
+    """Where an image comes from; the value is the prefix of the reference. What a mere path is, its content says."""
 
     OCI = "oci"
     DOCKER_ARCHIVE = "docker-archive"
     DIRECTORY = "dir"
     TARBALL = "tar"
     BUILTIN = "builtin"
+    PATH = ""
 
 
 @frozen
@@ -37,7 +38,9 @@ class Reference:
         return Path(self.location)
 
 
-_TAGGED = {Source.OCI, Source.DOCKER_ARCHIVE}
+_TAGGED = {Source.OCI, Source.DOCKER_ARCHIVE, Source.PATH}
+_PREFIXES = {source.value for source in Source} - {""}
+_PATH = re.compile(r"\.{0,2}/")
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*(:[0-9]+/[a-z0-9._/-]+)?(:[\w.-]+)?(@[a-z0-9]+:[0-9a-f]+)?", re.ASCII)
 
 
@@ -45,24 +48,27 @@ def parse(text: str) -> Reference:
     """Take a reference apart, without looking at any file.
 
     What follows the first colon after ``oci:DIR`` or ``docker-archive:FILE`` is the tag, as skopeo has it: there a path
-    can't have a colon in it. Raises :class:`~pykata.errors.ImageReferenceError`.
+    can't have a colon in it. A reference that starts with ``/``, ``./`` or ``../`` is the path of an OCI layout or of
+    an archive. Raises :class:`~pykata.errors.ImageReferenceError`.
     """
-    if not isinstance(text, str):
+    if not isinstance(text, str) or "\0" in text:
         raise ImageReferenceError(f"{text!r} is not an image reference", reference=str(text), hint=f"one of {FORMS}")
-    prefix, colon, rest = text.partition(":")
-    source = next((source for source in Source if source.value == prefix), None) if colon else None
-    if source is None:
-        raise ImageReferenceError(f"{text!r} names no kind of image", reference=text, hint=_hint(text))
-    location, _, tag = rest.partition(":") if source in _TAGGED else (rest, "", "")
-    if not location or "\0" in text:
-        what = "NAME" if source is Source.BUILTIN else "path"
-        raise ImageReferenceError(f"{text!r} has no {what} after {prefix!r}:", reference=text, hint=f"one of {FORMS}")
+    if _PATH.match(text):
+        source, location = Source.PATH, text
+    else:
+        prefix, colon, location = text.partition(":")
+        if not colon or prefix not in _PREFIXES:
+            raise ImageReferenceError(f"{text!r} names no kind of image", reference=text, hint=_hint(text))
+        source = Source(prefix)
+    tag = ""
+    if source in _TAGGED:
+        location, _, tag = location.partition(":")
+    if not location:
+        raise ImageReferenceError(f"{text!r} says no more than a kind of image", reference=text, hint=f"one of {FORMS}")
     return Reference(text, source, location, tag)
 
 
 def _hint(text: str) -> str:
-    if text.startswith(("/", ".", "~")):
-        return f"say what it is: oci:{text}, dir:{text}, tar:{text} or docker-archive:{text}"
     if _PLAIN_NAME.fullmatch(text) or text.startswith(("docker:", "docker://")):
         name = text.removeprefix("docker:").removeprefix("//")
         return (f"names in a registry aren't supported yet: copy it first, for example with "

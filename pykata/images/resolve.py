@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from threading import Event
 
 import anyio.to_thread
 
-from pykata.errors import ImageError
+from pykata.errors import ImageError, ImageReferenceError
 from pykata.images.builtin import Builtin, find_builtin
+from pykata.images.directory import find_directory
+from pykata.images.docker_archive import MANIFEST, find_docker_archive, find_in_archive
 from pykata.images.limits import DEFAULT_LIMITS, Limits
-from pykata.images.oci import find_oci
+from pykata.images.oci import INDEX, find_in_layout, find_oci
 from pykata.images.reference import Reference, Source, parse
+from pykata.images.store import has, open_store
 from pykata.images.tarball import find_tarball
 from pykata.spec import Image
 
@@ -28,10 +33,27 @@ async def resolve(
     ``builtin:NAME`` can name, with their disks and OCI configs. Raises :class:`~pykata.errors.ImageError`.
     """
     parsed = parse(reference)
-    return await anyio.to_thread.run_sync(partial(_find, parsed, architecture, builtin or {}, limits))
+    stop = Event()
+
+    def poll() -> None:
+        if stop.is_set():
+            raise _AbandonedError
+
+    find = partial(_find, parsed, architecture, builtin or {}, limits, poll)
+    try:
+        # Left behind when this is cancelled: it only reads, and ends as soon as it looks.
+        return await anyio.to_thread.run_sync(find, abandon_on_cancel=True)
+    finally:
+        stop.set()
 
 
-def _find(reference: Reference, architecture: str, builtin: Builtin, limits: Limits) -> Image:
+class _AbandonedError(Exception):
+    """Nobody waits for this image any more."""
+
+
+def _find(
+    reference: Reference, architecture: str, builtin: Builtin, limits: Limits, poll: Callable[[], None]
+) -> Image:
     try:
         match reference.source:
             case Source.OCI:
@@ -40,8 +62,22 @@ def _find(reference: Reference, architecture: str, builtin: Builtin, limits: Lim
                 return find_tarball(reference, architecture, limits)
             case Source.BUILTIN:
                 return find_builtin(reference, architecture, builtin)
-            case _:
-                raise NotImplementedError(reference.source)
+            case Source.DOCKER_ARCHIVE:
+                return find_docker_archive(reference, architecture, limits)
+            case Source.DIRECTORY:
+                return find_directory(reference, architecture, limits, poll)
+            case Source.PATH:
+                return _find_path(reference, architecture, limits)
     except ImageError as exc:
         exc.reference = exc.reference or reference.text
         raise
+
+
+def _find_path(reference: Reference, architecture: str, limits: Limits) -> Image:
+    store = open_store(reference.path)
+    if has(store, INDEX):
+        return find_in_layout(store, reference, architecture, limits)
+    if has(store, MANIFEST):
+        return find_in_archive(store, reference, architecture, limits)
+    raise ImageReferenceError(f"{reference.path} is no OCI layout and no archive of docker save",
+                              hint=f"is it a root filesystem? Then say dir:{reference.path} or tar:{reference.path}")

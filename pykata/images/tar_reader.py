@@ -8,10 +8,10 @@ expression that takes quadratic time (CVE-2024-6232).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from pykata.images.entry import MAX_PATH, BadEntryError, Entry, Kind, clean_path
 from pykata.images.pax import MAX_EXTENTS, MAX_HEADER, Records, parse_decimal, parse_records, sparse_map
-from pykata.images.stream import Reader
 
 BLOCK = 512
 MAX_ID = 2**32 - 2              # the last one is "no change" for chown(2)
@@ -21,10 +21,19 @@ _ZEROS = bytes(BLOCK)
 _KINDS = {kind.value: kind for kind in Kind} | {b"\0": Kind.FILE, b"7": Kind.FILE, b"S": Kind.FILE}
 
 
+class Source(Protocol):
+    """What a TarReader needs of a :class:`~pykata.images.stream.Reader`."""
+
+    def read(self, count: int) -> bytes: ...
+    def pieces(self, count: int) -> Iterator[memoryview]: ...
+    def skip(self, count: int) -> None: ...
+    def at_end(self) -> bool: ...
+
+
 class TarReader:
     """Iterates over the entries. Data that the caller leaves in place (see :meth:`data`) is skipped."""
 
-    def __init__(self, source: Reader) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._data = 0          # bytes of the current entry that weren't read yet
         self._padding = 0

@@ -10,8 +10,8 @@ from typing import IO
 from pykata.errors import ImageError, ImageNotFoundError
 from pykata.images.layers import Layer, write_layers
 from pykata.images.limits import Limits
-from pykata.images.oci import open_file
 from pykata.images.reference import Reference
+from pykata.images.store import open_file
 from pykata.spec import Image, ImageConfig
 
 DEFAULT_CONFIG = ImageConfig(
