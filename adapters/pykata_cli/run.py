@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
-from attrs import define
+from attrs import define, field
 
 import pykata
 from pykata_cli import exits, stdio
@@ -20,7 +22,7 @@ log = logging.getLogger("pykata.cli")
 
 SIGPIPE = 13
 DRAIN = 10.0
-"""Seconds that a killed command has for its last output to arrive."""
+"""Seconds that the guest has for each piece of a killed command's last output."""
 
 
 async def command(arguments: argparse.Namespace) -> int:
@@ -58,32 +60,25 @@ class Streams:
     process: pykata.Process
     stdin: bool
     pipe_broken: bool = False
+    _killed_at: float = math.inf
+    _waits: dict[int, anyio.CancelScope] = field(factory=dict)
 
     async def run(self, timeout: float | None) -> int:
         """Pass everything on until the command ends; returns the exit code for it."""
-        with anyio.move_on_after(timeout) as limit:
-            await self._pass_on()
-        if limit.cancelled_caught:
-            await self._put_down()
-            _say(f"the command was killed: its {timeout:g} s were over")
-            return exits.TIMEOUT
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feed)
+            tasks.start_soon(self._kill_after, math.inf if timeout is None else timeout)
+            await self._drain(tasks.cancel_scope)
+            tasks.cancel_scope.cancel()
         if self.pipe_broken:
             return exits.SIGNAL + SIGPIPE       # who read our output has left; so would a local command
+        if self._killed_at < math.inf:
+            _say(f"the command was killed: its {timeout:g} s were over")
+            return exits.TIMEOUT
         code = await self.process.wait()
         if self.process.exited is not None and self.process.exited.oom_killed:
             _say("the command was killed: memory ran out (--memory gives it more)")
         return code
-
-    async def _pass_on(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed)
-            await self._drain(tasks.cancel_scope)
-            tasks.cancel_scope.cancel()
-
-    async def _put_down(self) -> None:
-        with anyio.move_on_after(DRAIN) as scope:
-            await self.process.kill()
-            await self._drain(scope)
 
     async def _feed(self) -> None:
         if self.stdin:
@@ -91,11 +86,18 @@ class Streams:
                 await self.process.stdin.send(data)
         await self.process.stdin.aclose()
 
+    async def _kill_after(self, timeout: float) -> None:
+        await anyio.sleep(timeout)
+        self._killed_at = anyio.current_time()
+        await self.process.kill()
+        for wait in self._waits.values():
+            wait.deadline = self._killed_at + DRAIN
+
     async def _drain(self, scope: anyio.CancelScope) -> None:
-        async def copy(output: Any, fd: int) -> None:
+        async def copy(output: AsyncIterator[bytes], fd: int) -> None:
             try:
-                async for data in output:
-                    await stdio.write(fd, data)
+                while (piece := await self._next(output, fd)) is not None:
+                    await stdio.write(fd, piece)
             except BrokenPipeError:
                 self.pipe_broken = True
                 scope.cancel()
@@ -103,6 +105,12 @@ class Streams:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(copy, self.process.stdout, stdio.STDOUT)
             tasks.start_soon(copy, self.process.stderr, stdio.STDERR)
+
+    async def _next(self, output: AsyncIterator[bytes], fd: int) -> bytes | None:
+        # It is the guest that has to hurry after a kill, not whoever reads what we write: nothing gets lost by that.
+        with anyio.CancelScope(deadline=self._killed_at + DRAIN) as self._waits[fd]:
+            return await anext(output, None)
+        return None
 
 
 def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ class Input:
         self.closed.set()
 
 
-@define
+@define(slots=False)
 class ScriptedProcess:
     """Writes what it is told to; then it ends, or waits for a signal that ends it."""
 
@@ -58,16 +59,12 @@ class ScriptedProcess:
     stdin: Input = field(factory=Input)
     signals: list[int] = field(factory=list)
     ended: anyio.Event = field(factory=anyio.Event)
+    killed: threading.Event = field(factory=threading.Event)
     needs: int = 1
     """How many signals end it."""
 
-    @property
-    def stdout(self) -> AsyncIterator[bytes]:
-        return self._out()
-
-    @property
-    def stderr(self) -> AsyncIterator[bytes]:
-        return self._err()
+    def __attrs_post_init__(self) -> None:
+        self.stdout, self.stderr = self._out(), self._err()
 
     async def _out(self) -> AsyncIterator[bytes]:
         for piece in self.output:
@@ -103,6 +100,7 @@ class ScriptedProcess:
     async def kill(self) -> None:
         self.signals.append(signal.SIGKILL)
         self.ended.set()
+        self.killed.set()
 
 
 class ScriptedSandbox:
@@ -309,6 +307,43 @@ def test_nobody_reads_the_output(scripted: Script, capfdbinary: pytest.CaptureFi
 
 
 # --- how it ends ---
+
+
+def test_a_slow_reader_loses_nothing_by_a_timeout(scripted: Script) -> None:
+    data = os.urandom(300_000)
+    reader, writer = os.pipe()
+    saved = os.dup(1)
+    os.dup2(writer, 1)
+    os.close(writer)
+    late = scripted(output=(data,), exit=None)
+    received = bytearray()
+
+    def read() -> None:
+        late.killed.wait()
+        while piece := os.read(reader, 65536):
+            received.extend(piece)
+
+    slow = threading.Thread(target=read)
+    slow.start()
+    try:
+        assert run("--timeout", "0.01", "image") == 124
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        slow.join()
+        os.close(reader)
+    assert bytes(received) == data
+
+
+def test_a_guest_that_says_nothing_after_the_kill(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(ScriptedProcess):
+        async def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("pykata_cli.run.DRAIN", 0.01)
+    ScriptedSandbox.process_ = Silent(output=(b"partial",), exit=None)
+    assert run("--timeout", "0.01", "image") == 124
+    assert ScriptedSandbox.left
 
 
 def test_timeout(scripted: Script, capfd: pytest.CaptureFixture[str]) -> None:
