@@ -37,7 +37,7 @@ from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame
 
-from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, PER_STREAM, FrameGuard
+from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, FrameGuard
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
@@ -191,7 +191,7 @@ class Channel(asyncio.BufferedProtocol):
                 await self._stream_closed.wait()
                 continue
             if self._guard:
-                self._guard.credit(PER_STREAM)
+                self._guard.stream_opened(stream_id)
             stream = self._streams[stream_id] = Stream(self, stream_id)
             return stream
 

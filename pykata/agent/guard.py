@@ -29,7 +29,7 @@ LONGEST = {
     GOAWAY: 4096,
     WINDOW_UPDATE: 4,
 }
-ACK = 0x1
+ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
 PADDED, PRIORITY = 0x8, 0x20
 HEADER_SIZE = 9                 # of a frame: RFC 9113, section 4.1
@@ -56,17 +56,25 @@ class FrameGuard:
         self._payload = 0               # bytes of the current frame's payload that are still to come
         self._first = True
         self._block = 0                 # bytes of the header block that is open
-        self._reset: dict[int, int] = {}        # stream -> bytes of data that may still come for it
+        self._open: set[int] = set()    # streams that the agent may send data in
+        self._reset: dict[int, int] = {}        # stream -> bytes of data that may still come in it
 
     def credit(self, tokens: float) -> None:
         """The host did something that gives the agent reason to send ``tokens`` more frames."""
         self._tokens = min(BURST, self._tokens + tokens)
 
+    def stream_opened(self, stream: int) -> None:
+        """The host has opened a stream."""
+        self._open.add(stream)
+        self.credit(PER_STREAM)
+
     def stream_reset(self, stream: int, window: int) -> None:
         """The host has reset a stream; up to ``window`` bytes may be under way."""
-        self._reset[stream] = window
-        if len(self._reset) > RESETS:
-            del self._reset[next(iter(self._reset))]
+        if stream in self._open:
+            self._open.discard(stream)
+            self._reset[stream] = window
+            if len(self._reset) > RESETS:
+                del self._reset[next(iter(self._reset))]
 
     def feed(self, data: bytes) -> int:
         """Check the next bytes from the agent. Returns how many frames began in them."""
@@ -107,13 +115,13 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
         if (kind == DATA and flags & PADDED) or (kind == HEADERS and flags & (PADDED | PRIORITY)):
             raise AgentProtocolError("the agent sent a padded frame or a priority; agents don't")
+        if kind == DATA:
+            self._check_data(stream, length)
+        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
+            self._open.discard(stream)
+            self._reset.pop(stream, None)
         if kind == DATA and length:
-            # Data costs nothing: whoever receives it holds it back by flow control. Unless nobody does.
-            if stream in self._reset:
-                self._late_data(stream, length)
-            else:
-                self.credit(length / BYTES_PER_TOKEN)
-            return
+            return      # costs nothing: whoever receives it holds it back by flow control
         if kind in (HEADERS, CONTINUATION):
             self._block += length
             if self._block > MAX_HEADERS:
@@ -122,10 +130,13 @@ class FrameGuard:
                 self._block = 0
         self._spend(kind)
 
-    def _late_data(self, stream: int, length: int) -> None:
-        self._reset[stream] -= length
-        if self._reset[stream] < 0:
-            raise AgentProtocolError(f"the agent goes on sending in stream {stream}, which was reset")
+    def _check_data(self, stream: int, length: int) -> None:
+        if stream in self._open:
+            self.credit(length / BYTES_PER_TOKEN)
+            return
+        self._reset[stream] = left = self._reset.get(stream, -1) - length
+        if left < 0:
+            raise AgentProtocolError(f"the agent sent data in stream {stream}, which isn't open")
 
     def _spend(self, kind: int) -> None:
         now = self._clock()
