@@ -14,7 +14,6 @@ RECIPE = "1"
 
 _TOOLS = {"cargo": "cargo", "rustc": "rustc", "gcc": "gcc", "strip": "binutils"}
 _NAME = "pykata-agent"
-_CRATES = 200
 
 
 async def agent_inputs(root: Path, arch: str) -> dict[str, str]:
@@ -32,11 +31,12 @@ async def agent_inputs(root: Path, arch: str) -> dict[str, str]:
 
 async def build_agent(root: Path, arch: str, work: Path, target_dir: Path, progress: Progress) -> Path:
     """Build the agent and return its file. Compiled crates stay in ``target_dir`` for the next time."""
-    argv = ["cargo", "build", "--release", "--locked", "--target", _triple(arch)]
+    crates = _manifest(root).with_name("Cargo.lock").read_text().count("[[package]]")
+    argv = ["cargo", "build", "--release", "--locked", "--bin", _NAME, "--target", _triple(arch)]
     await run_logged(
         argv, work / "agent.log", cwd=_manifest(root).parent,
         env={"CARGO_TARGET_DIR": str(target_dir), "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(_flags(root, target_dir))},
-        on_line=count_lines(("   Compiling ",), "agent", _CRATES, progress),
+        on_line=count_lines(("   Compiling ",), "agent", crates, progress),
     )
     return target_dir / _triple(arch) / "release" / _NAME
 
@@ -45,7 +45,8 @@ def _flags(root: Path, target_dir: Path) -> list[str]:
     cargo_home = os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")
     places = {str(root): "/pykata", str(target_dir): "/target", cargo_home: "/cargo"}
     return [
-        "-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cstrip=symbols", "-Clink-arg=-Wl,--build-id=none",
+        "-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cstrip=symbols",
+        "-Clink-arg=-Wl,--build-id=none",
         # Panic messages name source files: without the paths of whoever built it.
         *(f"--remap-path-prefix={path}={name}" for path, name in places.items()),
     ]
