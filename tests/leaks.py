@@ -108,12 +108,12 @@ def _command(pid: int) -> str:
 
 
 def threads(places: Places) -> Things:
-    """Threads of this process. anyio keeps idle workers for the next call."""
+    """Threads of this process. anyio and the loop's default executor keep idle workers for the next call."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     return {
         str(tid): f"{tid} {names.get(tid, '(not made by Python)')}"
         for tid in _numbers("/proc/self/task")
-        if not names.get(tid, "").startswith("AnyIO worker")
+        if not names.get(tid, "").startswith(("AnyIO worker", "asyncio_"))
     }
 
 
