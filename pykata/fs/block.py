@@ -51,10 +51,9 @@ class Block(SharedFs):
             yield _attachment(image.disk, image.disk_type)
             return
         path = self._path(image)
-        descriptor = open_kept(path)
-        if descriptor is None:
+        while (descriptor := open_kept(path)) is None:
             assert image.write_tar is not None
-            descriptor = await make_kept(path, partial(convert, image.write_tar, compression=self.compression))
+            await make_kept(path, partial(convert, image.write_tar, compression=self.compression))
         try:
             yield _attachment(path, "squashfs")
         finally:

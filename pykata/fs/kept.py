@@ -46,8 +46,8 @@ def open_kept(path: Path) -> int | None:
     return None
 
 
-async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> int:
-    """As :func:`open_kept`, but ``make`` it first if it isn't there: ``make`` writes to the path that it is given.
+async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> None:
+    """Make a squashfs, unless it is there: ``make`` writes to the path that it is given.
 
     Whoever asks for the same file meanwhile, in whatever process, waits for it. If this is cancelled, or ``make``
     fails, nothing is left, and the next who waits makes it.
@@ -56,7 +56,8 @@ async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with _turn(path), _locked(_lock_path(path)):
             if (descriptor := open_kept(path)) is not None:
-                return descriptor
+                os.close(descriptor)
+                return
             collect(path.parent)
             part = path.with_suffix(".part")
             try:
@@ -65,10 +66,6 @@ async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> int:
                 part.rename(path)
             finally:
                 part.unlink(missing_ok=True)
-            descriptor = open_kept(path)
-    if descriptor is None:
-        raise HostError(f"{path} was made, and isn't there")
-    return descriptor
 
 
 def collect(folder: Path) -> None:
@@ -179,6 +176,8 @@ def _is_whole(descriptor: int) -> bool:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        if not _is_whole(descriptor):
+            raise HostError(f"{path} is not a squashfs")
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Images written by ``docker save``: a tar with a manifest of its own (moby, image/spec/spec.md: "Combined Image JSON")."""
+"""Images written by ``docker save``: a tar with a manifest of its own (moby, image/spec: "Combined Image JSON")."""
 
 from __future__ import annotations
 
