@@ -47,7 +47,7 @@ async def build_bundle(
     The first time takes some minutes, for the kernel. Raises ToolMissingError (its hint names the Debian packages) and
     BundleBuildError (``output`` is the end of the log).
     """
-    arch, root = arch or host_arch(), root or _tree()
+    arch, root = arch or host_arch(), (root or _tree()).absolute()
     cache = cache_root()
     async with locked(cache, lambda holder: progress("lock", 0, 0, f"waiting for {holder}")):
         tree = tree_hash(root, arch)
