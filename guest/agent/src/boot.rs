@@ -1,0 +1,146 @@
+//! From the kernel's `exec` to serving: what PID 1 has to do itself in a guest that holds nothing else.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, mkdir};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use crate::agent::Agent;
+use crate::cgroup::{self, Cgroup};
+use crate::container;
+use crate::errno::{Failed, Step};
+use crate::mounts::{self, RDONLY, mount_at};
+use crate::reaper;
+use crate::server;
+use crate::stats::Memory;
+use crate::sys;
+use crate::transport::{Endpoint, TransportError};
+use crate::log;
+
+/// The kernel's own limit.
+const MAX_FILES: u64 = 1 << 20;
+
+/// What is known of the guest from its start on.
+pub struct Guest {
+    /// CLOCK_BOOTTIME when PID 1 began, and when it began to serve.
+    pub kernel_ns: i64,
+    pub agent_ns: i64,
+    pub memory_total: u64,
+    /// The parent of all containers' cgroups.
+    pub cgroups: Cgroup,
+    /// The guest's own PID namespace, to come back to.
+    pub pid_namespace: OwnedFd,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error(transparent)]
+    Syscall(#[from] Failed),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
+/// The whole life of PID 1. It ends only in failure; the kernel then panics, and the VM with it.
+pub fn pid1() -> i32 {
+    let kernel_ns = sys::boottime_ns();
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        let _ = rustix::io::write(rustix::stdio::stderr(), b"pykata-agent runs as PID 1 of a pykata guest only\n");
+        return 2;
+    }
+    let Err(err) = boot(kernel_ns);
+    log!("fatal: {err}");
+    1
+}
+
+fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
+    mount_all()?;
+    log::open();
+    take_null_stdio()?;
+    protect()?;
+    let guest = Guest {
+        kernel_ns,
+        agent_ns: 0,
+        memory_total: Memory::read()?.total,
+        cgroups: cgroup::prepare()?,
+        pid_namespace: rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .step("open", "pid namespace")?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    runtime.step("start", "event loop")?.block_on(serve(guest))
+}
+
+async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").step("read", "/proc/cmdline")?;
+    let signals = reaper::child_signals()?;
+    let endpoint = Endpoint::open(&cmdline).await?;
+    guest.agent_ns = sys::boottime_ns();
+    log!("serving after {} us", (guest.agent_ns - guest.kernel_ns) / 1000);
+    let agent = Arc::new(Agent::new(guest));
+    let reaping = agent.clone();
+    tokio::spawn(async move {
+        if let Err(failed) = reaping.reaper.run(signals).await {
+            log!("fatal: {failed}");
+            sys::exit_now(1);
+        }
+    });
+    let mut last = None;
+    loop {
+        let mut channel = endpoint.connect(last).await?;
+        if let Err(err) = server::serve(&mut channel, agent.clone()).await {
+            log!("connection: {err}");
+        }
+        last = Some(channel);
+    }
+}
+
+/// The initramfs can't be left by pivot_root, as nothing lies under it: containers need a root that has a parent. A
+/// bind mount of it on top of itself is one; and being read-only, nobody who gets hold of the agent's file can change it.
+fn mount_root() -> Result<(), Failed> {
+    for dir in ["/proc", "/sys", "/dev", "/run", "/mnt"] {
+        let _ = mkdir(dir, Mode::from_raw_mode(0o755));
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(rustix::fs::CWD, "/", flags).step("open_tree", "/")?;
+    mounts::set_attributes(root.as_fd(), false, RDONLY, 0, 0)?;
+    move_mount(&root, c"", rustix::fs::CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("move_mount", "/")?;
+    rustix::process::fchdir(&root).step("chdir", "/")?;
+    rustix::process::chroot(".").step("chroot", "/")
+}
+
+fn mount_all() -> Result<(), Failed> {
+    mount_root()?;
+    let usual = ["nosuid", "noexec", "nodev"];
+    mount_at("proc", "proc", "/proc", &usual)?;
+    mount_at("sysfs", "sysfs", "/sys", &usual)?;
+    mount_at("devtmpfs", "devtmpfs", "/dev", &["nosuid", "noexec", "mode=755"])?;
+    mount_at("tmpfs", "tmpfs", "/run", &["nosuid", "nodev", "mode=755"])?;
+    mount_at("cgroup2", "cgroup", cgroup::ROOT, &["nosuid", "noexec", "nodev", "nsdelegate", "memory_recursiveprot"])?;
+    for dir in container::DIRS.iter().chain(&[container::VOLUMES, "/dev/pts", "/dev/shm"]) {
+        mkdir(*dir, Mode::from_raw_mode(0o755)).step("mkdir", dir)?;
+    }
+    mount_at("devpts", "devpts", "/dev/pts", &["nosuid", "noexec", "mode=620", "ptmxmode=666"])?;
+    mount_at("tmpfs", "shm", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777"])
+}
+
+/// 0, 1 and 2 have to be taken, so that no other descriptor gets these numbers.
+fn take_null_stdio() -> Result<(), Failed> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).step("open", "/dev/null")?;
+    if null.as_raw_fd() <= 2 {
+        std::mem::forget(null);
+        return take_null_stdio();
+    }
+    rustix::stdio::dup2_stdin(&null).step("dup2", "stdin")?;
+    rustix::stdio::dup2_stdout(&null).step("dup2", "stdout")?;
+    rustix::stdio::dup2_stderr(&null).step("dup2", "stderr")
+}
+
+/// Against the containers: the OOM killer takes others first, and nobody may trace the agent or read its memory, its
+/// forked children included. And many streams need many descriptors.
+fn protect() -> Result<(), Failed> {
+    std::fs::write("/proc/self/oom_score_adj", "-1000").step("write", "oom_score_adj")?;
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).step("prctl", "dumpable")?;
+    sys::ignore_signal(libc::SIGPIPE);
+    let files = rustix::process::Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).step("setrlimit", "files")
+}

@@ -1,0 +1,235 @@
+//! Containers: made, found dead, and removed again without a trace.
+
+pub mod config;
+mod dev;
+pub mod filesystems;
+mod idle;
+mod init;
+pub mod inside;
+mod paths;
+mod resources;
+mod rootfs;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::agent::Agent;
+use crate::cgroup::Cgroup;
+use crate::errno::{Failed, Step};
+use crate::log;
+use crate::process::defaults::Defaults;
+use crate::proto;
+use crate::stdio::{self, Report};
+use crate::sys::{self, Cloned};
+use config::{Config, MountKind, Namespaces};
+use filesystems::Found;
+
+pub use config::VOLUMES;
+pub use rootfs::DIRS;
+
+pub struct Container {
+    pub id: String,
+    pub cgroup: Cgroup,
+    pub namespaces: Namespaces,
+    pub defaults: Defaults,
+    init: i32,
+    pidfd: OwnedFd,
+    /// Becomes true when init is gone, and with it the namespaces, mounts and processes.
+    gone: watch::Receiver<bool>,
+    processes: Mutex<HashMap<String, Running>>,
+    /// Cgroups of ended processes that have left descendants behind.
+    leftovers: Mutex<Vec<String>>,
+    serial: AtomicU64,
+}
+
+/// A process of the host's that has not been waited for.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub pid: i32,
+    pub cgroup: Arc<Cgroup>,
+}
+
+/// A request whose devices are all there: the rest takes no waiting for the host.
+pub struct Prepared {
+    config: Config,
+    lowers: Vec<Found>,
+    mounted: Vec<Option<Found>>,
+}
+
+/// Checks a request and waits for its disks. Holds nothing: may be dropped at any time.
+pub async fn prepare(request: proto::CreateContainerRequest) -> Result<Prepared, Status> {
+    let mut config = Config::new(request)?;
+    let lowers = filesystems::find_all(std::mem::take(&mut config.rootfs.lowers)).await?;
+    let mut mounted = Vec::with_capacity(config.mounts.len());
+    for mount in &mut config.mounts {
+        mounted.push(match &mut mount.what {
+            MountKind::Device(device) => Some(device.take().find().await?),
+            _ => None,
+        });
+    }
+    Ok(Prepared { config, lowers, mounted })
+}
+
+/// Makes the container; its id must be claimed. Not to be dropped half-way.
+pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, Status> {
+    let ready = agent.ready()?;
+    let Prepared { config, lowers, mounted } = prepared;
+    rootfs::make_lower_dirs(lowers.len())?;
+    let cgroup = agent.guest.cgroups.child(&config.id)?;
+    let started = start_init(agent, &cgroup, init::Plan { config: &config, lowers, mounted, names: &ready.names });
+    let (init, report) = match started {
+        Ok(started) => started,
+        Err(failed) => {
+            let _ = agent.guest.cgroups.remove_child(&config.id);
+            return Err(failed.into());
+        }
+    };
+    let (tx, gone) = watch::channel(false);
+    let exit = agent.reaper.watch(init);
+    tokio::spawn(async move {
+        let _ = exit.await;
+        let _ = tx.send(true);
+    });
+    let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
+    let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
+    let result = match report.read().await {
+        Ok(report) if report.is_ok() => pidfd.map_err(Status::from),
+        Ok(report) => Err(report.status()),
+        Err(failed) => Err(failed.into()),
+    };
+    let Config { id, namespaces, process, .. } = config;
+    match result {
+        Ok(pidfd) => Ok(Arc::new(Container {
+            id,
+            cgroup,
+            namespaces,
+            defaults: process,
+            init,
+            pidfd,
+            gone,
+            processes: Mutex::default(),
+            leftovers: Mutex::default(),
+            serial: AtomicU64::new(0),
+        })),
+        Err(status) => {
+            let _ = sys::kill(init, libc::SIGKILL);
+            wait_gone(gone).await;
+            remove_cgroup(&agent.guest.cgroups, &id).await?;
+            Err(status)
+        }
+    }
+}
+
+fn start_init(agent: &Agent, cgroup: &Cgroup, plan: init::Plan<'_>) -> Result<(i32, stdio::Reporting), Failed> {
+    resources::apply(cgroup, &plan.config.resources, resources::default_pids(agent.guest.memory_total))?;
+    let (report, reporter) = stdio::report_pipe()?;
+    let namespaces = &plan.config.namespaces;
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    for (own, flag) in [
+        (namespaces.uts, libc::CLONE_NEWUTS),
+        (namespaces.ipc, libc::CLONE_NEWIPC),
+        (namespaces.net, libc::CLONE_NEWNET),
+    ] {
+        flags |= if own { flag } else { 0 };
+    }
+    // SAFETY: the agent has one thread, and the child ends in `idle` or `_exit`.
+    match unsafe { sys::clone_into(flags as u64, Some(cgroup.as_fd())) }.step("clone", "container init")? {
+        Cloned::Parent { pid } => Ok((pid, report)),
+        Cloned::Child => match init::build(&plan) {
+            Ok(()) => {
+                reporter.send(&Report::Ok { pid: 1 });
+                // SAFETY: nothing of this process uses a descriptor from here on; `forever` never returns.
+                unsafe { close_all() };
+                idle::forever()
+            }
+            Err(failed) => {
+                reporter.send(&Report::from(failed));
+                sys::exit_now(1)
+            }
+        },
+    }
+}
+
+/// Closes every descriptor.
+///
+/// # Safety
+/// No owner of a descriptor may be used or dropped afterwards.
+unsafe fn close_all() {
+    // SAFETY: as the caller vouches.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+}
+
+async fn wait_gone(mut gone: watch::Receiver<bool>) {
+    let _ = gone.wait_for(|gone| *gone).await;
+}
+
+/// Removes a container by its id and returns when nothing of it is left. An unknown id is fine.
+pub async fn remove(agent: &Agent, id: &str) -> Result<(), Status> {
+    let Some(container) = agent.settled(id).await else { return Ok(()) };
+    let _ = container.cgroup.kill();
+    let _ = sys::kill(container.init_if_alive(), libc::SIGKILL);
+    wait_gone(container.gone.clone()).await;
+    if !agent.is_current(&container) {
+        return Ok(()); // another call was faster
+    }
+    remove_cgroup(&agent.guest.cgroups, id).await?;
+    agent.forget(id);
+    Ok(())
+}
+
+/// Init's end took every process with it; the last of them may still be on its way out of the cgroup.
+async fn remove_cgroup(parent: &Cgroup, id: &str) -> Result<(), Failed> {
+    for attempt in 0..10 {
+        if parent.remove_child(id)? {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(1 << attempt)).await;
+    }
+    log!("container {id}: its cgroup stays busy");
+    Err(Failed::new("remove cgroup", id, rustix::io::Errno::BUSY))
+}
+
+impl Container {
+    /// For `setns`: all of init's namespaces.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    pub fn is_alive(&self) -> bool {
+        !*self.gone.borrow()
+    }
+
+    fn init_if_alive(&self) -> i32 {
+        // 0 would be our own group: a pid that can't exist makes kill fail instead.
+        if self.is_alive() { self.init } else { i32::MAX }
+    }
+
+    /// A cgroup for one more process.
+    pub fn next_cgroup(&self) -> Result<Cgroup, Failed> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        self.cgroup.child(&format!("p{serial}"))
+    }
+
+    /// Takes away the cgroup of an ended process, now or when its last descendant is gone.
+    pub fn drop_cgroup(&self, name: &str) {
+        let mut leftovers = self.leftovers.lock().unwrap_or_else(PoisonError::into_inner);
+        leftovers.push(name.to_owned());
+        leftovers.retain(|name| !self.cgroup.remove_child(name).unwrap_or(true));
+    }
+
+    pub fn processes(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often the OOM killer has struck in here.
+    pub fn oom_kills(&self) -> u64 {
+        self.cgroup.value("memory.events", "oom_kill").unwrap_or(0)
+    }
+}

@@ -1,0 +1,146 @@
+//! The container's root file system: read-only layers, a writable tmpfs of limited size on top, and the way into it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::config::Rootfs;
+use super::filesystems::Found;
+use super::inside::{self, Kind};
+use crate::errno::{Failed, Step};
+use crate::mounts::{self, NODEV, Options, RDONLY};
+use crate::setup::names::Names;
+
+/// Mount points that each init uses in its own mount namespace.
+pub const LOWERS: &str = "/run/pykata/lower";
+const UPPER: &str = "/run/pykata/upper";
+const ROOT: &str = "/run/pykata/rootfs";
+/// The directories the agent makes at boot.
+pub const DIRS: [&str; 4] = ["/run/pykata", LOWERS, UPPER, ROOT];
+
+fn lower_dir(index: usize) -> String {
+    format!("{LOWERS}/{index}")
+}
+
+/// Mount points for that many lowers; made by the agent, as they are for all containers.
+pub fn make_lower_dirs(count: usize) -> Result<(), Failed> {
+    for index in (0..count).rev() {
+        match rustix::fs::mkdir(lower_dir(index), Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => break,
+            Err(errno) => return Err(Failed::new("mkdir", lower_dir(index), errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Mounts the root at its place in the guest's tree.
+pub fn mount(rootfs: &Rootfs, lowers: &[Found]) -> Result<(), Failed> {
+    if let ([only], 0) = (lowers, rootfs.writable_bytes) {
+        let mount = only.mount()?;
+        mounts::set_attributes(mount.as_fd(), false, NODEV | RDONLY, 0, 0)?;
+        return mounts::attach_at(mount.as_fd(), ROOT);
+    }
+    let mut options = Options { set: NODEV, ..Options::default() };
+    for (index, lower) in lowers.iter().enumerate() {
+        let dir = lower_dir(index);
+        mounts::attach_at(lower.mount()?.as_fd(), &dir)?;
+        options.data.push(("lowerdir+".to_owned(), Some(dir)));
+    }
+    if rootfs.writable_bytes > 0 {
+        make_upper(rootfs)?;
+        options.data.push(("upperdir".to_owned(), Some(format!("{UPPER}/upper"))));
+        options.data.push(("workdir".to_owned(), Some(format!("{UPPER}/work"))));
+    } else {
+        options.set |= RDONLY;
+    }
+    mounts::attach_at(mounts::filesystem("overlay", "overlay", &options)?.as_fd(), ROOT)
+}
+
+fn make_upper(rootfs: &Rootfs) -> Result<(), Failed> {
+    let mut options = Options::parse(&["mode=755", &format!("size={}", rootfs.writable_bytes)]);
+    if rootfs.writable_inodes > 0 {
+        options.data.push(("nr_inodes".to_owned(), Some(rootfs.writable_inodes.to_string())));
+    }
+    mounts::attach_at(mounts::filesystem("tmpfs", "rootfs", &options)?.as_fd(), UPPER)?;
+    for name in ["upper", "work", "files"] {
+        rustix::fs::mkdir(format!("{UPPER}/{name}"), Mode::from_raw_mode(0o755)).step("mkdir", name)?;
+    }
+    // The root directory's owner and mode are those of the upper layer's.
+    let (lower, upper) = (lower_dir(0), format!("{UPPER}/upper"));
+    let stat = rustix::fs::stat(&lower).step("stat", &lower)?;
+    if stat.st_uid != 0 || stat.st_gid != 0 {
+        let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+        rustix::fs::chown(&upper, Some(owner.0), Some(owner.1)).step("chown", "upper")?;
+    }
+    if stat.st_mode & 0o7777 != 0o755 {
+        rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777)).step("chmod", "upper")?;
+    }
+    Ok(())
+}
+
+/// Detached mounts of /etc/hosts, /etc/hostname and /etc/resolv.conf: files of the container's own where it may write,
+/// else the guest's, read-only.
+pub fn write_files(
+    rootfs: &Rootfs,
+    names: &Names,
+    hostname: Option<&str>,
+) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
+    let dir = if rootfs.writable_bytes > 0 { format!("{UPPER}/files") } else { return shared_files(names, hostname) };
+    write_all(&dir, names, hostname, false)
+}
+
+fn shared_files(names: &Names, hostname: Option<&str>) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
+    // In this mount namespace alone, over the mount point of the upper layer that isn't needed.
+    mounts::mount_at("tmpfs", "files", UPPER, &["mode=755", "size=256k"])?;
+    write_all(UPPER, names, hostname, true)
+}
+
+fn write_all(
+    dir: &str,
+    names: &Names,
+    hostname: Option<&str>,
+    readonly: bool,
+) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
+    let mut out = Vec::with_capacity(3);
+    for (target, text) in names.files(hostname) {
+        let path = format!("{dir}/{}", target.trim_start_matches("/etc/"));
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o644)).step("write", target)?;
+        rustix::io::write(&file, text.as_bytes()).step("write", target)?;
+        let mount = mounts::bind_path(&path, false)?;
+        let set = NODEV | mounts::NOSUID | mounts::NOEXEC | if readonly { RDONLY } else { 0 };
+        mounts::set_attributes(mount.as_fd(), false, set, 0, 0)?;
+        out.push((target, mount));
+    }
+    Ok(out)
+}
+
+/// Puts one of these files in its place. A read-only image without a place for it goes without.
+pub fn attach_file(root: BorrowedFd<'_>, path: &str, file: OwnedFd) -> Result<(), Failed> {
+    match inside::make(root, path, Kind::File) {
+        Ok(target) => mounts::attach(file.as_fd(), target.as_fd(), path),
+        Err(failed) if failed.errno == rustix::io::Errno::ROFS => Ok(()),
+        Err(failed) => Err(failed),
+    }
+}
+
+/// Makes the container's root the root of this process; the guest's tree is gone from its sight.
+pub fn enter() -> Result<(), Failed> {
+    rustix::process::chdir(ROOT).step("chdir", ROOT)?;
+    rustix::process::pivot_root(".", ".").step("pivot_root", ROOT)?;
+    unmount(".", UnmountFlags::DETACH).step("unmount", "guest root")?;
+    rustix::process::chdir("/").step("chdir", "/")
+}
+
+/// Last: read-only and propagation, once nothing has to be made in it any more.
+pub fn finish(rootfs: &Rootfs) -> Result<(), Failed> {
+    let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", "container root")?;
+    if rootfs.readonly || rootfs.propagation != 0 {
+        let set = if rootfs.readonly { RDONLY } else { 0 };
+        mounts::set_attributes(root.as_fd(), false, set, 0, rootfs.propagation)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! The child between clone and exec. It joins the container's namespaces and becomes who it shall be; nothing in it
+//! runs on once that failed.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::user::{self, Identity};
+use super::{Plan, lookup, rlimits};
+use crate::container::Container;
+use crate::container::inside::{self, Kind};
+use crate::errno::{self, Failed, Step};
+use crate::stdio::{Report, Reporter};
+use crate::sys;
+use crate::validate::Invalid;
+
+enum Refused {
+    Failed(Failed),
+    Invalid(Invalid),
+}
+
+impl From<Failed> for Refused {
+    fn from(failed: Failed) -> Self {
+        Refused::Failed(failed)
+    }
+}
+
+impl From<Invalid> for Refused {
+    fn from(invalid: Invalid) -> Self {
+        Refused::Invalid(invalid)
+    }
+}
+
+/// Becomes the process. `stdio` are its ends of the pipes.
+pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], reporter: &Reporter) -> ! {
+    match prepare(container, plan, stdio) {
+        Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
+        Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
+        Ok(home) => {
+            let mut env = plan.env.clone();
+            env.extend(home);
+            reporter.send(&Report::Ok { pid: rustix::process::getpid().as_raw_nonzero().get() });
+            let failed = lookup::execute(&plan.args, &env, &plan.path);
+            let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
+            sys::exit_now(failed.code);
+        }
+    }
+    sys::exit_now(1)
+}
+
+fn prepare(
+    container: &Container,
+    plan: &Plan,
+    stdio: [BorrowedFd<'_>; 3],
+) -> Result<Option<std::ffi::CString>, Refused> {
+    let defaults = &container.defaults;
+    sys::reset_signals();
+    rustix::process::setsid().step("setsid", "process")?;
+    set_oom_score(defaults.oom_score_adj)?;
+    join(container)?;
+    take_stdio(stdio)?;
+
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", "container root")?;
+    let identity = plan.user.resolve(root.as_fd(), &defaults.user)?;
+    enter_cwd(root.as_fd(), &plan.cwd)?;
+    rlimits::apply(&plan.rlimits)?;
+    rustix::process::umask(Mode::from_raw_mode(defaults.user.umask.unwrap_or(0o022) & 0o777));
+
+    defaults.caps.apply_bounding()?;
+    become_user(&identity)?;
+    defaults.caps.apply()?;
+    if defaults.no_new_privileges {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).step("prctl", "no_new_privs")?;
+    }
+    Ok(user::home_variable(&plan.env, &identity))
+}
+
+/// The agent's own score, which the child has from it, keeps the OOM killer away. While the guest's /proc is in reach.
+fn set_oom_score(score: i32) -> Result<(), Failed> {
+    let file = rustix::fs::open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", "oom_score_adj")?;
+    rustix::io::write(file, score.to_string().as_bytes()).step("write", "oom_score_adj")?;
+    Ok(())
+}
+
+/// The container's namespaces, but for the PID namespace, in which the child began, and the cgroup namespace: one rooted
+/// at the process's own cgroup shows it "/" in /proc/self/cgroup, while /sys/fs/cgroup shows the container's limits.
+fn join(container: &Container) -> Result<(), Failed> {
+    let own = &container.namespaces;
+    let mut flags = libc::CLONE_NEWNS;
+    for (own, flag) in [
+        (own.uts, libc::CLONE_NEWUTS),
+        (own.ipc, libc::CLONE_NEWIPC),
+        (own.net, libc::CLONE_NEWNET),
+        (own.user, libc::CLONE_NEWUSER),
+    ] {
+        flags |= if own { flag } else { 0 };
+    }
+    // SAFETY: a new cgroup namespace changes nothing that Rust's own rules are about.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }.step("unshare", "cgroup")?;
+    sys::setns(container.pidfd(), flags).step("setns", "container")
+}
+
+/// Puts the pipes at 0, 1 and 2. Everything else is closed by exec.
+fn take_stdio(stdio: [BorrowedFd<'_>; 3]) -> Result<(), Failed> {
+    rustix::stdio::dup2_stdin(stdio[0]).step("dup2", "stdin")?;
+    rustix::stdio::dup2_stdout(stdio[1]).step("dup2", "stdout")?;
+    rustix::stdio::dup2_stderr(stdio[2]).step("dup2", "stderr")
+}
+
+fn enter_cwd(root: BorrowedFd<'_>, cwd: &str) -> Result<(), Failed> {
+    if rustix::process::chdir(cwd).is_ok() {
+        return Ok(());
+    }
+    let dir = inside::make(root, cwd, Kind::Dir)?;
+    rustix::process::fchdir(dir).step("chdir", cwd)
+}
+
+fn become_user(identity: &Identity) -> Result<(), Failed> {
+    sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).step("prctl", "keepcaps")?;
+    let groups = &identity.groups;
+    // SAFETY: raw calls with integers and a list that lives through the call; the C library's versions would signal
+    // its other threads, of which there are none.
+    unsafe {
+        let gid = identity.gid;
+        if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) != 0 {
+            return Err(Failed::new("setgroups", groups.len(), errno::last()));
+        }
+        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0 {
+            return Err(Failed::new("setgid", gid, errno::last()));
+        }
+        let uid = identity.uid;
+        if libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0 {
+            return Err(Failed::new("setuid", uid, errno::last()));
+        }
+    }
+    sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0).step("prctl", "keepcaps")?;
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Finding and executing the command, and saying in one line why that failed.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char};
+
+use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::io::Errno;
+
+use crate::errno;
+
+/// A command that couldn't be executed, as a shell reports it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotExecuted {
+    pub code: i32,
+    pub line: String,
+}
+
+/// Executes `args`, looked up in `path` unless the name has a slash. Returns only on failure.
+pub fn execute(args: &[CString], env: &[CString], path: &str) -> NotExecuted {
+    let name = args[0].as_c_str();
+    let (argv, envp) = (pointers(args), pointers(env));
+    let bytes = name.to_bytes();
+    if bytes.is_empty() {
+        return not_executed(name, 127, "command not found");
+    }
+    if bytes.contains(&b'/') {
+        let Err(errno) = exec(name, &argv, &envp);
+        return explain(name, name, errno);
+    }
+    let mut denied = None;
+    for dir in path.split(':') {
+        let dir = if dir.is_empty() { "." } else { dir };
+        let Ok(candidate) = CString::new([dir.as_bytes(), b"/", bytes].concat()) else { continue };
+        let Err(errno) = exec(&candidate, &argv, &envp);
+        match errno {
+            Errno::NOENT if exists(&candidate) => return explain(name, &candidate, errno),
+            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
+            Errno::ACCESS => denied = denied.or_else(|| Some(explain(name, &candidate, errno))),
+            _ => return explain(name, &candidate, errno),
+        }
+    }
+    denied.unwrap_or_else(|| not_executed(name, 127, "command not found"))
+}
+
+fn pointers(list: &[CString]) -> Vec<*const c_char> {
+    list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+fn exec(file: &CStr, argv: &[*const c_char], envp: &[*const c_char]) -> Result<Infallible, Errno> {
+    // SAFETY: both lists end in NULL and point to strings that live through the call.
+    unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    Err(errno::last())
+}
+
+fn exists(path: &CStr) -> bool {
+    rustix::fs::accessat(CWD, path, Access::EXISTS, AtFlags::empty()).is_ok()
+}
+
+fn explain(name: &CStr, path: &CStr, errno: Errno) -> NotExecuted {
+    let is_dir = || rustix::fs::stat(path).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
+    match errno {
+        Errno::NOENT if exists(path) => not_executed(name, 126, "its interpreter or loader was not found"),
+        Errno::NOENT | Errno::NOTDIR => not_executed(name, 127, "no such file or directory"),
+        Errno::ACCESS if is_dir() => not_executed(name, 126, "is a directory"),
+        Errno::ACCESS => not_executed(name, 126, "permission denied"),
+        Errno::NOEXEC => not_executed(name, 126, "exec format error"),
+        Errno::TOOBIG => not_executed(name, 126, "argument list too long"),
+        Errno::TXTBSY => not_executed(name, 126, "text file busy"),
+        other => not_executed(name, 126, &errno::name(other)),
+    }
+}
+
+fn not_executed(name: &CStr, code: i32, why: &str) -> NotExecuted {
+    let shown: String = name.to_string_lossy().chars().take(200).flat_map(char::escape_debug).collect();
+    NotExecuted { code, line: format!("pykata: {shown}: {why}\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str, path: &str) -> (i32, String) {
+        let failed = execute(&[CString::new(name).expect("no NUL")], &[], path);
+        (failed.code, failed.line)
+    }
+
+    #[test]
+    fn as_a_shell_says_it() {
+        assert_eq!(run("no-such", "/bin:/usr/bin"), (127, "pykata: no-such: command not found\n".into()));
+        assert_eq!(run("/no/such", ""), (127, "pykata: /no/such: no such file or directory\n".into()));
+        assert_eq!(run("/etc", ""), (126, "pykata: /etc: is a directory\n".into()));
+        assert_eq!(run("/etc/passwd", ""), (126, "pykata: /etc/passwd: permission denied\n".into()));
+        assert_eq!(run("passwd", "/nowhere:/etc"), (126, "pykata: passwd: permission denied\n".into()));
+        assert_eq!(run("", "/bin"), (127, "pykata: : command not found\n".into()));
+    }
+
+    #[test]
+    fn formats_and_interpreters() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = std::env::temp_dir().join(format!("pykata-lookup-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("mkdir");
+        for (name, text, want) in [
+            ("data", "hello", "exec format error"),
+            ("script", "#!/no/interpreter\n", "its interpreter or loader was not found"),
+        ] {
+            let file = dir.join(name);
+            std::fs::write(&file, text).expect("write");
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+            let found = run(file.to_str().expect("utf-8"), "");
+            assert_eq!(found, (126, format!("pykata: {}: {want}\n", file.display())));
+            assert_eq!(run(name, dir.to_str().expect("utf-8")), (126, format!("pykata: {name}: {want}\n")));
+        }
+        std::fs::remove_dir_all(dir).expect("rm");
+    }
+
+    #[test]
+    fn the_line_is_one_line() {
+        let (_, line) = run("a\nb\u{1b}[31m", "/bin");
+        assert_eq!(line, "pykata: a\\nb\\u{1b}[31m: command not found\n");
+    }
+}

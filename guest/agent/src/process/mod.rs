@@ -1,0 +1,157 @@
+//! Processes of the host's in containers: cloned straight into the container's namespaces and cgroup, children of the
+//! agent, which alone waits for them.
+
+pub mod caps;
+mod child;
+pub mod defaults;
+mod lookup;
+pub mod rlimits;
+pub mod user;
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use crate::agent::Agent;
+use crate::cgroup::Cgroup;
+use crate::container::Container;
+use crate::errno::{Failed, Step};
+use crate::proto;
+use crate::reaper::Exit;
+use crate::stdio::{self, Input, Output, Reporting};
+use crate::sys::{self, Cloned};
+use crate::validate::{self, Invalid};
+use rlimits::Rlimit;
+use user::UserRequest;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A process to start, checked.
+#[derive(Debug)]
+pub struct Plan {
+    pub id: String,
+    pub args: Vec<CString>,
+    pub env: Vec<CString>,
+    pub path: String,
+    pub cwd: String,
+    pub user: UserRequest,
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// A process that runs, or is about to.
+pub struct Spawned {
+    pub pid: i32,
+    pub exit: oneshot::Receiver<Exit>,
+    /// None once it is closed.
+    pub stdin: Option<Input>,
+    pub stdout: Output,
+    pub stderr: Output,
+    pub report: Reporting,
+    pub cgroup: Arc<Cgroup>,
+}
+
+impl Plan {
+    pub fn new(from: proto::Process, defaults: &defaults::Defaults) -> Result<Self, Invalid> {
+        validate::id("process.id", &from.id)?;
+        validate::list("process.args", &from.args, validate::MAX_LIST)?;
+        validate::list("process.env", &from.env, validate::MAX_LIST)?;
+        validate::list("process.rlimits", &from.rlimits, 64)?;
+        if from.args.is_empty() {
+            return Err(Invalid::new("process.args", "is empty"));
+        }
+        let args = from.args.iter().map(|arg| validate::c_string("process.args", arg)).collect::<Result<_, _>>()?;
+        let (env, path) = environment(&defaults.env, &from.env)?;
+        let cwd = if from.cwd.is_empty() { defaults.cwd.clone() } else { from.cwd };
+        validate::path("process.cwd", &cwd)?;
+        let rlimits = rlimits::merge(&defaults.rlimits, &from.rlimits)?;
+        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits })
+    }
+}
+
+/// The container's variables with the process's own added or in their place, and the PATH among them.
+fn environment(base: &[String], own: &[String]) -> Result<(Vec<CString>, String), Invalid> {
+    let mut list: Vec<&str> = Vec::with_capacity(base.len() + own.len() + 1);
+    for entry in base.iter().chain(own) {
+        match entry.split_once('=') {
+            Some((name, _)) if !name.is_empty() => list.retain(|known| known.split_once('=').map(|k| k.0) != Some(name)),
+            _ => return Err(Invalid::new("process.env", format!("{} is not NAME=value", validate::shown(entry)))),
+        }
+        list.push(entry);
+    }
+    let path = list.iter().find_map(|entry| entry.strip_prefix("PATH=")).map(str::to_owned);
+    let mut env: Vec<CString> =
+        list.into_iter().map(|entry| validate::c_string("process.env", entry)).collect::<Result<_, _>>()?;
+    if path.is_none() {
+        env.push(validate::c_string("process.env", &format!("PATH={DEFAULT_PATH}"))?);
+    }
+    Ok((env, path.unwrap_or_else(|| DEFAULT_PATH.to_owned())))
+}
+
+/// Starts a process in a container.
+pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<Spawned, Status> {
+    if !container.is_alive() {
+        return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
+    }
+    let (stdin, child_stdin) = Input::pipe()?;
+    let (stdout, child_stdout) = Output::pipe()?;
+    let (stderr, child_stderr) = Output::pipe()?;
+    let (report, reporter) = stdio::report_pipe()?;
+    let cgroup = Arc::new(container.next_cgroup()?);
+    let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.drop_cgroup(cgroup.name()))?;
+    let pid = match cloned {
+        Cloned::Parent { pid } => pid,
+        Cloned::Child => {
+            let stdio = [child_stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
+            child::run(container, plan, stdio, &reporter)
+        }
+    };
+    let exit = agent.reaper.watch(pid);
+    Ok(Spawned { pid, exit, stdin: Some(stdin), stdout, stderr, report, cgroup })
+}
+
+/// A clone in the container's PID namespace. Only children can be put there, so the agent changes that for its children,
+/// clones, and changes it back.
+fn clone_into(agent: &Agent, container: &Container, cgroup: &Cgroup) -> Result<Cloned, Failed> {
+    sys::setns(container.pidfd(), libc::CLONE_NEWPID).step("setns", "pid namespace")?;
+    // SAFETY: the agent has one thread, and the child goes to `child::run`, which never returns.
+    let cloned = unsafe { sys::clone_into(0, Some(cgroup.as_fd())) };
+    if !matches!(cloned, Ok(Cloned::Child)) {
+        sys::setns(agent.guest.pid_namespace.as_fd(), libc::CLONE_NEWPID).step("setns", "pid namespace of the guest")?;
+    }
+    // ENOMEM: the namespace is dying, its init having ended.
+    cloned.step("clone", "process")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&s| s.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_process_overrides_the_container() {
+        let (env, path) = environment(&strings(&["A=1", "PATH=/x", "B=2"]), &strings(&["A=3"])).expect("good");
+        let env: Vec<_> = env.iter().map(|e| e.to_str().expect("utf-8")).collect();
+        assert_eq!(env, ["PATH=/x", "B=2", "A=3"]);
+        assert_eq!(path, "/x");
+    }
+
+    #[test]
+    fn there_is_always_a_path() {
+        let (env, path) = environment(&[], &[]).expect("good");
+        assert_eq!(env[0].to_str(), Ok(format!("PATH={DEFAULT_PATH}").as_str()));
+        assert_eq!(path, DEFAULT_PATH);
+    }
+
+    #[test]
+    fn variables_have_names() {
+        for bad in ["", "A", "=x", "A=\0"] {
+            assert!(environment(&[], &strings(&[bad])).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The protocol's calls, each handed to who does the work.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::mpsc;
+use tonic::codegen::tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::agent::Agent;
+use crate::container;
+use crate::proto::agent_server;
+use crate::proto::signal_request::Scope;
+use crate::proto::{self, run_request};
+use crate::run;
+use crate::stats;
+use crate::sys;
+use crate::validate::{self, Invalid};
+
+#[derive(Clone)]
+pub struct Rpc {
+    agent: Arc<Agent>,
+}
+
+/// The answers of a Run. Dropped when the call ends, however it does; that is how the task behind it learns of it.
+pub struct Answers(mpsc::Receiver<Result<proto::RunResponse, Status>>);
+
+impl Stream for Answers {
+    type Item = Result<proto::RunResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+impl Rpc {
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    /// Runs in a task of its own, so that a call that is reset doesn't leave the work half-done.
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        match tokio::spawn(work).await {
+            Ok(result) => result.map(Response::new),
+            Err(_) => Err(Status::internal("task: call: lost")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl agent_server::Agent for Rpc {
+    type RunStream = Answers;
+
+    async fn setup(&self, request: Request<proto::SetupRequest>) -> Result<Response<proto::SetupResponse>, Status> {
+        let agent = self.agent.clone();
+        self.detached(async move { crate::setup::call(&agent, request.into_inner()).await }).await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<proto::CreateContainerRequest>,
+    ) -> Result<Response<proto::CreateContainerResponse>, Status> {
+        let agent = self.agent.clone();
+        self.detached(async move {
+            let request = request.into_inner();
+            validate::id("id", &request.id)?;
+            agent.ready()?;
+            let claim = agent.claim(&request.id)?;
+            let prepared = container::prepare(request).await?;
+            claim.publish(&container::build(&agent, prepared).await?);
+            Ok(proto::CreateContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<proto::RemoveContainerRequest>,
+    ) -> Result<Response<proto::RemoveContainerResponse>, Status> {
+        let agent = self.agent.clone();
+        self.detached(async move {
+            let id = request.into_inner().id;
+            validate::id("id", &id)?;
+            container::remove(&agent, &id).await?;
+            Ok(proto::RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn run(&self, request: Request<Streaming<proto::RunRequest>>) -> Result<Response<Answers>, Status> {
+        let mut requests = request.into_inner();
+        let Some(run_request::Request::Start(start)) = requests.message().await?.and_then(|first| first.request) else {
+            return Err(Invalid::new("start", "has to come first").into());
+        };
+        let (answers, receiver) = mpsc::channel(run::QUEUE);
+        tokio::spawn(run::run(self.agent.clone(), start, requests, answers));
+        Ok(Response::new(Answers(receiver)))
+    }
+
+    async fn signal(&self, request: Request<proto::SignalRequest>) -> Result<Response<proto::SignalResponse>, Status> {
+        let request = request.into_inner();
+        let container = self.agent.container(&request.container_id)?;
+        let process = container.processes().get(&request.process_id).cloned();
+        let process = process.filter(|process| self.agent.reaper.is_unreaped(process.pid)).ok_or_else(|| {
+            Status::not_found(format!("process {}: not running", validate::shown(&request.process_id)))
+        })?;
+        if !(1..=64).contains(&request.signal) {
+            return Err(Invalid::new("signal", format!("{} is no signal", request.signal)).into());
+        }
+        let sent = match request.scope() {
+            // Until it leads a group of its own there is only the process.
+            Scope::Group => sys::kill(-process.pid, request.signal).or_else(|_| sys::kill(process.pid, request.signal)),
+            Scope::Process => sys::kill(process.pid, request.signal),
+            Scope::Tree if request.signal == libc::SIGKILL => {
+                process.cgroup.kill()?;
+                Ok(())
+            }
+            Scope::Tree => return Err(Invalid::new("scope", "TREE is for SIGKILL only").into()),
+        };
+        sent.map_err(|errno| crate::errno::Failed::new("kill", &request.process_id, errno))?;
+        Ok(Response::new(proto::SignalResponse {}))
+    }
+
+    async fn stats(&self, _: Request<proto::StatsRequest>) -> Result<Response<proto::StatsResponse>, Status> {
+        Ok(Response::new(stats::collect(&self.agent)?))
+    }
+}

@@ -1,0 +1,270 @@
+//! Pipes between the agent and its children: stdio, and the report of how a child's start went.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tonic::Status;
+
+use crate::errno::{Failed, Step};
+use crate::sys;
+
+/// Largest piece of output in one message.
+pub const PIECE: usize = 64 * 1024;
+
+/// A pipe: our end doesn't block, the child's does.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
+    pipe_with(PipeFlags::CLOEXEC).step("pipe", "stdio")
+}
+
+fn nonblocking(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Failed> {
+    rustix::io::ioctl_fionbio(&fd, true).step("ioctl", "pipe")?;
+    sys::watch(fd, interest).step("epoll", "pipe")
+}
+
+/// A stream that a process writes.
+pub struct Output {
+    fd: AsyncFd<OwnedFd>,
+}
+
+/// What a read gave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece {
+    Data(Bytes),
+    /// Nothing there, but somebody holds the other end.
+    Nothing,
+    End,
+}
+
+impl Output {
+    /// Our end and the child's.
+    pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
+        let (read, write) = pipe()?;
+        Ok((Self { fd: nonblocking(read, Interest::READABLE)? }, write))
+    }
+
+    /// Waits until there is something to read, or the end. Takes nothing out.
+    pub async fn readable(&self) {
+        if let Ok(mut ready) = self.fd.readable().await {
+            ready.retain_ready();
+        }
+    }
+
+    /// Reads without waiting, at most `most` bytes.
+    pub fn try_read(&self, most: usize) -> Piece {
+        thread_local! {
+            // One for all: a piece is copied out at its true size, and few are large.
+            static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(PIECE, 0);
+            loop {
+                match rustix::io::read(self.fd.as_fd(), &mut buffer[..most.min(PIECE)]) {
+                    Ok(0) => return Piece::End,
+                    Ok(n) => return Piece::Data(Bytes::copy_from_slice(&buffer[..n])),
+                    Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => return Piece::Nothing,
+                    Err(_) => return Piece::End,
+                }
+            }
+        })
+    }
+
+    /// Waits for an event and reads. None: there was none after all.
+    pub fn take(&self) -> Piece {
+        let piece = self.try_read(PIECE);
+        if piece == Piece::Nothing {
+            self.clear();
+        }
+        piece
+    }
+
+    fn clear(&self) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        if let std::task::Poll::Ready(Ok(mut ready)) = self.fd.poll_read_ready(&mut context) {
+            ready.clear_ready();
+        }
+    }
+
+    /// How much waits to be read.
+    pub fn waiting(&self) -> usize {
+        sys::readable_bytes(self.fd.as_fd())
+    }
+}
+
+/// A stream that a process reads.
+pub struct Input {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Input {
+    /// Our end and the child's.
+    pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
+        let (read, write) = pipe()?;
+        Ok((Self { fd: nonblocking(write, Interest::WRITABLE)? }, read))
+    }
+
+    /// Writes everything; false when nobody reads any more.
+    pub async fn write_all(&self, mut data: &[u8]) -> bool {
+        while !data.is_empty() {
+            let Ok(mut ready) = self.fd.writable().await else { return false };
+            match rustix::io::write(self.fd.as_fd(), data) {
+                Ok(n) => data = &data[n..],
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// How a child's start went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// It did; `pid` is in its own PID namespace.
+    Ok { pid: i32 },
+    /// The request can't be right.
+    Invalid(String),
+    /// The guest ran out of something.
+    Exhausted(String),
+    Internal(String),
+    /// It died before it could say anything.
+    Silent,
+}
+
+impl Report {
+    pub fn is_ok(&self) -> bool {
+        matches!(self, Report::Ok { .. })
+    }
+
+    /// The error of a start that failed.
+    pub fn status(self) -> Status {
+        match self {
+            Report::Ok { .. } => Status::internal("start: reported twice"),
+            Report::Invalid(text) => Status::invalid_argument(text),
+            Report::Exhausted(text) => Status::resource_exhausted(text),
+            Report::Internal(text) => Status::internal(text),
+            Report::Silent => Status::resource_exhausted("start: killed before it was done"),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let (tag, text) = match self {
+            Report::Ok { pid } => (b'o', pid.to_string()),
+            Report::Invalid(text) => (b'i', text.clone()),
+            Report::Exhausted(text) => (b'x', text.clone()),
+            Report::Internal(text) => (b'e', text.clone()),
+            Report::Silent => return Vec::new(),
+        };
+        let mut out = vec![tag];
+        out.extend_from_slice(&text.as_bytes()[..text.len().min(MAX_REPORT - 1)]);
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let Some((tag, text)) = bytes.split_first() else { return Report::Silent };
+        let text = String::from_utf8_lossy(text).into_owned();
+        match tag {
+            b'o' => Report::Ok { pid: text.parse().unwrap_or(0) },
+            b'i' => Report::Invalid(text),
+            b'x' => Report::Exhausted(text),
+            _ => Report::Internal(text),
+        }
+    }
+}
+
+impl From<Failed> for Report {
+    fn from(failed: Failed) -> Self {
+        if failed.is_exhaustion() { Report::Exhausted(failed.to_string()) } else { Report::Internal(failed.to_string()) }
+    }
+}
+
+/// Longest report, well below what a pipe takes at once.
+const MAX_REPORT: usize = 1024;
+
+/// The child's end of a report. It closes by itself when the child executes something or ends.
+pub struct Reporter(OwnedFd);
+
+/// The agent's end of a report.
+pub struct Reporting(AsyncFd<OwnedFd>);
+
+pub fn report_pipe() -> Result<(Reporting, Reporter), Failed> {
+    let (read, write) = pipe()?;
+    Ok((Reporting(nonblocking(read, Interest::READABLE)?), Reporter(write)))
+}
+
+impl Reporter {
+    pub fn send(&self, report: &Report) {
+        let _ = rustix::io::write(&self.0, &report.encode());
+    }
+
+    /// A duplicate would keep the pipe open: only to close it, or to keep it out of the way.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+impl Reporting {
+    /// Waits until the child's end is closed. Of several reports the last counts.
+    pub async fn read(&self) -> Result<Report, Failed> {
+        let mut last = Report::Silent;
+        let mut buffer = [0u8; MAX_REPORT];
+        loop {
+            let mut ready = self.0.readable().await.step("wait", "report")?;
+            match rustix::io::read(self.0.as_fd(), &mut buffer) {
+                Ok(0) => return Ok(last),
+                Ok(n) => last = Report::decode(&buffer[..n]),
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Failed::new("read", "report", errno)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_survives_the_pipe() {
+        let (reporting, reporter) = report_pipe().expect("pipe");
+        let sent = Report::Invalid("user: \"x\": unknown".into());
+        reporter.send(&sent);
+        drop(reporter);
+        assert_eq!(reporting.read().await.expect("read"), sent);
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_report() {
+        let (reporting, reporter) = report_pipe().expect("pipe");
+        drop(reporter);
+        assert_eq!(reporting.read().await.expect("read"), Report::Silent);
+    }
+
+    #[tokio::test]
+    async fn output_is_read_in_pieces_to_the_end() {
+        let (output, write) = Output::pipe().expect("pipe");
+        rustix::io::write(&write, &[7; 60_000]).expect("write");
+        assert_eq!(output.waiting(), 60_000);
+        output.readable().await;
+        assert!(matches!(output.take(), Piece::Data(data) if data.len() == 60_000));
+        assert_eq!(output.take(), Piece::Nothing);
+        drop(write);
+        output.readable().await;
+        assert_eq!(output.take(), Piece::End);
+    }
+
+    #[tokio::test]
+    async fn writing_to_nobody_ends() {
+        sys::ignore_signal(libc::SIGPIPE);
+        let (input, read) = Input::pipe().expect("pipe");
+        assert!(input.write_all(b"x").await);
+        drop(read);
+        assert!(!input.write_all(b"x").await);
+    }
+}

@@ -1,0 +1,135 @@
+//! The system calls that rustix has no safe form for.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::errno;
+
+/// `<linux/sched.h>`; libc's own constant is cut off.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Which side of a clone one is on.
+pub enum Cloned {
+    Parent { pid: i32 },
+    Child,
+}
+
+/// `clone3` in the way of `fork`: the child has a copy of the memory and runs on from here. `flags` are `CLONE_*`;
+/// the child starts in the cgroup `cgroup`.
+///
+/// # Safety
+/// The process must have one thread (a lock held by another would stay locked in the child for ever), and the child
+/// must end in `_exit` or `exec`, never return into the event loop.
+pub unsafe fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    // SAFETY: clone_args is a plain record of integers; zero means "not used" in each field.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: the kernel reads `args` only during the call. Without CLONE_VM and with no stack the child goes on with
+    // a copy of ours, as after fork; the caller vouches for the rest.
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match ret {
+        -1 => Err(errno::last()),
+        0 => Ok(Cloned::Child),
+        pid => Ok(Cloned::Parent { pid: pid as i32 }),
+    }
+}
+
+/// Has the event loop watch a descriptor, which it then owns.
+pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Errno> {
+    // SAFETY: an OwnedFd is one open descriptor, always the same, until it is dropped.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }
+        .map_err(|err| Errno::from_io_error(&err.into_parts().1).unwrap_or(Errno::IO))
+}
+
+/// `setns` with a pidfd (several `CLONE_NEW*` at once) or a namespace fd.
+pub fn setns(fd: BorrowedFd<'_>, flags: i32) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    match unsafe { libc::setns(fd.as_raw_fd(), flags) } {
+        0 => Ok(()),
+        _ => Err(errno::last()),
+    }
+}
+
+/// Ends the process at once: no destructors, no buffers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(code) }
+}
+
+/// `prctl` with integer arguments.
+pub fn prctl(option: i32, arg2: u64, arg3: u64) -> Result<i32, Errno> {
+    // SAFETY: used with options that take integers only.
+    match unsafe { libc::prctl(option, arg2, arg3, 0u64, 0u64) } {
+        -1 => Err(errno::last()),
+        value => Ok(value),
+    }
+}
+
+/// A signalfd for `signal`, which is blocked for this process from now on.
+pub fn signalfd(signal: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the set is initialised by sigemptyset before it is read; the calls take valid pointers to it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(errno::last());
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(errno::last()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Unblocks every signal and gives SIGPIPE its default action back: what `exec` must not inherit from the agent.
+pub fn reset_signals() {
+    // SAFETY: sets plain values through pointers that live through the calls.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Ignores a signal.
+pub fn ignore_signal(signal: i32) {
+    // SAFETY: SIG_IGN is a valid disposition.
+    unsafe {
+        libc::signal(signal, libc::SIG_IGN);
+    }
+}
+
+/// `kill`; a negative pid is a process group.
+pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(errno::last()),
+    }
+}
+
+/// How many bytes wait in a pipe.
+pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the pointer.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) } {
+        0 => usize::try_from(count).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+pub fn boottime_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}

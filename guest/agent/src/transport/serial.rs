@@ -1,0 +1,101 @@
+//! A virtio-serial port, found by its name.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::fs::{Mode, OFlags};
+use tokio::io::Interest;
+
+use super::channel::Channel;
+use crate::errno::{Failed, Step};
+use crate::{sys, uevent};
+
+const NAME: &str = "pykata.agent.0";
+const PORTS: &str = "/sys/class/virtio-ports";
+
+pub struct Port {
+    device: PathBuf,
+}
+
+impl Port {
+    /// Waits for as long as it takes: without the port nobody could be told about a failure.
+    pub async fn find() -> Result<Self, Failed> {
+        loop {
+            if let Some(device) = uevent::wait_for::<_, Failed>(None, || Ok(look(Path::new(PORTS)))).await? {
+                return Ok(Self { device });
+            }
+        }
+    }
+
+    /// Opens the port and waits until the host has opened its side.
+    pub async fn connect(&self, carry: Vec<u8>) -> Result<Channel, Failed> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&self.device, flags, Mode::empty()).step("open", self.device.display())?;
+        wait_for_host(&fd).await?;
+        Channel::new(fd, carry, true)
+    }
+}
+
+/// The device of the port with our name.
+fn look(ports: &Path) -> Option<PathBuf> {
+    for entry in fs::read_dir(ports).ok()?.flatten() {
+        match fs::read_to_string(entry.path().join("name")) {
+            Ok(name) if name.trim_end() == NAME => {
+                let device = Path::new("/dev").join(entry.file_name());
+                return device.exists().then_some(device);
+            }
+            Ok(_) => {}
+            // The name comes in a message after the port itself, and is announced by an event of its own.
+            Err(err) if err.kind() == ErrorKind::NotFound => {}
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// A port says HUP for as long as the host has not opened its side. tokio takes a HUP as final, so the port is watched
+/// by an epoll of its own, and tokio watches that.
+async fn wait_for_host(port: &OwnedFd) -> Result<(), Failed> {
+    if host_is_there(port)? {
+        return Ok(());
+    }
+    let inner = epoll::create(epoll::CreateFlags::CLOEXEC).step("epoll", "serial port")?;
+    let data = epoll::EventData::new_u64(port.as_raw_fd() as u64);
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+    epoll::add(&inner, port, data, edges).step("epoll", "serial port")?;
+    let inner = sys::watch(inner, Interest::READABLE).step("epoll", "serial port")?;
+    while !host_is_there(port)? {
+        let mut ready = inner.readable().await.step("wait", "serial port")?;
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }; 4];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(inner.as_fd(), &mut events[..], Some(&now)).step("epoll", "serial port")?;
+        ready.clear_ready();
+    }
+    Ok(())
+}
+
+fn host_is_there(port: &OwnedFd) -> Result<bool, Failed> {
+    let mut fds = [PollFd::new(port, PollFlags::OUT)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).step("poll", "serial port")?;
+    Ok(!fds[0].revents().contains(PollFlags::HUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_without_a_name_yet_is_passed_over() {
+        let dir = std::env::temp_dir().join(format!("pykata-ports-{}", std::process::id()));
+        fs::create_dir_all(dir.join("vport0p1")).expect("mkdir");
+        assert_eq!(look(&dir), None);
+        fs::create_dir_all(dir.join("null")).expect("mkdir");
+        fs::write(dir.join("null/name"), "pykata.agent.0\n").expect("write");
+        assert_eq!(look(&dir), Some(PathBuf::from("/dev/null")));
+        fs::remove_dir_all(dir).expect("rm");
+    }
+}
