@@ -107,11 +107,15 @@ class SerialTransport:
 
 @frozen
 class VsockTransport:
-    """A vsock listener on the host that the agent dials; the guest's CID is checked on accept."""
+    """A vsock listener on the host that the agent dials; the guest's CID is checked on accept.
+
+    ``device`` is the descriptor of ``/dev/vhost-vsock`` to which the CID belongs.
+    """
 
     listener: socket.socket
     port: int
     cid: int
+    device: int
 
 
 Transport = SerialTransport | VsockTransport

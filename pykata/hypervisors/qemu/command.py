@@ -1,0 +1,165 @@
+"""The command line of QEMU, whole, in :func:`command`.
+
+Two rules keep it safe. Whatever has a name or an option of someone else's in it is JSON, where a comma is a comma. And
+QEMU opens nothing by path: every file, socket and device comes as a descriptor that we opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec
+
+Machine = Literal["microvm", "q35"]
+
+PORT = "pykata.agent.0"
+EMPTY_SIZE = 1 << 40        # bytes; of a disk slot
+
+MACHINES: Mapping[Machine, str] = {
+    # No ACPI: it costs 35 ms of boot, and QEMU 10's microvm with ACPI triple-faults now and then. The guest gets its
+    # devices on the command line (QEMU appends them) and its CPUs from an MP table. The RTC stays: the kernel waits a
+    # second for a missing one.
+    "microvm": "microvm,acpi=off,rtc=on,x-option-roms=off,dump-guest-core=off",
+    "q35": "q35,smm=off,vmport=off,i8042=off,sata=off,smbus=off,usb=off,graphics=off,dump-guest-core=off",
+}
+FIRMWARE: Mapping[Machine, str] = {"microvm": "qboot.rom", "q35": "qboot.rom"}     # 60 ms faster than SeaBIOS on q35
+BUS: Mapping[Machine, str] = {"microvm": "device", "q35": "pci"}        # virtio-blk-device, virtio-blk-pci
+TRANSPORTS: Mapping[Machine, int] = {"microvm": 8, "q35": 28}           # virtio devices that fit, without ACPI
+
+
+@frozen
+class Descriptors:
+    """The descriptors that QEMU inherits. ``disks`` has those of each disk of the spec, in its order."""
+
+    kernel: int
+    initrd: int
+    control: int
+    agent: int
+    disks: tuple[tuple[int, ...], ...] = ()
+    nics: tuple[int, ...] = ()
+
+    def all(self) -> tuple[int, ...]:
+        return (self.kernel, self.initrd, self.control, self.agent, *itertools.chain(*self.disks), *self.nics)
+
+
+def command(
+    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, given: Descriptors, *, slots: int, tsc_khz: int | None
+) -> list[str]:
+    """The argv for a virtual machine. Starts nothing and opens nothing."""
+    bus = BUS[machine]
+    return [
+        str(binary),
+        "-nodefaults",
+        "-no-user-config",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-display", "none",
+        # A guest that panics or powers off resets the machine, which ends QEMU.
+        "-no-reboot",
+        "-machine", MACHINES[machine],
+        "-bios", FIRMWARE[machine],
+        "-accel", accel,
+        # Everything that the accelerator can: without ARAT an idle guest keeps ticking.
+        "-cpu", "max",
+        "-smp", str(spec.cpus),
+        "-m", f"{spec.memory}M",
+        # virtio-mmio's default is the interface of 2011, which vhost-user refuses.
+        "-global", "virtio-mmio.force-legacy=false",
+        "-kernel", f"/proc/self/fd/{given.kernel}",
+        "-initrd", f"/proc/self/fd/{given.initrd}",
+        "-append", kernel_arguments(accel, tsc_khz),
+        # The guest's console is our stdout. Its stdin is /dev/null: nobody types.
+        "-chardev", "stdio,id=console,signal=off",
+        "-serial", "chardev:console",
+        "-chardev", f"socket,id=control,fd={given.control}",
+        "-mon", "chardev=control,mode=control",
+        *_agent(bus, spec, given.agent),
+        *_disks(bus, spec, given.disks),
+        *_slots(bus, slots),
+        *_nics(bus, spec),
+    ]  # fmt: skip
+
+
+def kernel_arguments(accel: Accel, tsc_khz: int | None) -> str:
+    """The kernel's command line. Nothing in it comes from a user: it would be code that runs as the guest's root."""
+    words = [
+        "console=ttyS0",
+        "loglevel=4",       # errors and what is worse, a panic too; the rest costs boot time
+        "panic=-1",         # reboot at once
+        "reboot=t",         # by a triple fault, which works on every machine
+    ]
+    if accel == "tcg" and tsc_khz:
+        # Calibrating the TSC against another emulated clock hangs at random.
+        words += ["tsc=reliable", f"tsc_early_khz={tsc_khz}"]
+    return " ".join(words)
+
+
+def _agent(bus: str, spec: VMSpec, descriptor: int) -> Iterator[str]:
+    transport = spec.transport
+    if isinstance(transport, SerialTransport):
+        yield from ("-chardev", f"socket,id=agent,fd={descriptor}")
+        # max_ports is 31 by default; the guest's driver makes queues for all of them.
+        yield from device(f"virtio-serial-{bus}", id="serial", max_ports=2)
+        yield from device("virtserialport", bus="serial.0", nr=1, chardev="agent", name=PORT)
+    else:
+        yield from device(f"vhost-vsock-{bus}", **{"guest-cid": transport.cid, "vhostfd": str(descriptor)})
+
+
+def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> Iterator[str]:
+    disks = [one for one in spec.devices if isinstance(one, Disk)]
+    for number, (disk, group) in enumerate(zip(disks, descriptors, strict=True)):
+        for descriptor in group:
+            yield from ("-add-fd", f"fd={descriptor},set={number}")
+        yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, readonly=disk.readonly)))
+        yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag)
+
+
+def _slots(bus: str, count: int) -> Iterator[str]:
+    """Disks without content, whose content is exchanged while the machine runs: see :mod:`.slots`."""
+    for number in range(count):
+        yield from ("-blockdev", json.dumps(empty_node(number)))
+        yield from device(
+            f"virtio-blk-{bus}", id=slot_name(number), drive=empty_name(number), serial=slot_name(number),
+            **{"num-queues": 1, "discard": False, "write-zeroes": False},
+        )  # fmt: skip
+
+
+def _nics(bus: str, spec: VMSpec) -> Iterator[str]:
+    nics = [one for one in spec.devices if isinstance(one, Nic)]
+    for number, nic in enumerate(nics):
+        yield from ("-netdev", json.dumps({**nic.backend, "id": f"net{number}"}))
+        # romfile: a PCI card would bring a boot ROM for PXE, which nobody waits for.
+        rom = {"romfile": ""} if bus == "pci" else {}
+        yield from device(f"virtio-net-{bus}", netdev=f"net{number}", mac=nic.mac, **rom)
+
+
+def device(driver: str, **options: object) -> tuple[str, str]:
+    return "-device", json.dumps({"driver": driver, **options})
+
+
+def slot_name(number: int) -> str:
+    return f"slot{number}"
+
+
+def empty_name(number: int) -> str:
+    return f"empty{number}"
+
+
+def empty_node(number: int) -> dict[str, object]:
+    """What is in a slot that holds no disk.
+
+    Its size is what the guest takes for the size of every disk in this slot, for good. So it is huge: a read-only
+    filesystem knows its own size.
+    """
+    return {"driver": "null-co", "node-name": empty_name(number), "size": EMPTY_SIZE, "read-only": True}
+
+
+def image_node(name: str, fdset: int, *, readonly: bool) -> dict[str, object]:
+    """A raw image behind the descriptors of an fdset; both drivers named, so that no content can choose another."""
+    file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": readonly, "locking": "off"}
+    return {"driver": "raw", "node-name": name, "read-only": readonly, "file": file}

@@ -1,0 +1,179 @@
+"""Disk slots: disks that come and go while the machine runs, on a machine without hotplug.
+
+The guest boots with a few virtio-blk devices over nothing (QEMU's ``null-co``), named by their serials. Plugging
+exchanges the node behind one of them (1 to 2 ms). The guest isn't told: Linux drops a block device's cache when it is
+closed for the last time, so who mounts the device next reads the new content. Its size stays
+:data:`~.command.EMPTY_SIZE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from attrs import define
+
+from pykata.errors import ConfigError, HostError, VMError
+from pykata.host import finish
+from pykata.hypervisors.qemu.command import empty_name, image_node, slot_name
+from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
+from pykata.spec import Disk
+
+log = logging.getLogger(__name__)
+
+BLOCK = 4096            # bytes; the guest reads whole pages, and gets an error for one that the image ends in
+FIRST_FDSET = 1000      # above those of the disks that the machine was started with
+
+Key = tuple[int, int]
+
+
+@define(eq=False)
+class Plugged:
+    """An image in a slot: once, for all its users. ``inserting`` is done when the guest can read it."""
+
+    number: int
+    inserting: asyncio.Task[None]
+    users: int = 0
+
+
+class Slots:
+    """The slots of one machine. Who waits for one is served in the order of coming."""
+
+    def __init__(self, qmp: QMP, count: int) -> None:
+        self._qmp = qmp
+        self._free = list(reversed(range(count)))
+        self._plugged: dict[Key, Plugged] = {}
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._next_fdset = FIRST_FDSET
+        qmp.on_close = self._give_up
+
+    @asynccontextmanager
+    async def plug(self, disk: Disk) -> AsyncIterator[str]:
+        """``disk`` in a slot; yields the slot's serial. An image that is in a slot already is shared."""
+        descriptor = _open(disk)
+        try:
+            found = os.fstat(descriptor)
+            key = found.st_dev, found.st_ino
+            plugged = self._plugged.get(key)
+            if plugged is None:
+                number = await self._take()
+                plugged = self._join(key, number, descriptor)
+            plugged.users += 1
+            try:
+                await asyncio.shield(plugged.inserting)
+                os.close(descriptor)
+                descriptor = -1
+                yield slot_name(plugged.number)
+            finally:
+                plugged.users -= 1
+                if not plugged.users:
+                    await finish(self._eject(key, plugged))
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    async def _take(self) -> int:
+        """The number of a slot that is ours now."""
+        if self._free:
+            return self._free.pop()
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._give_back(turn.result())
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def _give_back(self, number: int) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                return turn.set_result(number)
+        return self._free.append(number)
+
+    def _join(self, key: Key, number: int, descriptor: int) -> Plugged:
+        """Put the image into slot ``number``, unless someone else did while we waited for a slot."""
+        if (plugged := self._plugged.get(key)) is not None:
+            self._give_back(number)
+            return plugged
+        inserting = asyncio.ensure_future(self._insert(number, os.dup(descriptor)))
+        self._plugged[key] = plugged = Plugged(number, inserting)
+        return plugged
+
+    async def _insert(self, number: int, descriptor: int) -> None:
+        self._next_fdset = fdset = self._next_fdset + 1
+        name = node_name(number)
+        try:
+            await self._qmp.execute("add-fd", {"fdset-id": fdset}, fd=descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            await self._qmp.execute("blockdev-add", image_node(name, fdset, readonly=True))
+        finally:
+            # The node has its own duplicate; QEMU forgets the set when that is closed.
+            await self._qmp.execute("remove-fd", {"fdset-id": fdset})
+        try:
+            await self._switch(number, name)
+        except VMError:
+            await self._qmp.execute("blockdev-del", {"node-name": name})
+            raise
+
+    async def _eject(self, key: Key, plugged: Plugged) -> None:
+        if self._plugged.get(key) is plugged:
+            del self._plugged[key]
+        try:
+            await plugged.inserting
+        except VMError:
+            return self._give_back(plugged.number)
+        try:
+            await self._switch(plugged.number, empty_name(plugged.number))
+            await self._qmp.execute("blockdev-del", {"node-name": node_name(plugged.number)})
+        except QMPClosedError:
+            log.debug("slot %d went with its machine", plugged.number)
+        except VMError as exc:      # not given back: nobody knows what is in it
+            log.warning("disk slot %d is lost: %s", plugged.number, exc)
+        else:
+            self._give_back(plugged.number)
+        return None
+
+    async def _switch(self, number: int, node: str) -> None:
+        """Set what is behind a slot's device. QEMU waits for the requests under way, then exchanges the node."""
+        target = {"path": f"/machine/peripheral/{slot_name(number)}", "property": "drive", "value": node}
+        await self._qmp.execute("qom-set", target)
+
+    def _give_up(self) -> None:
+        """The machine is gone: so is what they wait for."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(QMPClosedError("the virtual machine ended while this waited for a disk slot"))
+        self._waiting.clear()
+
+
+def node_name(number: int) -> str:
+    return f"image{number}"
+
+
+def _open(disk: Disk) -> int:
+    if not disk.readonly:
+        raise ConfigError(f"disk {disk.tag!r} is writable, and a running machine takes read-only ones",
+                          hint="give it to the machine at start, among its devices")
+    try:
+        descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise HostError(f"can't open the disk {disk.path}: {exc.strerror}") from exc
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        size = os.fstat(descriptor).st_size
+        if size == 0 or size % BLOCK:
+            raise ConfigError(f"{disk.path} has {size} bytes, no multiple of {BLOCK}", hint="pad it with zeros")
+        stack.pop_all()
+    return descriptor

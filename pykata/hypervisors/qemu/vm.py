@@ -1,0 +1,178 @@
+"""A virtual machine of QEMU: started, watched and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+
+from pykata import host
+from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, VMDiedError
+from pykata.hypervisors.base import VM
+from pykata.hypervisors.qemu import accel as accels
+from pykata.hypervisors.qemu import version
+from pykata.hypervisors.qemu.command import Descriptors, Machine, command
+from pykata.hypervisors.qemu.console import Tail
+from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
+from pykata.hypervisors.qemu.slots import Slots
+from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS = 2.0        # seconds that the pipes of a QEMU that has ended may take to be read to their end
+
+
+class QemuVM(VM):
+    """A running QEMU."""
+
+    def __init__(self, process: host.HostProcess, accel: Accel, control: socket.socket, slots: int) -> None:
+        self.pid = process.pid
+        self.accel = accel
+        self.spawned_at = time.monotonic()
+        self.ready_at = self.spawned_at
+        self._process = process
+        self._console = Tail()
+        self._complaints = Tail(host.TAIL)
+        self._events: dict[str, Mapping[str, object]] = {}
+        self._qmp = QMP(control, self._note)
+        self._slots = Slots(self._qmp, slots)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._readers = [
+            asyncio.ensure_future(self._console.follow(process.stdout)),
+            asyncio.ensure_future(self._complaints.follow(process.stderr)),
+        ]
+        self._stopped = False
+
+    def plug(self, disk: Disk) -> AbstractAsyncContextManager[str]:
+        return self._slots.plug(disk)
+
+    def console(self) -> str:
+        return self._console.text()
+
+    async def died(self) -> VMDiedError:
+        await self._ended()
+        how = host.describe_exit(self._process.returncode or 0)
+        if self._stopped:
+            return VMDiedError("the virtual machine was stopped", console=self.console())
+        if (panic := self._console.panic()) is not None or "GUEST_PANICKED" in self._events:
+            return GuestPanicError(f"the guest's kernel panicked: {panic or 'it said nothing'}", console=self.console())
+        if self._process.returncode:
+            why = f": {said}" if (said := self.complaint()) else ""
+            return VMDiedError(f"QEMU {how}{why}", console=self.console())
+        reason = self._events.get("SHUTDOWN", {}).get("reason", "for no known reason")
+        return VMDiedError(f"the guest switched its machine off ({reason})", console=self.console())
+
+    def complaint(self) -> str:
+        """The last line that QEMU itself wrote."""
+        lines = [line for line in self._complaints.text().splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+    async def ready(self, binary: Path) -> None:
+        """Wait until QEMU answers on its control channel. The guest runs already. Raises BootError."""
+        try:
+            greeting = await self._qmp.negotiate()
+        except QMPClosedError as exc:
+            self._process.kill()        # one that closed its control channel and runs on is of no use
+            await self._ended()
+            version.check(await version.of_binary(binary), binary)
+            how = host.describe_exit(self._process.returncode or 0)
+            raise BootError(f"QEMU {how} before it answered: {self.complaint()}", console=self.console()) from exc
+        version.check(version.of_greeting(greeting), binary)
+        self.ready_at = time.monotonic()
+
+    async def stop(self) -> None:
+        """Let go of everything but the process. Nothing is asked of QEMU: it holds no state that must be saved."""
+        self._stopped = True
+        self._process.kill()
+        self._qmp.close()
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.wait(self._readers)
+
+    async def _ended(self) -> None:
+        """Wait until QEMU has ended and all that it said is read: then it is known why."""
+        await self._process.wait()
+        with anyio.move_on_after(LAST_WORDS):
+            await asyncio.wait(self._readers)
+            await self._qmp.closed()
+
+    def _note(self, name: str, data: Mapping[str, object]) -> None:
+        log.debug("QEMU %d: %s %s", self.pid, name, data)
+        if name in ("SHUTDOWN", "GUEST_PANICKED"):
+            self._events[name] = data
+
+
+@asynccontextmanager
+async def start(binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int) -> AsyncIterator[QemuVM]:
+    """Run a virtual machine for as long as the block runs. The guest boots while QEMU sets up its control channel."""
+    khz = accels.tsc_khz() if accel == "tcg" else None
+    groups = accels.kvm_groups() if accel == "kvm" else ()
+    async with AsyncExitStack() as stack:
+        identity = stack.enter_context(host.ephemeral_identity(groups=groups))
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        with theirs, _descriptors(spec, theirs.fileno()) as given:
+            argv = command(binary, machine, accel, spec, given, slots=slots, tsc_khz=khz)
+            # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
+            spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
+                                 identity=identity, kill=host.KILL)
+            process = await stack.enter_async_context(spawned)
+        if isinstance(spec.transport, SerialTransport):
+            spec.transport.vmm.close()      # else our own copy would keep the stream open when QEMU ends
+        vm = QemuVM(process, accel, ours, slots)
+        stack.push_async_callback(lambda: host.finish(vm.stop()))
+        with anyio.move_on_after(spec.boot_timeout) as patience:
+            await vm.ready(binary)
+        if patience.cancelled_caught:
+            raise BootTimeoutError(f"QEMU didn't answer within {spec.boot_timeout:g} s", console=vm.console())
+        yield vm
+
+
+@contextmanager
+def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
+    """Open everything that QEMU gets. It has its own copies once it is spawned, so ours are closed then."""
+    with ExitStack() as stack:
+        def opened(path: Path, flags: int = os.O_RDONLY) -> int:
+            try:
+                descriptor = os.open(path, flags | os.O_CLOEXEC)
+            except OSError as exc:
+                raise HostError(f"can't open {path} for the virtual machine: {exc.strerror}") from exc
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        transport = spec.transport
+        yield Descriptors(
+            kernel=_reopenable(stack, opened(spec.kernel)),
+            initrd=_reopenable(stack, opened(spec.initrd)),
+            control=control,
+            agent=transport.vmm.fileno() if isinstance(transport, SerialTransport) else transport.device,
+            disks=tuple(
+                # QEMU opens a writable image read-only first, and a set must have a descriptor of each kind.
+                (opened(disk.path),) if disk.readonly else (opened(disk.path), opened(disk.path, os.O_RDWR))
+                for disk in spec.devices if isinstance(disk, Disk)
+            ),
+            nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
+        )  # fmt: skip
+
+
+def _reopenable(stack: ExitStack, descriptor: int) -> int:
+    """A descriptor that QEMU can open again as ``/proc/self/fd/N``, which is how it loads a kernel.
+
+    That ignores the directories above the file, but not the file's own mode. One that only root may read is copied.
+    """
+    if os.geteuid() != 0 or os.fstat(descriptor).st_mode & stat.S_IROTH:
+        return descriptor
+    copy = os.memfd_create("pykata", os.MFD_CLOEXEC)
+    stack.callback(os.close, copy)
+    while os.sendfile(copy, descriptor, None, 1 << 30):
+        pass
+    return copy

@@ -1,0 +1,88 @@
+"""How the host reaches the agent: both ends, or the listening end, of one byte stream."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pykata.errors import HostError
+from pykata.spec import SerialTransport, Transport, VsockTransport
+
+VHOST_VSOCK = "/dev/vhost-vsock"
+SET_GUEST_CID = 0x4008AF60      # _IOW(VHOST_VIRTIO, 0x60, __u64), linux/vhost.h
+FIRST_CID = 0x1000              # 0 to 2 mean hypervisor, loopback and host; low numbers are what people type
+CIDS = 1 << 31
+
+
+@contextmanager
+def serial() -> Iterator[SerialTransport]:
+    """A virtio-serial port: a pair of connected sockets, of which the VMM gets one. There is nothing to dial."""
+    host, vmm = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with host, vmm:
+        host.setblocking(False)
+        vmm.setblocking(False)
+        yield SerialTransport(host=host, vmm=vmm)
+
+
+def vsock_available() -> bool:
+    """Can we give a guest a vsock device?"""
+    try:
+        os.close(os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC))
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def vsock() -> Iterator[VsockTransport]:
+    """A listener that the agent dials, and a guest address (CID) that no other guest of this host has."""
+    try:
+        device = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise HostError(f"can't open {VHOST_VSOCK}: {exc.strerror}", hint="modprobe vhost_vsock") from exc
+    try:
+        cid = _reserve_cid(device)
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+            listener.setblocking(False)
+            listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            listener.listen(1)
+            yield VsockTransport(listener=listener, port=listener.getsockname()[1], cid=cid, device=device)
+    finally:
+        os.close(device)
+
+
+def _reserve_cid(device: int) -> int:
+    """Take a free CID. It belongs to the open device, so it is ours before the VMM has even started."""
+    while True:
+        cid = FIRST_CID + secrets.randbelow(CIDS)
+        try:
+            fcntl.ioctl(device, SET_GUEST_CID, struct.pack("Q", cid))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise HostError(f"{VHOST_VSOCK} refuses a guest's address: {exc.strerror}") from exc
+        else:
+            return cid
+
+
+async def connect(transport: Transport) -> socket.socket:
+    """The stream to the agent, non-blocking; the caller closes it.
+
+    A serial port is there at once, and what is written to it waits until the guest opens its end. Over vsock this waits
+    until the guest dials; whoever else does (every guest of the host can) is turned away.
+    """
+    if isinstance(transport, SerialTransport):
+        return transport.host
+    loop = asyncio.get_running_loop()
+    while True:
+        stream, (cid, _port) = await loop.sock_accept(transport.listener)
+        if cid == transport.cid:
+            return stream
+        stream.close()
