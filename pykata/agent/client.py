@@ -34,6 +34,7 @@ from pykata.agent.v1 import (
     StatsResponse,
 )
 from pykata.errors import AgentTimeoutError, ConfigError, printable
+from pykata.host import finish
 
 __all__ = [
     "AgentClient", "Exited", "OutputEvent", "RunStream", "Scope", "Stderr", "Stdout", "connect",
@@ -159,8 +160,7 @@ async def connect(sock: socket.socket) -> AsyncIterator[AgentClient]:
     try:
         yield AgentClient(channel)
     finally:
-        with anyio.CancelScope(shield=True):    # it only waits for the event loop to let go of the socket
-            await channel.aclose()
+        await finish(channel.aclose())
 
 
 def request_headers(name: str) -> Headers:

@@ -65,7 +65,7 @@ class Stream:
         if b":status" in fields:                # an answer, not a request
             if fields[b":status"] != b"200":
                 raise AgentProtocolError(f"the agent answered with HTTP status {printable(fields[b':status'], 20)}")
-            if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+            if not fields.get(b"content-type", b"").startswith(b"application/grpc") and b"grpc-status" not in fields:
                 raise AgentProtocolError("the agent's answer isn't gRPC")
 
     def data_received(self, data: bytes, size: int) -> None:

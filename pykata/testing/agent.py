@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeVar
 
-import anyio
 import betterproto2
 from attrs import define, field
 
 from pykata.agent import v1
+from pykata.concurrency import alongside
 from pykata.errors import AgentRefusedError
 from pykata.testing.commands import BUILTINS, Command
 from pykata.testing.faults import Moment
@@ -66,11 +66,9 @@ class FakeAgent:
     async def connected(self) -> AsyncIterator[socket.socket]:
         """Serve until the context is left; yields the host's end of the connection."""
         host, guest = socket.socketpair()
-        with host:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self.serve, guest)
+        with host, guest:
+            async with alongside(self.serve(guest)):
                 yield host
-                group.cancel_scope.cancel()
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve one connection until the host ends it."""

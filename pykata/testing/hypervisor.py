@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import anyio
 from attrs import field, frozen
 
+from pykata.concurrency import alongside
 from pykata.errors import BootError, GuestPanicError, VMDiedError, VMError
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.spec import Accel, Disk, Features, SerialTransport, Transport, VMSpec
@@ -41,7 +41,7 @@ class FakeVM(VM):
         self._console = CONSOLE
         self._end: VMDiedError | None = None
         self._ended = anyio.Event()
-        self._life: asyncio.Task[None] | None = None
+        self._power = anyio.CancelScope()       # cancelled: switched off
 
     @asynccontextmanager
     async def plug(self, disk: Disk) -> AsyncIterator[str]:
@@ -89,28 +89,21 @@ class FakeVM(VM):
     async def running(self) -> AsyncIterator[None]:
         """Runs while the block does."""
         assert isinstance(self.spec.transport, SerialTransport)
-        port = self.spec.transport.vmm.dup()        # as a process inherits it
-        self.spec.transport.vmm.close()
-        self._life = asyncio.create_task(self._live(port))
-        try:
-            yield
-        finally:
-            self._life.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([self._life])
-        if not self._life.cancelled() and (failure := self._life.exception()) is not None:
-            raise failure                           # a mistake in the fake itself
+        with self.spec.transport.vmm.dup() as port:     # as a process inherits it
+            self.spec.transport.vmm.close()
+            async with alongside(self._live(port)):
+                yield
 
     async def _live(self, port: socket.socket) -> None:
-        with port:
+        with port, self._power:
             await self.reach("boot")
             await self.agent.serve(port)
-            await anyio.sleep_forever()             # the guest stays up when the host hangs up
+            await anyio.sleep_forever()         # the guest stays up when the host hangs up
 
     async def _before_call(self, name: Moment) -> None:
         await self.reach(name)
         if self._end is not None:
-            await anyio.sleep_forever()             # until the task is cancelled, which is under way
+            await anyio.sleep_forever()         # which is cut short: this runs in the machine
 
     def _check(self) -> None:
         if self._end is not None:
@@ -120,8 +113,7 @@ class FakeVM(VM):
         if self._end is None:
             self._end = why
             self._ended.set()
-            if self._life:
-                self._life.cancel()
+            self._power.cancel()
 
 
 @frozen

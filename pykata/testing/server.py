@@ -12,6 +12,7 @@ import anyio
 from pykata.agent.channel import Channel
 from pykata.agent.stream import STATUS, Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentRefusedError
+from pykata.host import finish
 
 SERVICE = "/pykata.agent.v1.Agent/"
 
@@ -93,5 +94,4 @@ async def serve(sock: socket.socket, methods: Mapping[str, Handler]) -> None:
     try:
         await channel.serve(methods)
     finally:
-        with anyio.CancelScope(shield=True):
-            await channel.aclose()
+        await finish(channel.aclose())

@@ -114,7 +114,7 @@ async def _play(sock: socket.socket, script: Script) -> None:
     await peer.start()
     try:
         await script(peer)
-    except (ConnectionError, asyncio.IncompleteReadError):
+    except* (ConnectionError, asyncio.IncompleteReadError):
         pass    # the host hung up, as it should
     finally:
         peer.close()
