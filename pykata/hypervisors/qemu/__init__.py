@@ -19,8 +19,8 @@ from pykata.spec import Accel, Disk, Features, Transport, VMSpec
 
 __all__ = ["QEMU"]
 
-# Each costs 3 to 4 ms of boot under TCG on microvm, 16 ms on q35. On microvm 8 virtio devices fit: these, the agent's
-# and two more.
+# Each costs 4 ms of boot under TCG on microvm, 12 ms on q35. On microvm 8 virtio devices fit: these, the agent's, the
+# balloon and one network device.
 SLOTS: dict[command.Machine, int] = {"microvm": 5, "q35": 5}
 SERIAL_LENGTH = 20      # bytes of a disk's serial; VIRTIO_BLK_ID_BYTES
 
@@ -35,7 +35,7 @@ def _one_of(*choices: str) -> Any:
 
 
 def _slots(instance: QEMU, attribute: Attribute[int | None], value: object) -> None:
-    most = command.TRANSPORTS[instance.machine] - 1
+    most = command.TRANSPORTS[instance.machine] - 2
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most):
         raise ConfigError(f"disk_slots={value!r} is not a number from 0 to {most}",
                           hint="machine='q35' has room for more" if instance.machine == "microvm" else "")
@@ -55,15 +55,16 @@ class QEMU(Hypervisor):
 
     ``machine="microvm"`` boots fastest; ``"q35"`` has PCI and takes more devices. ``accel="auto"`` is KVM where it
     works and emulation (TCG) elsewhere. ``binary`` is searched in ``PATH`` unless ``$PYKATA_QEMU`` or this names it.
-    ``disk_slots`` is the number of images that can be in the machine at the same time. ``agent`` is how the agent is
-    reached: a ``"serial"`` port is between this guest and us, while over ``"vsock"`` a guest can also reach whatever
-    else listens there on the host.
+    ``disk_slots`` is the number of images that can be in the machine at the same time. ``reclaim`` gives memory that
+    the guest has freed back to the host. ``agent`` is how the agent is reached: a ``"serial"`` port is between this
+    guest and us, while over ``"vsock"`` a guest can also reach whatever else listens there on the host.
     """
 
     machine: command.Machine = field(default="microvm", validator=_one_of("microvm", "q35"))
     accel: Literal["auto", "kvm", "tcg"] = field(default="auto", validator=_one_of("auto", "kvm", "tcg"))
     binary: Path | None = field(default=None, converter=_path)
     disk_slots: int | None = field(default=None, validator=_slots)
+    reclaim: bool = True
     agent: Literal["serial", "vsock"] = field(default="serial", validator=_one_of("serial", "vsock"))
 
     @property
@@ -94,7 +95,8 @@ class QEMU(Hypervisor):
 
         self._check(spec)
         slots = self._slots()
-        async with start(self._binary(), self.machine, self.accel_here(), spec, slots=slots) as vm:
+        binary, accel = self._binary(), self.accel_here()
+        async with start(binary, self.machine, accel, spec, slots=slots, reclaim=self.reclaim) as vm:
             yield vm
 
     def _slots(self) -> int:
@@ -115,10 +117,10 @@ class QEMU(Hypervisor):
             raise ConfigError(f"cpus={spec.cpus} is not a number from 1 to {self.features.max_cpus}")
         if spec.memory < 64:
             raise ConfigError(f"memory={spec.memory} MiB is too little", hint="64 MiB is the least")
-        room = command.TRANSPORTS[self.machine] - self._slots() - 1
+        room = command.TRANSPORTS[self.machine] - self._slots() - self.reclaim - 1
         if len(spec.devices) > room:
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",
-                              hint="use machine='q35', or fewer disk_slots")
+                              hint="use machine='q35', fewer disk_slots or reclaim=False")
         tags = [device.tag for device in spec.devices if isinstance(device, Disk)]
         if len(set(tags)) != len(tags) or any(not 0 < len(tag.encode()) <= SERIAL_LENGTH for tag in tags):
             raise ConfigError(f"the tags of disks {tags!r} must differ and have at most {SERIAL_LENGTH} bytes")

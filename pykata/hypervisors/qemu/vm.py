@@ -112,7 +112,9 @@ class QemuVM(VM):
 
 
 @asynccontextmanager
-async def start(binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int) -> AsyncIterator[QemuVM]:
+async def start(
+    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool
+) -> AsyncIterator[QemuVM]:
     """Run a virtual machine for as long as the block runs. The guest boots while QEMU sets up its control channel."""
     khz = accels.tsc_khz() if accel == "tcg" else None
     groups = accels.kvm_groups() if accel == "kvm" else ()
@@ -121,7 +123,7 @@ async def start(binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, s
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         with theirs, _descriptors(spec, theirs.fileno()) as given:
-            argv = command(binary, machine, accel, spec, given, slots=slots, tsc_khz=khz)
+            argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
             # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
             spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
                                  identity=identity, kill=host.KILL)
