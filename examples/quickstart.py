@@ -2,7 +2,7 @@
 
 It prints::
 
-    a kernel of its own: Linux 6.12.117
+    a kernel of its own: Linux 6.12.117-pykata
     timeout 'as far as it got\\n'
 """
 

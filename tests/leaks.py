@@ -23,6 +23,9 @@ Things = Mapping[str, str]
 SETTLE = 3.0
 """Seconds that something killed or told to stop may take to be gone; nothing else is given any time."""
 
+UIDS = ".uids"
+"""In the run directory for good: whoever holds a lock in it has a uid to itself. Removing it would break that."""
+
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -163,7 +166,7 @@ def sockets(places: Places) -> Things:
 def files(places: Places) -> Things:
     """What is in the run and temporary directories, and unfinished in the cache."""
     entries = [*_entries(places.run), *_entries(places.tmp), *_unfinished(places.cache)]
-    return {str(path): str(path) for path in entries}
+    return {str(path): str(path) for path in entries if path != places.run / UIDS}
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -13,6 +13,11 @@ from typing import Any
 from pykata_cli import exits
 from pykata_cli.parser import parse
 
+EMULATION = (
+    "no usable KVM: the guest is emulated, which QEMU doesn't count as a security boundary "
+    "(--isolation hardware refuses that, --isolation emulated accepts it)"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of ``pykata``; returns its exit code."""
@@ -46,8 +51,10 @@ def _run(arguments: argparse.Namespace) -> int:
     return anyio.run(command, arguments)
 
 
-def _show_warning(message: Warning | str, *_where: object) -> None:
-    print(f"pykata: warning: {message}", file=sys.stderr)
+def _show_warning(message: Warning | str, category: type[Warning], *_where: object) -> None:
+    # By name: pykata need not be imported for this.
+    text = EMULATION if category.__name__ == "EmulationWarning" else message
+    print(f"pykata: warning: {text}", file=sys.stderr)
 
 
 def _fill_stdio() -> None:
