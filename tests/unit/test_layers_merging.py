@@ -79,6 +79,12 @@ def test_a_whiteout_spares_its_own_layer(first: bool) -> None:
     assert names(found) == ["", "d", "d/new"]
 
 
+def test_a_whiteout_spares_an_empty_directory_of_its_own_layer() -> None:
+    found = merged([[folder("d", mode=0o700), file("d/old")], [folder("d", mode=0o711), whiteout("d")]])
+    assert names(found) == ["", "d"]
+    assert found["d"].mode == 0o711
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_an_opaque_directory_hides_what_lower_layers_have_in_it(first: bool) -> None:
     upper = [opaque("d"), file("d/new")]
