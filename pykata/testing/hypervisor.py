@@ -20,6 +20,7 @@ from pykata.spec import Accel, Disk, Features, SerialTransport, Transport, VMSpe
 from pykata.testing.agent import FakeAgent
 from pykata.testing.commands import Command
 from pykata.testing.faults import Fault, Moment
+from pykata.transport import serial
 
 CONSOLE = "[    0.000000] Linux version 6.12.0-fake\n"
 PANIC = "[    0.500000] Kernel panic - not syncing: told to by a test\n"
@@ -145,9 +146,8 @@ class FakeHypervisor(Hypervisor):
 
     @asynccontextmanager
     async def transport(self, run_dir: Path) -> AsyncIterator[Transport]:
-        host, vmm = socket.socketpair()
-        with host, vmm:
-            yield SerialTransport(host, vmm)
+        with serial() as transport:
+            yield transport
 
     @asynccontextmanager
     async def boot(self, spec: VMSpec, run_dir: Path) -> AsyncIterator[VM]:
