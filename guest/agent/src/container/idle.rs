@@ -65,10 +65,49 @@ unsafe extern "C" {
     static pykata_idle_end: u8;
 }
 
+// The C library's record of where it had the kernel put this thread's restartable sequences, from the thread pointer.
+unsafe extern "C" {
+    static __rseq_offset: isize;
+}
+
+/// Where the thread pointer points.
+fn thread_pointer() -> usize {
+    let pointer: usize;
+    // SAFETY: reads one register (x86 keeps a copy of it where it points).
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags));
+    }
+    pointer
+}
+
+/// Has the kernel forget the C library's restartable sequences: after each preemption it would write to their memory,
+/// and kill who has none there.
+fn unregister_rseq() -> bool {
+    const UNREGISTER: u32 = 1;
+    // The C library's signature for aborts on each architecture.
+    const SIGNATURE: u32 = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
+    // SAFETY: a constant that the C library sets before `main`.
+    let area = thread_pointer().wrapping_add_signed(unsafe { __rseq_offset });
+    // The length must be that of the registration, which later C libraries take from the kernel.
+    (1..=8).any(|units| {
+        // SAFETY: only ends a registration; nothing in this process has critical sequences.
+        unsafe { libc::syscall(libc::SYS_rseq, area, units * 32u32, UNREGISTER, SIGNATURE) == 0 }
+    })
+}
+
 /// Turns this process into an idle init.
 pub fn forever() -> ! {
     sys::ignore_signal(libc::SIGCHLD);
     let _ = rustix::thread::set_name(c"init");
+    if !unregister_rseq() {
+        loop {
+            // SAFETY: takes no arguments. Memory that can't be given back safely is kept.
+            unsafe { libc::pause() };
+        }
+    }
     // SAFETY: the symbols bound the code above, which lies in our text. The new page is written before it is made
     // executable; the code there depends on no memory but itself, and takes its own address as its only argument.
     unsafe {

@@ -26,6 +26,7 @@ use crate::errno::{Failed, Step};
 use crate::log;
 use crate::process::defaults::Defaults;
 use crate::proto;
+use crate::reaper::Exit;
 use crate::stdio::{self, Report};
 use crate::sys::{self, Cloned};
 use config::{Config, MountKind, Namespaces};
@@ -41,8 +42,8 @@ pub struct Container {
     pub defaults: Defaults,
     init: i32,
     pidfd: OwnedFd,
-    /// Becomes true when init is gone, and with it the namespaces, mounts and processes.
-    gone: watch::Receiver<bool>,
+    /// How init ended, once it is gone, and with it the namespaces, mounts and processes.
+    gone: watch::Receiver<Option<Exit>>,
     processes: Mutex<HashMap<String, Running>>,
     /// Cgroups of ended processes that have left descendants behind.
     leftovers: Mutex<Vec<String>>,
@@ -91,11 +92,10 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             return Err(failed.into());
         }
     };
-    let (tx, gone) = watch::channel(false);
+    let (tx, gone) = watch::channel(None);
     let exit = agent.reaper.watch(init);
     tokio::spawn(async move {
-        let _ = exit.await;
-        let _ = tx.send(true);
+        let _ = tx.send(exit.await.ok());
     });
     let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
     let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
@@ -120,7 +120,8 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
         })),
         Err(status) => {
             let _ = sys::kill(init, libc::SIGKILL);
-            wait_gone(gone).await;
+            let exit = wait_gone(gone).await;
+            log!("container {id}: init ended early: {exit:?}");
             remove_cgroup(&agent.guest.cgroups, &id).await?;
             Err(status)
         }
@@ -166,8 +167,8 @@ unsafe fn close_all() {
     unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
 }
 
-async fn wait_gone(mut gone: watch::Receiver<bool>) {
-    let _ = gone.wait_for(|gone| *gone).await;
+async fn wait_gone(mut gone: watch::Receiver<Option<Exit>>) -> Option<Exit> {
+    gone.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
 }
 
 /// Removes a container by its id and returns when nothing of it is left. An unknown id is fine.
@@ -203,7 +204,7 @@ impl Container {
     }
 
     pub fn is_alive(&self) -> bool {
-        !*self.gone.borrow()
+        self.gone.borrow().is_none()
     }
 
     fn init_if_alive(&self) -> i32 {

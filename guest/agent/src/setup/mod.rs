@@ -4,6 +4,7 @@ mod clock;
 mod entropy;
 pub mod names;
 mod net;
+mod netlink;
 mod volumes;
 
 use tonic::Status;

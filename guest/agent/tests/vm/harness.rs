@@ -110,7 +110,7 @@ impl Vm {
             .args(["-global", "virtio-mmio.force-legacy=false"])
             .arg("-kernel").arg(from_env("PYKATA_KERNEL", "/tmp/pykata-kernel/vmlinux"))
             .arg("-initrd").arg(&artifacts.initrd)
-            .args(["-append", &format!("console=ttyS0 panic=-1 reboot=t tsc=reliable tsc_early_khz={khz} quiet")])
+            .args(["-append", &format!("console=ttyS0 panic=-1 reboot=t tsc=reliable tsc_early_khz={khz}")])
             .args(["-chardev", &format!("socket,id=ag,fd={},server=on,wait=off", listener.as_raw_fd())])
             .args(["-device", "virtio-serial-device,max_ports=2,id=vs0"])
             .args(["-device", "virtserialport,chardev=ag,name=pykata.agent.0,bus=vs0.0,nr=1"])
