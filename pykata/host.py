@@ -373,7 +373,7 @@ async def spawn(
     program = shutil.which(argv[0])
     if program is None:
         raise ToolMissingError(f"{argv[0]} is not a program")
-    command = [*_setpriv(identity), program, *map(str, argv[1:])]
+    command = [*_setpriv(identity), str(program), *map(str, argv[1:])]
     log.debug("spawn: %s", shlex.join(command))
     # There is no await between here and the try: a process that isn't owned never exists. Popen blocks for the ~1 ms
     # of a vfork and execve.

@@ -214,7 +214,7 @@ def test_run_tool() -> None:
     async def main() -> None:
         data = os.urandom(200_000)
         assert await host.run_tool(["cat"], input=data) == data
-        assert await host.run_tool(["true"], input=data) == b""
+        assert await host.run_tool([Path("/bin/true")], input=data) == b""
         with pytest.raises(ToolFailedError, match=r"^sh exited with code 7: no luck$") as caught:
             await host.run_tool(["sh", "-c", "echo fine; echo oh >&2; echo no luck >&2; exit 7"])
         assert caught.value.output == "oh\nno luck\n"
