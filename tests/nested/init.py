@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 PORT = "nested"
-MODULES = ("virtio_console", "kvm_amd", "vhost_vsock", "loop", "tun")
+MODULES = ("virtio_console", "kvm_amd", "vhost_vsock", "vsock_loopback", "loop", "tun")
 MOUNTS = (
     ("proc", "/proc", ""), ("sysfs", "/sys", ""), ("devtmpfs", "/dev", ""), ("devpts", "/dev/pts", "ptmxmode=666"),
     ("tmpfs", "/dev/shm", ""), ("tmpfs", "/run", "mode=755"), ("tmpfs", "/tmp", "mode=1777"),
-    ("cgroup2", "/sys/fs/cgroup", ""),
+    ("cgroup2", "/sys/fs/cgroup", ""), ("debugfs", "/sys/kernel/debug", ""),
 )  # fmt: skip
 
 
