@@ -206,8 +206,11 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
     """The guest bundle of these sources, from the cache of the user or built into it. It fails, it never skips."""
+    from pykata.guest import find_bundle
     from pykata.guest.build import build_bundle
 
+    if os.environ.get("PYKATA_BUNDLE"):
+        return find_bundle()
     with pytest.MonkeyPatch.context() as patch:
         # The tests' own cache is empty, and a kernel takes minutes.
         patch.setenv("PYKATA_CACHE", USER_CACHE) if USER_CACHE else patch.delenv("PYKATA_CACHE")

@@ -1,0 +1,103 @@
+"""From entering a Sandbox to the first byte of a command's output, beside a bare QEMU with the same kernel.
+
+The floor is what no sandbox on this hypervisor can be faster than: QEMU with the very command line of
+``pykata.hypervisors.qemu.command``, the same kernel, and as ``/init`` a static program of one system call that writes
+a line to the console. Both are measured in turns.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+
+import pykata
+from benchmarks._table import Row, interleaved, main, note, row
+from pykata.guest.cpio import character_device, directory, newc, program
+from pykata.hypervisors.qemu import QEMU, accel
+from pykata.hypervisors.qemu.command import Descriptors, command
+from pykata.spec import SerialTransport, VMSpec
+
+INIT = r"""
+#include <unistd.h>
+int main(void) { write(1, "up\n", 3); for (;;) pause(); }
+"""
+
+
+def initrd(folder: Path) -> Path:
+    """A RAM disk that writes ``up`` and waits."""
+    source, binary, result = folder / "init.c", folder / "init", folder / "initrd.cpio"
+    source.write_text(INIT)
+    subprocess.run(["gcc", "-static", "-Os", "-s", "-o", binary, source], check=True)
+    entries = [directory("dev"), character_device("dev/console", 5, 1), program("init", binary.read_bytes())]
+    result.write_bytes(newc(entries))
+    return result
+
+
+def bare(hypervisor: QEMU, kernel: Path, ram_disk: Path) -> float:
+    """Milliseconds from starting QEMU to the line of its /init."""
+    with ExitStack() as stack:
+        agent, control = socket.socketpair(), socket.socketpair()
+        for end in (*agent, *control):
+            stack.enter_context(end)
+        files = [stack.enter_context(path.open("rb")) for path in (kernel, ram_disk)]
+        spec = VMSpec(kernel=kernel, initrd=ram_disk, transport=SerialTransport(host=agent[0], vmm=agent[1]))
+        given = Descriptors(
+            kernel=files[0].fileno(), initrd=files[1].fileno(), control=control[1].fileno(), agent=agent[1].fileno()
+        )
+        argv = command(
+            hypervisor._binary(), hypervisor.machine, hypervisor.accel_here(), spec, given,
+            slots=hypervisor.features.disk_slots, reclaim=hypervisor.reclaim, tsc_khz=accel.tsc_khz(),
+        )  # fmt: skip
+        began = time.perf_counter()
+        with subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
+            assert qemu.stdout is not None
+            for line in qemu.stdout:
+                if line.strip() == b"up":
+                    elapsed = (time.perf_counter() - began) * 1000
+                    qemu.kill()
+                    return elapsed
+    raise RuntimeError("the bare guest ended without a word")
+
+
+async def sandboxed(hypervisor: QEMU) -> float:
+    """Milliseconds from entering a sandbox to the first byte of ``echo``."""
+    began = time.perf_counter()
+    async with (
+        pykata.Sandbox(hypervisor, isolation="emulated") as sandbox,
+        sandbox.process("builtin:busybox", ["echo", "up"]) as process,
+    ):
+        await anext(process.stdout)
+        elapsed = (time.perf_counter() - began) * 1000
+        await process.wait()
+    return elapsed
+
+
+async def measure(rounds: int) -> list[Row]:
+    """A row for each machine type."""
+    rows = []
+    kernel = pykata.find_bundle().kernel
+    with tempfile.TemporaryDirectory() as folder:
+        ram_disk = initrd(Path(folder))
+        for hypervisor in (QEMU(machine="microvm"), QEMU(machine="q35")):
+
+            async def floor(hypervisor: QEMU = hypervisor) -> float:
+                return await anyio.to_thread.run_sync(bare, hypervisor, kernel, ram_disk)
+
+            async def sandbox(hypervisor: QEMU = hypervisor) -> float:
+                return await sandboxed(hypervisor)
+
+            await interleaved(1, floor, sandbox)
+            at_best, ours = await interleaved(rounds, floor, sandbox)
+            rows.append(row(f"cold start, {hypervisor.machine}, {hypervisor.accel_here()}", "ms", ours, at_best))
+    note("cold start: from entering a sandbox to the first output; the floor: bare QEMU to the first line of /init")
+    return rows
+
+
+if __name__ == "__main__":
+    main(measure, rounds=15, about=__doc__)
