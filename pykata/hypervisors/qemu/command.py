@@ -14,7 +14,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec
+from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
@@ -80,7 +80,7 @@ def command(
         "-global", "virtio-mmio.force-legacy=false",
         "-kernel", f"/proc/self/fd/{given.kernel}",
         "-initrd", f"/proc/self/fd/{given.initrd}",
-        "-append", kernel_arguments(machine, accel, spec.cpus, tsc_khz),
+        "-append", kernel_arguments(machine, accel, spec, tsc_khz),
         # The guest's console is our stdout. Its stdin is /dev/null: nobody types.
         "-chardev", "stdio,id=console,signal=off",
         "-serial", "chardev:console",
@@ -95,7 +95,7 @@ def command(
     ]  # fmt: skip
 
 
-def kernel_arguments(machine: Machine, accel: Accel, cpus: int, tsc_khz: int | None) -> str:
+def kernel_arguments(machine: Machine, accel: Accel, spec: VMSpec, tsc_khz: int | None) -> str:
     """The kernel's command line. Nothing in it comes from a user: it would be code that runs as the guest's root."""
     words = [
         "console=ttyS0",
@@ -108,10 +108,12 @@ def kernel_arguments(machine: Machine, accel: Accel, cpus: int, tsc_khz: int | N
         words += ["tsc=reliable", f"tsc_early_khz={tsc_khz}"]
     if machine == "microvm":
         words.append("acpi=off")                # what isn't there need not be looked for
-    if cpus == 1:
+    if spec.cpus == 1:
         # Without it an unmount waits for the next ticks: mount and umount 20 ms, unshare 16 ms; with it 5 ms each. With
         # more CPUs it has to interrupt the others, and gains nothing.
         words.append("rcupdate.rcu_expedited=1")
+    if isinstance(spec.transport, VsockTransport):
+        words.append(f"pykata.vsock={spec.transport.port}")     # the agent dials it
     return " ".join(words)
 
 
