@@ -50,6 +50,7 @@ class Slots:
         self._plugged: dict[Key, Plugged] = {}
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._next_fdset = FIRST_FDSET
+        self._gone = False
         qmp.on_close = self._give_up
 
     @asynccontextmanager
@@ -79,6 +80,8 @@ class Slots:
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""
+        if self._gone:
+            raise QMPClosedError("the virtual machine has ended, so nothing can be plugged into it")
         if self._free:
             return self._free.pop()
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -152,6 +155,7 @@ class Slots:
 
     def _give_up(self) -> None:
         """The machine is gone: so is what they wait for."""
+        self._gone = True
         for turn in self._waiting:
             if not turn.done():
                 turn.set_exception(QMPClosedError("the virtual machine ended while this waited for a disk slot"))

@@ -23,10 +23,13 @@ def of_greeting(greeting: Mapping[str, object]) -> tuple[int, int, int]:
 
 async def of_binary(binary: Path) -> tuple[int, int, int]:
     """The version that the program prints. 20 ms, so only for a QEMU that ended before it could greet us."""
-    said = await run_tool([binary, "--version"], timeout=10)
-    found = re.search(rb"version (\d+)\.(\d+)(?:\.(\d+))?", said)
+    try:
+        said = await run_tool([binary, "--version"], timeout=10)
+    except ToolFailedError as exc:
+        raise ToolFailedError(f"{binary} is no QEMU that works", output=exc.output) from exc
+    found = re.search(rb"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?", said)
     if found is None:
-        raise ToolFailedError(f"{binary} doesn't print its version", output=said.decode(errors="backslashreplace"))
+        raise ToolFailedError(f"{binary} is no QEMU", output=said.decode(errors="backslashreplace"))
     return int(found[1]), int(found[2]), int(found[3] or 0)
 
 
