@@ -45,6 +45,9 @@ pub struct SetupResponse {
     /// MemAvailable, bytes
     #[prost(uint64, tag = "6")]
     pub memory_available: u64,
+    /// CLOCK_BOOTTIME when this answer was made; nanoseconds
+    #[prost(int64, tag = "7")]
+    pub now_ns: i64,
 }
 /// A network interface of the VM as the guest shall set it up. The loopback interface is always set up.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -12,6 +12,7 @@ use tonic::Status;
 use crate::agent::Agent;
 use crate::proto;
 use crate::stats::Memory;
+use crate::sys;
 use crate::validate::{self, Invalid};
 use names::Names;
 
@@ -76,5 +77,6 @@ pub async fn call(agent: &Agent, request: proto::SetupRequest) -> Result<proto::
         agent_ns: agent.guest.agent_ns,
         memory_total: memory.total,
         memory_available: memory.available,
+        now_ns: sys::boottime_ns(),
     })
 }
