@@ -35,7 +35,7 @@ class VM(ABC):
 
     @abstractmethod
     async def died(self) -> VMDiedError:
-        """Wait until the virtual machine has ended without being told to; says why. May be called any number of times."""
+        """Wait until the virtual machine has ended without being told to; says why. May be called repeatedly."""
 
 
 class Hypervisor(ABC):

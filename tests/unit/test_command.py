@@ -33,7 +33,9 @@ def test_no_command_anywhere_is_refused() -> None:
         command(None).argv(ImageConfig())
 
 
-@pytest.mark.parametrize("arguments", [{"cwd": "relative"}, {"cwd": "/a\0"}, {"user": 3}, {"user": "a\0"}, {"entrypoint": "sh"}])
+@pytest.mark.parametrize(
+    "arguments", [{"cwd": "relative"}, {"cwd": "/a\0"}, {"user": 3}, {"user": "a\0"}, {"entrypoint": "sh"}]
+)
 def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         command(["x"], **arguments)
