@@ -12,6 +12,9 @@ from anyio.lowlevel import RunVar
 
 from pykata.host import finish
 
+SWALLOWED = 0.1
+"""Seconds after which work that goes on in spite of its cancellation is cancelled again."""
+
 
 @asynccontextmanager
 async def alongside(work: Coroutine[object, object, object]) -> AsyncIterator[None]:
@@ -23,16 +26,19 @@ async def alongside(work: Coroutine[object, object, object]) -> AsyncIterator[No
     try:
         yield
     finally:
-        task.cancel()
-        await finish(_settled(task))
+        await finish(_cancelled(task))
         # Asked for in any case: asyncio complains on stderr of a failure that nobody has looked at.
         failure = None if task.cancelled() else task.exception()
     if failure is not None:
         raise failure
 
 
-async def _settled(task: asyncio.Task[object]) -> None:
-    await asyncio.wait([task])
+async def _cancelled(task: asyncio.Task[object]) -> None:
+    # More than once: an anyio scope in the work takes a cancellation that comes while it is cancelled itself for its
+    # own, and swallows it.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=SWALLOWED)
 
 
 _boot_slots: RunVar[anyio.CapacityLimiter] = RunVar("pykata_boot_slots")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
@@ -165,3 +166,13 @@ def test_each_event_loop_has_turns_of_its_own() -> None:
     thread.join()
     assert len({id(limiter) for limiter in seen}) == 3
     assert all(limiter.borrowed_tokens == 0 for limiter in seen)
+
+
+async def test_work_that_swallows_its_cancellation_is_cancelled_again() -> None:
+    async def deaf_once() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await anyio.sleep_forever()
+        await anyio.sleep_forever()
+
+    async with alongside(deaf_once()):
+        await anyio.lowlevel.checkpoint()
