@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import IO, Literal
 
@@ -109,13 +110,14 @@ class SerialTransport:
 class VsockTransport:
     """A vsock listener on the host that the agent dials; the guest's CID is checked on accept.
 
-    ``device`` is the descriptor of ``/dev/vhost-vsock`` to which the CID belongs.
+    ``device`` is the open ``/dev/vhost-vsock`` to which the CID belongs. It goes to the VMM; who keeps a copy keeps the
+    connection, after the VMM has ended.
     """
 
     listener: socket.socket
     port: int
     cid: int
-    device: int
+    device: FileIO
 
 
 Transport = SerialTransport | VsockTransport

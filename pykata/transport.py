@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 
 from pykata.errors import HostError
 from pykata.spec import SerialTransport, Transport, VsockTransport
@@ -45,18 +46,15 @@ def vsock_available() -> bool:
 def vsock() -> Iterator[VsockTransport]:
     """A listener that the agent dials, and a guest address (CID) that no other guest of this host has."""
     try:
-        device = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
+        device = FileIO(VHOST_VSOCK, "r+")
     except OSError as exc:
         raise HostError(f"can't open {VHOST_VSOCK}: {exc.strerror}", hint="modprobe vhost_vsock") from exc
-    try:
-        cid = _reserve_cid(device)
-        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
-            listener.setblocking(False)
-            listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-            listener.listen(1)
-            yield VsockTransport(listener=listener, port=listener.getsockname()[1], cid=cid, device=device)
-    finally:
-        os.close(device)
+    with device, socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+        cid = _reserve_cid(device.fileno())
+        listener.setblocking(False)
+        listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        listener.listen(1)
+        yield VsockTransport(listener=listener, port=listener.getsockname()[1], cid=cid, device=device)
 
 
 def _reserve_cid(device: int) -> int:

@@ -128,8 +128,8 @@ async def start(
             spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
                                  identity=identity, kill=host.KILL)
             process = await stack.enter_async_context(spawned)
-        if isinstance(spec.transport, SerialTransport):
-            spec.transport.vmm.close()      # else our own copy would keep the stream open when QEMU ends
+        # Else our own copy would keep the stream open when QEMU ends.
+        (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
         vm = QemuVM(process, accel, ours, slots)
         stack.push_async_callback(lambda: host.finish(vm.stop()))
         with anyio.move_on_after(spec.boot_timeout) as patience:
@@ -156,7 +156,7 @@ def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
             kernel=_reopenable(stack, opened(spec.kernel)),
             initrd=_reopenable(stack, opened(spec.initrd)),
             control=control,
-            agent=transport.vmm.fileno() if isinstance(transport, SerialTransport) else transport.device,
+            agent=(transport.vmm if isinstance(transport, SerialTransport) else transport.device).fileno(),
             disks=tuple(
                 # QEMU opens a writable image read-only first, and a set must have a descriptor of each kind.
                 (opened(disk.path),) if disk.readonly else (opened(disk.path), opened(disk.path, os.O_RDWR))
