@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import time
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from pykata.concurrency import boot_slots
+from pykata.concurrency import alongside, boot_slots
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
 from pykata.guest import find_bundle
 from pykata.host import run_dir
@@ -73,7 +74,7 @@ async def _up(
         with anyio.fail_after(options.boot_timeout):
             vm = await stack.enter_async_context(options.hypervisor.boot(spec, directory))
             console.append(vm)
-            agent = await stack.enter_async_context(_agent(spec.transport))
+            agent = await stack.enter_async_context(_agent(vm, spec.transport))
             return vm, agent, await _set_up(vm, agent, options, network)
     except TimeoutError as late:
         said = console[0].console() if console else ""
@@ -84,12 +85,26 @@ async def _up(
 
 
 @asynccontextmanager
-async def _agent(transport: Transport) -> AsyncIterator[AgentClient]:
+async def _agent(vm: VM, transport: Transport) -> AsyncIterator[AgentClient]:
     # Importing gRPC takes 0.1 s. The guest needs longer than that for its boot, on another core.
     from pykata.agent.client import connect as connect_agent
 
-    async with connect_agent(await connect(transport)) as agent:
+    async with connect_agent(await _dialled(vm, transport)) as agent:
         yield agent
+
+
+async def _dialled(vm: VM, transport: Transport) -> socket.socket:
+    """The stream to the agent. A listener doesn't notice that who should dial it has died, so that is watched."""
+    dead: list[VMError] = []
+    with anyio.CancelScope() as waiting:
+
+        async def watch() -> None:
+            dead.append(await vm.died())
+            waiting.cancel()
+
+        async with alongside(watch()):
+            return await connect(transport)
+    raise BootError(f"the guest didn't boot: {dead[0]}", console=vm.console())
 
 
 async def _set_up(vm: VM, agent: AgentClient, options: Options, network: Attachment) -> SetupResponse:
