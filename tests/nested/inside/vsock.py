@@ -7,8 +7,10 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -40,10 +42,11 @@ def vsock_sockets() -> Iterator[socket.socket]:
     """Those that this process has open."""
     for name in os.listdir("/proc/self/fd"):
         try:
-            found = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue                # the descriptor of the listing, or no socket
-        with found:
+            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                continue
+        except OSError:             # it was the listing's own
+            continue
+        with socket.socket(fileno=os.dup(int(name))) as found:
             if found.family == socket.AF_VSOCK:
                 yield found
 
@@ -123,6 +126,19 @@ async def test_a_vmm_that_is_killed_ends_the_command() -> None:
         os.kill(sb._open.vm.pid, signal.SIGKILL)
         with pytest.raises(pykata.VMDiedError, match="SIGKILL"):
             await process.wait()
+
+
+async def test_a_guest_that_dies_before_its_agent_dials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = find_bundle()
+    bundle = tmp_path / "bundle"
+    await anyio.to_thread.run_sync(shutil.copytree, whole.path, bundle)
+    (bundle / whole.initrd.name).write_bytes(bytes(whole.initrd.stat().st_size))      # the kernel finds no init
+    monkeypatch.setenv("PYKATA_BUNDLE", str(bundle))
+    with pytest.raises(pykata.BootError, match="panicked") as raised:
+        async with Sandbox(QEMU(agent="vsock"), boot_timeout=600):
+            pass
+    assert not isinstance(raised.value, pykata.BootTimeoutError)
+    assert not list(vsock_sockets())
 
 
 async def test_a_guest_that_is_frozen_can_be_left() -> None:
