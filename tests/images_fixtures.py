@@ -170,7 +170,7 @@ def _seen(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Seen:
 
 def look_into(squashfs: Path) -> dict[str, Seen]:
     """Everything in a squashfs."""
-    tar = subprocess.run(["sqfs2tar", squashfs], check=True, capture_output=True).stdout
+    tar = subprocess.run(["sqfs2tar", "--root-becomes", ".", squashfs], check=True, capture_output=True).stdout
     return look(tar)
 
 

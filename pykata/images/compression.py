@@ -23,7 +23,7 @@ class ForeignCompressionError(StreamError):
 
 
 def compression_of(head: bytes) -> str:
-    """What the first 6 bytes of a stream say: "gzip", "zstd", "xz" or "plain". A tar starts with a file's name."""
+    """What the first bytes of a stream (10 are enough) say: "gzip", "zstd", "xz" or "plain"."""
     if head.startswith(b"\x1f\x8b"):
         return "gzip"
     if len(head) >= 4 and (magic := int.from_bytes(head[:4], "little")) and (
@@ -32,21 +32,23 @@ def compression_of(head: bytes) -> str:
         return "zstd"
     if head.startswith(b"\xfd7zXZ\x00"):
         return "xz"
-    for foreign, name in ((b"BZh", "bzip2"), (b"\x04\x22\x4d\x18", "lz4")):
-        if head.startswith(foreign):
-            raise ForeignCompressionError(f"it is compressed with {name}")
+    # A tar starts with the name of a file, which might be "BZhang".
+    if head[:3] == b"BZh" and head[4:10] == b"1AY&SY":
+        raise ForeignCompressionError("it is compressed with bzip2")
+    if head[:4] == b"\x04\x22\x4d\x18":
+        raise ForeignCompressionError("it is compressed with lz4")
     return "plain"
 
 
 def decompressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """The content of a stream, in chunks of bounded size, whatever it is compressed with."""
     head = b""
-    while len(head) < 6 and (chunk := next(chunks, None)) is not None:
+    while len(head) < 10 and (chunk := next(chunks, None)) is not None:
         head += chunk
     decompress: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
         "gzip": _gunzip, "zstd": _unzstd, "xz": _unxz, "plain": iter,
     }
-    return decompress[compression_of(head)](_again(head, chunks))
+    yield from decompress[compression_of(head)](_again(head, chunks))
 
 
 def _again(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -11,13 +11,13 @@ GIB = 1024**3
 class Limits:
     """Bounds for one image: a few kilobytes of compressed zeros can claim any amount of disk and memory.
 
-    ``size`` bounds the uncompressed layers, ``holes`` what its sparse files pretend to be on top of that (a lastlog of
-    1 TiB with nothing in it is real), ``entries`` the files of all layers together, each of which costs about 700
-    bytes of memory while the image is converted.
+    ``size`` bounds the uncompressed layers in bytes, ``holes`` what its sparse files pretend to be on top of that: half
+    a second of tar2sqfs for each GiB, which at 256 GiB crashes. ``entries`` bounds the files of all layers together,
+    each of which takes about 700 bytes of memory while the image is converted.
     """
 
     size: int = 64 * GIB
-    holes: int = 4096 * GIB
+    holes: int = 16 * GIB
     entries: int = 2_000_000
     layers: int = 512
 

@@ -122,7 +122,7 @@ class _Member(io.RawIOBase):
 
 
 def _archive(path: Path, file: IO[bytes]) -> Archive:
-    compression = compression_of(file.read(6))
+    compression = compression_of(file.read(10))
     if compression != "plain":
         raise ImageUnsupportedError(f"{path} is compressed with {compression}", hint="uncompress it first")
     source = _FileReader(file)

@@ -20,7 +20,8 @@ def header(entry: Entry) -> bytes:
     if entry.kind is Kind.DIRECTORY:
         name += b"/"
     if entry.extents is not None:
-        sparse_block = _map(entry.extents)
+        # As GNU tar does it, an empty extent marks the end of a file that has a hole there. tar2sqfs wants one.
+        sparse_block = _map((*entry.extents, (entry.size, 0)))
         size += len(sparse_block)
         records += [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.name", name),
                     (b"GNU.sparse.realsize", b"%d" % entry.size)]
