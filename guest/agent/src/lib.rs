@@ -19,6 +19,7 @@ pub mod process;
 pub mod proto;
 pub mod reaper;
 pub mod run;
+pub mod seccomp;
 pub mod server;
 pub mod service;
 pub mod setup;

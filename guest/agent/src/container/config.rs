@@ -3,8 +3,10 @@
 use crate::oci;
 use crate::process::defaults::Defaults;
 use crate::proto;
+use crate::seccomp::{self, Filter};
 use crate::validate::{self, Invalid, shown};
 
+use super::device_filter::DeviceFilter;
 use super::filesystems::{self, GuestMount};
 
 /// Where Setup mounts volumes, and the only place a bind mount may come from.
@@ -28,7 +30,8 @@ pub struct Config {
     pub readonly_paths: Vec<String>,
     pub sysctl: Vec<(String, String)>,
     pub resources: oci::Resources,
-    pub seccomp: SeccompChoice,
+    pub device_filter: DeviceFilter,
+    pub seccomp: Option<Filter>,
     pub process: Defaults,
 }
 
@@ -65,6 +68,7 @@ pub enum MountKind {
     Device(GuestMount),
 }
 
+/// Which filter a container's processes get.
 pub enum SeccompChoice {
     Default,
     Unconfined,
@@ -89,11 +93,12 @@ impl Config {
         for path in masked.iter().chain(&readonly) {
             validate::path("oci_spec.linux.maskedPaths", path)?;
         }
-        let seccomp = match (request.seccomp_unconfined, linux.seccomp) {
+        let choice = match (request.seccomp_unconfined, linux.seccomp) {
             (true, _) => SeccompChoice::Unconfined,
             (false, Some(spec)) => SeccompChoice::Spec(spec),
             (false, None) => SeccompChoice::Default,
         };
+        let process = Defaults::new(spec.process)?;
         Ok(Self {
             id: request.id,
             rootfs: rootfs(request.rootfs, spec.root.unwrap_or_default().readonly, linux.rootfs_propagation)?,
@@ -105,9 +110,10 @@ impl Config {
             masked_paths: masked,
             readonly_paths: readonly,
             sysctl: linux.sysctl.into_iter().map(sysctl).collect::<Result<_, _>>()?,
+            device_filter: DeviceFilter::new(&linux.resources.devices)?,
             resources: linux.resources,
-            seccomp,
-            process: Defaults::new(spec.process)?,
+            seccomp: seccomp::filter(choice, process.caps.bounding)?,
+            process,
         })
     }
 }
@@ -249,7 +255,7 @@ mod tests {
         assert!(config.namespaces.uts && config.namespaces.ipc && !config.namespaces.net && !config.namespaces.user);
         assert_eq!(config.mounts.len(), 7);
         assert_eq!(config.masked_paths.len(), MASKED.len());
-        assert!(matches!(config.seccomp, SeccompChoice::Default));
+        assert!(config.seccomp.is_some());
         assert_eq!(config.rootfs.lowers[0].options.set & crate::mounts::RDONLY, crate::mounts::RDONLY);
     }
 

@@ -2,6 +2,7 @@
 
 pub mod config;
 mod dev;
+mod device_filter;
 pub mod filesystems;
 mod idle;
 mod init;
@@ -27,6 +28,7 @@ use crate::log;
 use crate::process::defaults::Defaults;
 use crate::proto;
 use crate::reaper::Exit;
+use crate::seccomp::Filter;
 use crate::stdio::{self, Report};
 use crate::sys::{self, Cloned};
 use config::{Config, MountKind, Namespaces};
@@ -40,6 +42,7 @@ pub struct Container {
     pub cgroup: Cgroup,
     pub namespaces: Namespaces,
     pub defaults: Defaults,
+    pub seccomp: Option<Filter>,
     init: i32,
     pidfd: OwnedFd,
     /// How init ended, once it is gone, and with it the namespaces, mounts and processes.
@@ -100,17 +103,19 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
     let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
     let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
     let result = match report.read().await {
-        Ok(report) if report.is_ok() => pidfd.map_err(Status::from),
+        // Only now: init itself had to open the disks.
+        Ok(report) if report.is_ok() => config.device_filter.attach(cgroup.as_fd()).and(pidfd).map_err(Status::from),
         Ok(report) => Err(report.status()),
         Err(failed) => Err(failed.into()),
     };
-    let Config { id, namespaces, process, .. } = config;
+    let Config { id, namespaces, process, seccomp, .. } = config;
     match result {
         Ok(pidfd) => Ok(Arc::new(Container {
             id,
             cgroup,
             namespaces,
             defaults: process,
+            seccomp,
             init,
             pidfd,
             gone,

@@ -67,12 +67,19 @@ fn prepare(
     rlimits::apply(&plan.rlimits)?;
     rustix::process::umask(Mode::from_raw_mode(defaults.user.umask.unwrap_or(0o022) & 0o777));
 
+    // Without no_new_privs a filter takes CAP_SYS_ADMIN to install: before that is given up. Else as late as can be.
+    let (early, late) = match defaults.no_new_privileges {
+        true => (None, container.seccomp.as_ref()),
+        false => (container.seccomp.as_ref(), None),
+    };
     defaults.caps.apply_bounding()?;
+    early.map_or(Ok(()), |filter| filter.install())?;
     become_user(&identity)?;
     defaults.caps.apply()?;
     if defaults.no_new_privileges {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).step("prctl", "no_new_privs")?;
     }
+    late.map_or(Ok(()), |filter| filter.install())?;
     Ok(user::home_variable(&plan.env, &identity))
 }
 
