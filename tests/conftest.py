@@ -23,6 +23,7 @@ import pytest
 
 from tests import leaks
 from tests.blocking import Blocking
+from tests.hanging import limited
 
 if TYPE_CHECKING:
     from pykata.guest import Bundle
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_IMAGE = ROOT / "images" / "debian-python"
 HARDWARE = "hardware:"
+
+# Seconds after which a test hangs; many times what it takes on a busy machine.
+QUICK_TEST = 120.0
+BOOTING_TEST = 600.0
 
 # A socket's path has at most 107 bytes (unix(7)): this one is short, and tmp_path isn't.
 HOME = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
@@ -172,20 +177,24 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    limit = pyfuncitem.config.getoption("--slow-callbacks")
+    slow = pyfuncitem.config.getoption("--slow-callbacks")
     # hypothesis runs its function many times, each in a loop of its own.
     if not hasattr(pyfuncitem.obj, "hypothesis") and inspect.iscoroutinefunction(pyfuncitem.obj):
-        pyfuncitem.obj = _watched(pyfuncitem.obj, limit)
+        limit = BOOTING_TEST if pyfuncitem.get_closest_marker("vm") else QUICK_TEST
+        pyfuncitem.obj = _watched(pyfuncitem.obj, slow, limit)
     return (yield)
 
 
-def _watched(test: Callable[..., Awaitable[None]], slow: float | None) -> Callable[..., Awaitable[None]]:
-    """The test, with the check that it leaves no task in its loop and didn't block it."""
+def _watched(
+    test: Callable[..., Awaitable[None]], slow: float | None, limit: float
+) -> Callable[..., Awaitable[None]]:
+    """The test, with the check that it ends, leaves no task in its loop and didn't block it."""
+
     @functools.wraps(test)
     async def watched(*args: Any, **kwargs: Any) -> None:
         known = asyncio.all_tasks()
         with Blocking(slow) as blocking:
-            await test(*args, **kwargs)
+            await limited(test(*args, **kwargs), limit)
         # A cancelled task needs a turn of the loop for each of its awaits to be over.
         for _ in range(10):
             await anyio.lowlevel.checkpoint()

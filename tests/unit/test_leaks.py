@@ -19,6 +19,7 @@ import pytest
 from tests import leaks
 from tests.blocking import Blocking
 from tests.conftest import PLACES
+from tests.hanging import HangError, limited
 
 
 @pytest.fixture
@@ -192,6 +193,21 @@ async def test_a_blocking_call_is_found() -> None:
     assert [line.split(" in ")[0] for line in blocking.found] == ["blocking: sleep"]
 
 
+async def inner_wait() -> None:
+    await anyio.sleep_forever()
+
+
+async def outer_wait() -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(inner_wait, name="the inner one")
+
+
+async def test_a_hanging_test_ends_and_says_where() -> None:
+    with pytest.raises(HangError, match=r"task the inner one:\n  .*\n  \S*test_leaks.py:\d+ inner_wait") as raised:
+        await limited(outer_wait(), 0.01)
+    assert "outer_wait" in str(raised.value)
+
+
 # --- the fixtures themselves ---
 
 INNER = """
@@ -200,6 +216,7 @@ from pathlib import Path
 from tests import leaks
 from tests.conftest import *
 from tests.conftest import PLACES
+from tests.hanging import HangError, limited
 leaks.SETTLE = 0.0
 """
 
