@@ -258,3 +258,23 @@ def test_no_device(cpuinfo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_time_stamp_counter(cpuinfo: Path, text: str, khz: int | None) -> None:
     cpuinfo.write_text(text)
     assert accel.tsc_khz() == khz
+
+
+async def test_a_qemu_that_does_not_answer_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykata.hypervisors.qemu.qmp.PATIENCE", 0.05)
+    async with connected() as (qmp, peer, _):
+        stuck = asyncio.ensure_future(qmp.execute("qom-set"))
+        waiting = asyncio.ensure_future(qmp.execute("add-fd"))
+        with pytest.raises(QMPClosedError, match="QEMU didn't answer qom-set within 0"):
+            await stuck
+        with pytest.raises(QMPClosedError, match="can't add-fd"):
+            await waiting
+    async with connected() as (qmp, peer, _):
+        for name in ("one", "two"):
+            answered = asyncio.ensure_future(qmp.execute(name))
+            await peer.answer(**{"return": {}})
+            await answered
+        await asyncio.sleep(0.1)        # longer than the patience: each answer has ended its own
+        answered = asyncio.ensure_future(qmp.execute("three"))
+        await peer.answer(**{"return": {}})
+        assert await answered == {}

@@ -17,6 +17,7 @@ from itertools import count
 from pykata.errors import VMError, printable
 
 LIMIT = 1024 * 1024         # bytes of one message
+PATIENCE = 20.0             # seconds for an answer; on a busy host it takes some 10 ms
 
 
 class QMPError(VMError):
@@ -57,7 +58,8 @@ class QMP:
         """Run a command and return what it returns. ``fd`` is passed along with it (``add-fd``, ``getfd``).
 
         One command runs at a time: QEMU keeps a single passed descriptor, so the next command's must not overtake it.
-        If the caller is cancelled the command still completes, and the next one waits for that.
+        If the caller is cancelled the command still completes, and the next one waits for that. A QEMU that doesn't
+        answer (it was stopped, or is stuck) loses its connection after :data:`PATIENCE`.
         """
         await self._turn.acquire()
         reply: asyncio.Future[object] = self._loop.create_future()
@@ -73,6 +75,8 @@ class QMP:
             raise
         self._reply = number, reply
         reply.add_done_callback(lambda _: self._turn.release())
+        late = self._loop.call_later(PATIENCE, self.close, f"QEMU didn't answer {command} within {PATIENCE:g} s")
+        reply.add_done_callback(lambda _: late.cancel())
         return await asyncio.shield(reply)
 
     async def closed(self) -> None:
