@@ -74,7 +74,8 @@ async def connect(transport: Transport) -> socket.socket:
     """The stream to the agent, non-blocking; the caller closes it.
 
     A serial port is there at once, and what is written to it waits until the guest opens its end. Over vsock this waits
-    until the guest dials; whoever else does (every guest of the host can) is turned away.
+    until the guest dials; whoever else does (every guest of the host can) is turned away. Nobody can dial afterwards:
+    what runs in the guest by then has the same address as its agent.
     """
     if isinstance(transport, SerialTransport):
         return transport.host
@@ -82,5 +83,6 @@ async def connect(transport: Transport) -> socket.socket:
     while True:
         stream, (cid, _port) = await loop.sock_accept(transport.listener)
         if cid == transport.cid:
+            transport.listener.close()
             return stream
         stream.close()

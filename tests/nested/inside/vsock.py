@@ -62,17 +62,23 @@ def peers() -> set[int]:
     return found
 
 
-def listening() -> set[int]:
-    """The ports that this process listens on."""
-    return {s.getsockname()[1] for s in vsock_sockets() if s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)}
+def argv_of(sandbox: Sandbox) -> list[str]:
+    """QEMU's command line."""
+    return Path(f"/proc/{sandbox._open.vm.pid}/cmdline").read_bytes().decode().split("\0")
 
 
 def cid_of(sandbox: Sandbox) -> int:
-    """The guest's address, from QEMU's command line."""
-    argv = Path(f"/proc/{sandbox._open.vm.pid}/cmdline").read_bytes().decode().split("\0")
-    devices = [json.loads(value) for option, value in itertools.pairwise(argv) if option == "-device"]
+    """The guest's address."""
+    devices = [json.loads(value) for option, value in itertools.pairwise(argv_of(sandbox)) if option == "-device"]
     (cid,) = [device["guest-cid"] for device in devices if "guest-cid" in device]
     return int(cid)
+
+
+def port_of(sandbox: Sandbox) -> int:
+    """Where the agent dialled."""
+    (append,) = [value for option, value in itertools.pairwise(argv_of(sandbox)) if option == "-append"]
+    (port,) = [word.partition("=")[2] for word in append.split() if word.startswith("pykata.vsock=")]
+    return int(port)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -168,12 +174,17 @@ def dialled_here(port: int, folder: Path) -> int:
 
 async def test_a_container_reaches_neither_the_listener_nor_the_agent() -> None:
     async with vsock() as sb:
-        (port,) = listening()
+        port = port_of(sb)
         for cid in (HOST, LOCAL, cid_of(sb)):
             dial = "cat > /dial && chmod 755 /dial && exec /dial"
             done = await sb.run("builtin:busybox", ["sh", "-c", dial], input=dialler(cid, port))
             assert (done.reason, done.stderr) == ("exit", "")
             assert done.exit_code in REFUSED, f"vsock:{cid}:{port}: {errno.errorcode.get(done.exit_code or 0)}"
+
+
+async def test_nobody_can_dial_once_the_agent_has(tmp_path: Path) -> None:
+    async with vsock() as sb:
+        assert await anyio.to_thread.run_sync(dialled_here, port_of(sb), tmp_path) == errno.ECONNRESET
 
 
 async def test_a_local_process_is_turned_away() -> None:
