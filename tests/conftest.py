@@ -35,6 +35,7 @@ HARDWARE = "hardware:"
 # Seconds after which a test hangs; many times what it takes on a busy machine.
 QUICK_TEST = 120.0
 BOOTING_TEST = 600.0
+SLOW_TEST = 3600.0
 
 # A socket's path has at most 107 bytes (unix(7)): this one is short, and tmp_path isn't.
 HOME = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
@@ -180,9 +181,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     slow = pyfuncitem.config.getoption("--slow-callbacks")
     # hypothesis runs its function many times, each in a loop of its own.
     if not hasattr(pyfuncitem.obj, "hypothesis") and inspect.iscoroutinefunction(pyfuncitem.obj):
-        limit = BOOTING_TEST if pyfuncitem.get_closest_marker("vm") else QUICK_TEST
-        pyfuncitem.obj = _watched(pyfuncitem.obj, slow, limit)
+        pyfuncitem.obj = _watched(pyfuncitem.obj, slow, _limit(pyfuncitem))
     return (yield)
+
+
+def _limit(test: pytest.Item) -> float:
+    if test.get_closest_marker("slow"):
+        return SLOW_TEST
+    return BOOTING_TEST if test.get_closest_marker("vm") else QUICK_TEST
 
 
 def _watched(

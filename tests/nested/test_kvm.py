@@ -38,7 +38,7 @@ async def test_inside(machine: Machine, part: str) -> None:
     pytest_inside = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     done = await machine.run(
         *pytest_inside, "-v", "--durations=0", "--color=no", f"tests/nested/inside/{part}.py",
-        env={"CI": os.environ.get("CI", "")},
+        env={"CI": os.environ.get("CI", "")}, timeout=1800,
     )  # fmt: skip
     print(done.output)
     assert done.code == 0, f"see the output of pytest in the nested machine, and its console:\n{machine.console()}"

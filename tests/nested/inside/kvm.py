@@ -12,6 +12,8 @@ import pytest
 import pykata
 from pykata import QEMU, Sandbox
 
+pytestmark = pytest.mark.slow
+
 DEBUG = Path("/sys/kernel/debug/kvm")
 MACHINES: tuple[Literal["microvm", "q35"], ...] = ("microvm", "q35")
 

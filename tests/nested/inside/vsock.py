@@ -27,6 +27,8 @@ from pykata.guest import find_bundle
 from pykata.spec import VMSpec, VsockTransport
 from tests.nested.inside.probe import dialler
 
+pytestmark = pytest.mark.slow
+
 Machine = Literal["microvm", "q35"]
 MACHINES: tuple[Machine, ...] = ("microvm", "q35")
 LOCAL = 1               # VMADDR_CID_LOCAL, vsock(7): this very machine
