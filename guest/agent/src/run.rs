@@ -129,8 +129,10 @@ async fn follow(
     }
     let (stdout, stderr) = (&spawned.stdout, &spawned.stderr);
     let input = feed(&mut spawned.stdin, &mut requests);
-    let output = async { tokio::join!(pump(stdout, answers, Response::Stdout), pump(stderr, answers, Response::Stderr)) };
-    tokio::pin!(input, output);
+    let mut output = Box::pin(async {
+        tokio::join!(pump(stdout, answers, Response::Stdout), pump(stderr, answers, Response::Stderr))
+    });
+    tokio::pin!(input);
     let (mut fed, mut pumped) = (false, false);
     let exit = loop {
         tokio::select! {
@@ -152,6 +154,8 @@ async fn follow(
             output.await;
         }
         None => {
+            // Its turn in the queue of answers would go to it, which nobody polls any more.
+            drop(output);
             drain(stdout, answers, Response::Stdout).await;
             drain(stderr, answers, Response::Stderr).await;
         }

@@ -50,6 +50,8 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(None)
         .auto_date_header(false)
         .serve_connection(channel, call)
         .await
