@@ -117,7 +117,8 @@ def test_disks_are_raw_and_their_descriptors_in_sets() -> None:
 
 def test_vsock() -> None:
     end = socket.socket.__new__(socket.socket)
-    argv = build(spec(transport=VsockTransport(end, port=1, cid=77, device=9)))
+    with Path("/dev/null").open("rb", buffering=0) as device:
+        argv = build(spec(transport=VsockTransport(end, port=1, cid=77, device=device)))
     assert {"driver": "vhost-vsock-device", "guest-cid": 77, "vhostfd": "33"} in devices_of(argv)
     assert "pykata.vsock=1" in options_of(argv, "-append")[0].split()
     assert not [chardev for chardev in options_of(argv, "-chardev") if "agent" in chardev]
