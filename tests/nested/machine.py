@@ -21,9 +21,9 @@ import anyio
 from attrs import frozen
 
 from pykata.errors import printable
-from pykata.guest import Bundle
+from pykata.guest import Bundle, find_bundle
 from pykata.host import KILL, find_tool, run_tool, spawn
-from tests.nested.image import PYTHON, Debian, squash
+from tests.nested.image import PYTHON, Debian, debian, squash
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = 2
@@ -174,3 +174,17 @@ def _khz() -> int:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     mips = next(line.partition(":")[2] for line in lines if line.startswith("bogomips"))
     return int(float(mips) / 2 * 1000)
+
+
+async def _look_around(commands: Sequence[str]) -> int:
+    code = 0
+    async with nested_machine(await debian(), find_bundle()) as machine:
+        for command in commands:
+            done = await machine.run("sh", "-c", command)
+            print(f"$ {command}\n{done.output}[exit code {done.code}]", flush=True)
+            code = code or done.code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(anyio.run(_look_around, sys.argv[1:]))
