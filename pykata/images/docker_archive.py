@@ -56,8 +56,8 @@ def _choose(store: Store, manifests: list[Document], tag: str) -> Document:
     tags = {one: manifest for manifest in manifests for one in manifest.get("RepoTags").texts()}
     hint = f"it has {', '.join(sorted(tags)) or 'no tags'}"
     if tag:
-        # "TAG" alone will do where it names one image: skopeo and docker want "NAME:TAG".
-        named = [manifest for one, manifest in tags.items() if one == tag or one.rpartition(":")[2] == tag]
+        # The end of a name will do where it is that of one image: "app:1" or "1" for "registry/library/app:1".
+        named = [manifest for one, manifest in tags.items() if one == tag or one.endswith((f"/{tag}", f":{tag}"))]
         if not named:
             raise ImageNotFoundError(f"{store.path} has no image {tag!r}", hint=hint)
         if any(manifest is not named[0] for manifest in named):

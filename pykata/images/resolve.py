@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from threading import Event
+from typing import IO
 
 import anyio.to_thread
+from attrs import evolve
 
 from pykata.errors import ImageError, ImageReferenceError
 from pykata.images.builtin import Builtin, find_builtin
@@ -54,26 +57,47 @@ class _AbandonedError(Exception):
 def _find(
     reference: Reference, architecture: str, builtin: Builtin, limits: Limits, poll: Callable[[], None]
 ) -> Image:
+    with _about(reference):
+        image = _look(reference, architecture, builtin, limits, poll)
+    if image.write_tar is None:
+        return image
+    return evolve(image, write_tar=partial(_write_tar, reference, image.write_tar))
+
+
+def _write_tar(reference: Reference, write_tar: Callable[[IO[bytes]], None], dest: IO[bytes]) -> None:
+    with _about(reference):
+        write_tar(dest)
+
+
+@contextmanager
+def _about(reference: Reference) -> Iterator[None]:
+    """Every error of an image says which one it is about."""
     try:
-        match reference.source:
-            case Source.OCI:
-                return find_oci(reference, architecture, limits)
-            case Source.TARBALL:
-                return find_tarball(reference, architecture, limits)
-            case Source.BUILTIN:
-                return find_builtin(reference, architecture, builtin)
-            case Source.DOCKER_ARCHIVE:
-                return find_docker_archive(reference, architecture, limits)
-            case Source.DIRECTORY:
-                return find_directory(reference, architecture, limits, poll)
-            case Source.PATH:
-                return _find_path(reference, architecture, limits)
+        yield
     except ImageError as exc:
         exc.reference = exc.reference or reference.text
         raise
 
 
-def _find_path(reference: Reference, architecture: str, limits: Limits) -> Image:
+def _look(
+    reference: Reference, architecture: str, builtin: Builtin, limits: Limits, poll: Callable[[], None]
+) -> Image:
+    match reference.source:
+        case Source.OCI:
+            return find_oci(reference, architecture, limits)
+        case Source.DOCKER_ARCHIVE:
+            return find_docker_archive(reference, architecture, limits)
+        case Source.DIRECTORY:
+            return find_directory(reference, architecture, limits, poll)
+        case Source.TARBALL:
+            return find_tarball(reference, architecture, limits)
+        case Source.BUILTIN:
+            return find_builtin(reference, architecture, builtin)
+        case Source.PATH:
+            return _look_at_path(reference, architecture, limits)
+
+
+def _look_at_path(reference: Reference, architecture: str, limits: Limits) -> Image:
     store = open_store(reference.path)
     if has(store, INDEX):
         return find_in_layout(store, reference, architecture, limits)

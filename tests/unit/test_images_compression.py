@@ -7,7 +7,7 @@ import gzip
 import lzma
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -35,7 +35,7 @@ def tool(*argv: str, data: bytes) -> bytes:
     return subprocess.run(argv, input=data, check=True, capture_output=True).stdout
 
 
-COMPRESSED = {
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "gzip members": lambda data: gzip.compress(data[:1000]) + gzip.compress(b"") + gzip.compress(data[1000:]),
     "zstd": zstandard.compress,

@@ -148,8 +148,10 @@ def test_a_hard_link_to_the_first_of_a_name_that_is_there_twice() -> None:
 def test_a_hard_link_to_a_symlink_and_to_a_device() -> None:
     node = Item("n", tarfile.CHRTYPE, device=(1, 3))
     found = merged([[symlink("s", "x"), hardlink("t", "s"), node, hardlink("m", "n")]])
-    assert (found["t"].link, found["t"].names) == ("x", {"s", "t"})
-    assert (found["m"].device, found["m"].names) == ((1, 3), {"m", "n"})
+    assert found["t"].link == "x"
+    assert found["t"].names == {"s", "t"}
+    assert found["m"].device == (1, 3)
+    assert found["m"].names == {"m", "n"}
 
 
 def test_everything_about_a_file_is_kept() -> None:
