@@ -1,6 +1,6 @@
 """The Debian system that the nested machine boots: a kernel, a RAM disk and a root filesystem, made once and kept.
 
-Made from Debian's packages by mmdebstrap, without root, in about two minutes; 0.3 GB in the user's cache.
+Made from Debian's packages by mmdebstrap, in one to three minutes; 0.2 GB in the user's cache.
 """
 
 from __future__ import annotations
