@@ -136,7 +136,7 @@ def test_kernel_arguments() -> None:
 @pytest.mark.parametrize(("options", "said"), [
     ({"machine": "pc"}, r"machine='pc' is unknown \(choose one of 'microvm', 'q35'\)"),
     ({"accel": "hvf"}, r"accel='hvf' is unknown \(choose one of 'auto', 'kvm', 'tcg'\)"),
-    ({"agent": "tcp"}, r"agent='tcp' is unknown \(choose one of 'serial', 'vsock'\)"),
+    ({"agent": "tcp"}, r"agent='tcp' is unknown \(choose one of 'auto', 'serial', 'vsock'\)"),
     ({"disk_slots": 7}, r"disk_slots=7 is not a number from 0 to 6 \(machine='q35' has room for more\)"),
     ({"disk_slots": -1}, "disk_slots=-1 is not"),
     ({"disk_slots": True}, "disk_slots=True is not"),

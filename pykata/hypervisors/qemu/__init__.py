@@ -56,8 +56,9 @@ class QEMU(Hypervisor):
     ``machine="microvm"`` boots fastest; ``"q35"`` has PCI and takes more devices. ``accel="auto"`` is KVM where it
     works and emulation (TCG) elsewhere. ``binary`` is searched in ``PATH`` unless ``$PYKATA_QEMU`` or this names it.
     ``disk_slots`` is the number of images that can be in the machine at the same time. ``reclaim`` gives memory that
-    the guest has freed back to the host. ``agent`` is how the agent is reached: a ``"serial"`` port is between this
-    guest and us, while over ``"vsock"`` a guest can also reach whatever else listens there on the host.
+    the guest has freed back to the host. ``agent`` is how the agent is reached: ``"vsock"`` where the host has it, else
+    a ``"serial"`` port. The port is between this guest and us alone, while a guest with vsock can also reach whatever
+    else listens there on the host, if it gets past the seccomp filter of its containers.
     """
 
     machine: command.Machine = field(default="microvm", validator=_one_of("microvm", "q35"))
@@ -65,7 +66,7 @@ class QEMU(Hypervisor):
     binary: Path | None = field(default=None, converter=_path)
     disk_slots: int | None = field(default=None, validator=_slots)
     reclaim: bool = True
-    agent: Literal["serial", "vsock"] = field(default="serial", validator=_one_of("serial", "vsock"))
+    agent: Literal["auto", "serial", "vsock"] = field(default="auto", validator=_one_of("auto", "serial", "vsock"))
 
     @property
     def features(self) -> Features:
@@ -82,7 +83,7 @@ class QEMU(Hypervisor):
 
     @asynccontextmanager
     async def transport(self, run_dir: Path) -> AsyncIterator[Transport]:
-        if self.agent == "vsock":
+        if self.agent == "vsock" or (self.agent == "auto" and transports.vsock_available()):
             with transports.vsock() as vsock:
                 yield vsock
         else:

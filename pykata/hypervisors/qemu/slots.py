@@ -84,6 +84,7 @@ class Slots:
             raise QMPClosedError("the virtual machine has ended, so nothing can be plugged into it")
         if self._free:
             return self._free.pop()
+        log.info("waiting for a disk slot: all are taken by other images")
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
