@@ -73,7 +73,7 @@ impl UserRequest {
         let mut identity = Identity {
             uid,
             gid,
-            groups: extra.to_vec(),
+            groups: Vec::new(),
             home: known.as_ref().map(|known| known.home.clone()).filter(|home| home.starts_with('/')).unwrap_or("/".into()),
         };
         match &self.group {
@@ -85,11 +85,15 @@ impl UserRequest {
                 };
             }
             None => {
+                identity.groups.extend(extra);
                 if let Some(known) = &known {
                     add_memberships(group.as_ref(), &known.name, &mut identity.groups);
                 }
             }
         }
+        // The primary group is among them: a file whose group has fewer rights than others must not open by its absence.
+        identity.groups.retain(|group| *group != identity.gid);
+        identity.groups.insert(0, identity.gid);
         for id in [identity.uid, identity.gid].iter().chain(&identity.groups) {
             if *id > MAX_ID {
                 return Err(Invalid::new(FIELD, format!("id {id} is above {MAX_ID}")));
@@ -242,17 +246,17 @@ mod tests {
 
     #[test]
     fn all_forms() {
-        assert_eq!(resolve(""), Ok(identity(7, 8, &[9], "/")));
-        assert_eq!(resolve("web"), Ok(identity(1000, 1001, &[10, 33], "/srv/web")));
-        assert_eq!(resolve("0"), Ok(identity(0, 0, &[10], "/root")));
-        assert_eq!(resolve("web:wheel"), Ok(identity(1000, 10, &[], "/srv/web")));
-        assert_eq!(resolve("12:34"), Ok(identity(12, 34, &[], "/")));
-        assert_eq!(resolve("12"), Ok(identity(12, 0, &[], "/")));
+        assert_eq!(resolve(""), Ok(identity(7, 8, &[8, 9], "/")));
+        assert_eq!(resolve("web"), Ok(identity(1000, 1001, &[1001, 10, 33], "/srv/web")));
+        assert_eq!(resolve("0"), Ok(identity(0, 0, &[0, 10], "/root")));
+        assert_eq!(resolve("web:wheel"), Ok(identity(1000, 10, &[10], "/srv/web")));
+        assert_eq!(resolve("12:34"), Ok(identity(12, 34, &[34], "/")));
+        assert_eq!(resolve("12"), Ok(identity(12, 0, &[0], "/")));
     }
 
     #[test]
     fn a_name_that_is_a_number_wins_over_the_number() {
-        assert_eq!(resolve("1000"), Ok(identity(5, 6, &[], "/five")));
+        assert_eq!(resolve("1000"), Ok(identity(5, 6, &[6], "/five")));
     }
 
     #[test]
@@ -266,7 +270,7 @@ mod tests {
     fn works_without_files() {
         let request = UserRequest::parse("5:6").expect("good");
         let found = request.resolve_in(None, None, &oci::User::default());
-        assert_eq!(found, Ok(identity(5, 6, &[], "/")));
+        assert_eq!(found, Ok(identity(5, 6, &[6], "/")));
     }
 
     #[test]

@@ -2,17 +2,15 @@
 //!
 //!     cargo build --release && cargo test --features client --test vm
 //!
-//! See `harness.rs` for the environment variables that say where these are.
+//! See `harness.rs` for the environment variables that say where these are. A boot takes a second or two under
+//! emulation, so that a test asks a guest several things.
 
+mod commands;
 mod harness;
+mod isolation;
+mod lifecycle;
+mod limits;
 mod run;
-
-use harness::{Vm, create, process};
-use run::run;
-
-#[tokio::test]
-async fn an_inline_container_says_hello() {
-    let (_vm, mut client) = Vm::ready().await;
-    let done = run(&mut client, "c1", process("p1", &["echo", "hello"]), Some(create("c1", ""))).await.expect("runs");
-    assert_eq!((done.out().as_str(), done.err().as_str(), done.code()), ("hello\n", "", 0));
-}
+mod setup;
+mod speed;
+mod stdio;

@@ -8,9 +8,13 @@ use tonic::{Status, Streaming};
 
 use crate::harness::Client;
 
+/// What goes to a process.
+#[derive(Clone)]
+pub struct Input(mpsc::Sender<RunRequest>);
+
 /// A Run that is under way. Dropped, it is reset.
 pub struct Running {
-    requests: mpsc::Sender<RunRequest>,
+    requests: Input,
     answers: Streaming<RunResponse>,
     pub pid: i32,
 }
@@ -61,18 +65,32 @@ pub async fn start(
     requests.send(RunRequest { request: Some(Request::Start(start)) }).await.expect("open");
     let mut answers = client.run(Requests(receiver)).await?.into_inner();
     match answers.message().await?.and_then(|first| first.response) {
-        Some(Response::Started(started)) => Ok(Running { requests, answers, pid: started.pid }),
+        Some(Response::Started(started)) => Ok(Running { requests: Input(requests), answers, pid: started.pid }),
         other => panic!("not started: {other:?}"),
     }
 }
 
-impl Running {
+impl Input {
     pub async fn stdin(&self, data: &[u8]) {
-        let _ = self.requests.send(RunRequest { request: Some(Request::Stdin(data.to_vec().into())) }).await;
+        let _ = self.0.send(RunRequest { request: Some(Request::Stdin(data.to_vec().into())) }).await;
     }
 
     pub async fn close_stdin(&self) {
-        let _ = self.requests.send(RunRequest { request: Some(Request::StdinClosed(true)) }).await;
+        let _ = self.0.send(RunRequest { request: Some(Request::StdinClosed(true)) }).await;
+    }
+}
+
+impl Running {
+    pub fn input(&self) -> Input {
+        self.requests.clone()
+    }
+
+    pub async fn stdin(&self, data: &[u8]) {
+        self.requests.stdin(data).await;
+    }
+
+    pub async fn close_stdin(&self) {
+        self.requests.close_stdin().await;
     }
 
     pub async fn next(&mut self) -> Result<Option<Response>, Status> {
@@ -106,4 +124,15 @@ pub async fn run(
     let running = start(client, container, process, create).await?;
     running.close_stdin().await;
     running.finish().await
+}
+
+/// Runs a shell script in a container that is there; what it prints to stderr counts as output, too.
+pub async fn sh(client: &mut Client, container: &str, script: &str) -> (String, i32) {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let id = format!("sh-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
+    let script = format!("exec 2>&1; {script}");
+    let process = crate::harness::process(&id, &["sh", "-c", &script]);
+    let done = run(client, container, process, None).await.expect("runs");
+    (done.out().trim_end().to_owned(), done.exited.exit_code)
 }
