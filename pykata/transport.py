@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -12,6 +11,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+
+import anyio
 
 from pykata.errors import HostError
 from pykata.spec import SerialTransport, Transport, VsockTransport
@@ -79,9 +80,14 @@ async def connect(transport: Transport) -> socket.socket:
     """
     if isinstance(transport, SerialTransport):
         return transport.host
-    loop = asyncio.get_running_loop()
     while True:
-        stream, (cid, _port) = await loop.sock_accept(transport.listener)
+        try:
+            # Not the loop's sock_accept: a cancellation that meets its result would lose the stream.
+            stream, (cid, _port) = transport.listener.accept()
+        except BlockingIOError:
+            await anyio.wait_readable(transport.listener)
+            continue
+        stream.setblocking(False)
         if cid == transport.cid:
             transport.listener.close()
             return stream

@@ -19,7 +19,8 @@ from pykata.errors import BootError, GuestPanicError, HostError, ToolTooOldError
 from pykata.guest import Bundle
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.console import SIZE
-from pykata.spec import Disk, SerialTransport, VMSpec
+from pykata.hypervisors.qemu.vm import QemuVM
+from pykata.spec import Disk, Nic, SerialTransport, VMSpec
 from tests.cancellation import cancel_everywhere
 from tests.vm.qemu_guest import booted, initrd
 
@@ -147,9 +148,28 @@ async def test_killed(bundle: Bundle, ramdisk: Path) -> None:
         os.kill(guest.vm.pid, signal.SIGKILL)
         with anyio.fail_after(10):
             errors = await asyncio.gather(*waiting)
-            assert {str(error) for error in errors} == {"QEMU was killed by SIGKILL"}
+            assert {error.message for error in errors} == {"QEMU was killed by SIGKILL"}
             # Its end closes the stream to the agent, too.
             assert await asyncio.get_running_loop().sock_recv(guest.stream, 1) == b""
+
+
+async def test_paused(bundle: Bundle, ramdisk: Path) -> None:
+    """A machine that QEMU itself pauses would never answer again."""
+    async with booted(qemu(), bundle.kernel, ramdisk) as guest:
+        assert isinstance(guest.vm, QemuVM)
+        await guest.vm._qmp.execute("stop")
+        with anyio.fail_after(10):
+            assert str(await guest.vm.died()) == "QEMU could not run the machine any further"
+
+
+@both
+async def test_network_device(machine: Machine, bundle: Bundle, ramdisk: Path) -> None:
+    """There is room for one beside the slots, and its backend is whatever a network strategy says."""
+    nic = Nic("net", "02:00:00:00:00:01", {"type": "user", "restrict": True})
+    async with booted(qemu(machine), bundle.kernel, ramdisk, devices=(nic,)) as guest:
+        code, said = await guest.run("cat /sys/class/net/eth0/address && ip link set eth0 up && ls /sys/block")
+        assert code == 0
+        assert said.split() == ["02:00:00:00:00:01", "vda", "vdb", "vdc", "vdd", "vde"]
 
 
 async def failure(qemu: QEMU, **spec: object) -> Exception:
@@ -163,7 +183,7 @@ async def failure(qemu: QEMU, **spec: object) -> Exception:
 async def test_failures_have_types(bundle: Bundle, ramdisk: Path, tmp_path: Path) -> None:
     error = await failure(qemu(), kernel=bundle.kernel, initrd=ramdisk, memory=1 << 40)
     assert isinstance(error, BootError)
-    assert "before it answered" in str(error)
+    assert str(error).startswith("before it answered, QEMU exited with code 1: ")
 
     error = await failure(qemu(), kernel=ramdisk, initrd=ramdisk)
     assert isinstance(error, BootError)

@@ -140,7 +140,9 @@ def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> 
         for descriptor in group:
             yield from ("-add-fd", f"fd={descriptor},set={number}")
         yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, readonly=disk.readonly)))
-        yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag)
+        # An error of the host's, such as a full filesystem, is one of the guest's too: by default QEMU pauses for it.
+        errors = {"rerror": "report", "werror": "report"}
+        yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag, **errors)
 
 
 def _slots(bus: str, count: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import stat
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import anyio
 
 from pykata import host
-from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, VMDiedError
+from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, VMDiedError, last_line
 from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import version
@@ -60,21 +61,19 @@ class QemuVM(VM):
 
     async def died(self) -> VMDiedError:
         await self._ended()
-        how = host.describe_exit(self._process.returncode or 0)
+        code = self._process.returncode
+        console = self.console()
         if self._stopped:
-            return VMDiedError("the virtual machine was stopped", console=self.console())
-        if (panic := self._console.panic()) is not None or "GUEST_PANICKED" in self._events:
-            return GuestPanicError(f"the guest's kernel panicked: {panic or 'it said nothing'}", console=self.console())
-        if self._process.returncode:
-            why = f": {said}" if (said := self.complaint()) else ""
-            return VMDiedError(f"QEMU {how}{why}", console=self.console())
+            return VMDiedError("the virtual machine was stopped", console=console)
+        if "STOP" in self._events:
+            return VMDiedError("QEMU could not run the machine any further", console=console)
+        if code:
+            hint = "the host's kernel kills what it has no memory for" if code == -signal.SIGKILL else ""
+            return VMDiedError(f"QEMU {self._how()}", console=console, hint=hint)
+        if (panic := self._console.panic()) is not None:
+            return GuestPanicError(f"the guest's kernel panicked: {panic}", console=console)
         reason = self._events.get("SHUTDOWN", {}).get("reason", "for no known reason")
-        return VMDiedError(f"the guest switched its machine off ({reason})", console=self.console())
-
-    def complaint(self) -> str:
-        """The last line that QEMU itself wrote."""
-        lines = [line for line in self._complaints.text().splitlines() if line.strip()]
-        return lines[-1] if lines else ""
+        return VMDiedError(f"the guest switched its machine off ({reason})", console=console)
 
     async def ready(self, binary: Path) -> None:
         """Wait until QEMU answers on its control channel. The guest runs already. Raises BootError."""
@@ -84,8 +83,7 @@ class QemuVM(VM):
             self._process.kill()        # one that closed its control channel and runs on is of no use
             await self._ended()
             version.check(await version.of_binary(binary), binary)
-            how = host.describe_exit(self._process.returncode or 0)
-            raise BootError(f"QEMU {how} before it answered: {self.complaint()}", console=self.console()) from exc
+            raise BootError(f"before it answered, QEMU {self._how()}", console=self.console()) from exc
         version.check(version.of_greeting(greeting), binary)
         self.ready_at = time.monotonic()
 
@@ -105,10 +103,19 @@ class QemuVM(VM):
             await asyncio.wait(self._readers)
             await self._qmp.closed()
 
+    def _how(self) -> str:
+        """How QEMU ended, and what it said last."""
+        how = host.describe_exit(self._process.returncode or 0)
+        return f"{how}: {said}" if (said := last_line(self._complaints.text())) else how
+
     def _note(self, name: str, data: Mapping[str, object]) -> None:
         log.debug("QEMU %d: %s %s", self.pid, name, data)
-        if name in ("SHUTDOWN", "GUEST_PANICKED"):
+        if name == "SHUTDOWN":
             self._events[name] = data
+        elif name == "STOP" and "SHUTDOWN" not in self._events:
+            # Nobody asked it to: KVM met an instruction that it can't emulate, say. It would stay like that for ever.
+            self._events[name] = data
+            self._process.kill()
 
 
 @asynccontextmanager
