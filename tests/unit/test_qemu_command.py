@@ -171,7 +171,7 @@ async def test_machines_that_cant_be(asked: dict[str, Any], said: str) -> None:
 
 async def test_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("pykata.host.EXTRA_PATH", ())
+    monkeypatch.setattr("pykata.host.tools.EXTRA_PATH", ())
     for machine, said in (
         (QEMU(accel="tcg"), r"qemu-system-x86_64 is not installed \(apt-get install qemu-system-x86\)"),
         (QEMU(accel="tcg", binary="/no/qemu"), "binary='/no/qemu' is not a program"),

@@ -1,0 +1,53 @@
+"""The host: the one place that spawns processes, makes run directories and looks tools up.
+
+Who calls :func:`spawn` owns the process for as long as its ``async with`` block runs, whatever happens in it. A process
+also dies when the thread that spawned it ends (``PR_SET_PDEATHSIG`` is about the *thread*, prctl(2)); that is the
+thread of the event loop, so a process can't outlive the loop that owns it, even if that is killed with SIGKILL.
+Nothing is started, opened or created by importing this module.
+"""
+
+from pykata.host.cleanup import finish
+from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root
+from pykata.host.identity import Identity, ephemeral_identity
+from pykata.host.pipes import PipeReader, PipeWriter
+from pykata.host.process import (
+    DEVNULL,
+    KILL,
+    NO_ENV,
+    PIPE,
+    STDOUT,
+    TERM,
+    TOOL_ENV,
+    HostProcess,
+    KillPolicy,
+    describe_exit,
+    spawn,
+)
+from pykata.host.run import TAIL, run_tool
+from pykata.host.tools import find_tool
+
+__all__ = [
+    "DEVNULL",
+    "KILL",
+    "NO_ENV",
+    "PIPE",
+    "STDOUT",
+    "TAIL",
+    "TERM",
+    "TOOL_ENV",
+    "HostProcess",
+    "Identity",
+    "KillPolicy",
+    "PipeReader",
+    "PipeWriter",
+    "abandoned_run_dirs",
+    "cache_dir",
+    "describe_exit",
+    "ephemeral_identity",
+    "find_tool",
+    "finish",
+    "run_dir",
+    "run_root",
+    "run_tool",
+    "spawn",
+]

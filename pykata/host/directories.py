@@ -1,0 +1,104 @@
+"""The directories of this user: the cache, and a run directory for each sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pykata.errors import NotPermittedError
+from pykata.host.cleanup import finish
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """The user's cache: ``$PYKATA_CACHE``, else ``$XDG_CACHE_HOME/pykata``, else ``~/.cache/pykata``."""
+    if named := os.environ.get("PYKATA_CACHE"):
+        path = Path(named)
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pykata"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path.absolute()
+
+
+def run_root() -> Path:
+    """The directory that holds the run directories of this user."""
+    if named := os.environ.get("PYKATA_RUN"):
+        path = Path(named)
+    elif named := os.environ.get("XDG_RUNTIME_DIR"):
+        path = Path(named, "pykata")
+    elif os.geteuid() == 0:
+        path = Path("/run/pykata")
+    else:
+        path = Path(tempfile.gettempdir(), f"pykata-{os.geteuid()}")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    # In /tmp anyone may have been there first: with a symlink, or with a directory of their own.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise NotPermittedError(f"{path} is not a directory that only uid {os.geteuid()} can write",
+                                hint="set PYKATA_RUN to a directory of your own")
+    return path.absolute()
+
+
+@asynccontextmanager
+async def run_dir() -> AsyncIterator[Path]:
+    """A fresh directory that only we can enter; removed on exit, whatever happened in it.
+
+    Its file ``owner`` names the process that made it, for :func:`abandoned_run_dirs`.
+    """
+    root, name = run_root(), secrets.token_hex(5)
+    fresh, path = root / f".{name}", root / name
+    fresh.mkdir(mode=0o700)
+    try:
+        (fresh / "owner").write_text(json.dumps(_identify(os.getpid())))
+        fresh.rename(path)      # by now it has an owner: a gc never sees it without one
+        yield path
+    finally:
+        await finish(asyncio.to_thread(_remove, fresh, path))
+
+
+def abandoned_run_dirs() -> list[Path]:
+    """Run directories whose process has ended without removing them: it was killed."""
+    return [path for path in sorted(run_root().iterdir()) if not path.name.startswith(".") and not _owned(path)]
+
+
+def _owned(path: Path) -> bool:
+    try:
+        owner = json.loads((path / "owner").read_text())
+        return bool(owner == _identify(int(owner["pid"])))
+    except FileNotFoundError:
+        return not (path / "owner").parent.is_dir()     # being removed by its owner right now
+    except (ValueError, TypeError, KeyError, ProcessLookupError):
+        return False
+
+
+def _identify(pid: int) -> dict[str, str | int]:
+    """What tells this process from a later one with the same pid. Raises ProcessLookupError."""
+    try:
+        # proc_pid_stat(5): the name (2) may hold blanks and parentheses; state is field 3, starttime field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    if fields[0] in "ZX":
+        raise ProcessLookupError(pid)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"pid": pid, "start": int(fields[19]), "boot": boot}
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            log.warning("can't remove %s: %s", path, exc)

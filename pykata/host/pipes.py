@@ -1,0 +1,68 @@
+"""Our ends of a process's pipes."""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
+
+
+class PipeReader(ByteReceiveStream):
+    """Our end of a pipe that the process writes to. Reads what is asked for and no more, so it has backpressure."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        os.set_blocking(pipe.fileno(), False)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while True:
+            if self._pipe.closed:
+                raise anyio.ClosedResourceError
+            try:
+                data = os.read(self._pipe.fileno(), max_bytes)
+            except BlockingIOError:
+                await anyio.wait_readable(self._pipe.fileno())
+                continue
+            if not data:
+                raise anyio.EndOfStream
+            await anyio.lowlevel.checkpoint()
+            return data
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._pipe.closed:
+            anyio.notify_closing(self._pipe.fileno())
+            self._pipe.close()
+
+
+class PipeWriter(ByteSendStream):
+    """Our end of the pipe that the process reads from."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        os.set_blocking(pipe.fileno(), False)
+
+    async def send(self, item: bytes) -> None:
+        view = memoryview(item)
+        while view:
+            if self._pipe.closed:
+                raise anyio.ClosedResourceError
+            try:
+                view = view[os.write(self._pipe.fileno(), view):]
+            except BlockingIOError:
+                await anyio.wait_writable(self._pipe.fileno())
+            except BrokenPipeError as exc:
+                raise anyio.BrokenResourceError from exc
+        await anyio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._pipe.closed:
+            anyio.notify_closing(self._pipe.fileno())
+            self._pipe.close()
