@@ -26,7 +26,10 @@ CIDS = 1 << 31
 @contextmanager
 def serial() -> Iterator[SerialTransport]:
     """A virtio-serial port: a pair of connected sockets, of which the VMM gets one. There is nothing to dial."""
-    host, vmm = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        host, vmm = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise HostError(f"can't open a pair of sockets: {exc.strerror}") from exc
     with host, vmm:
         host.setblocking(False)
         vmm.setblocking(False)

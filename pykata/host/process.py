@@ -155,7 +155,12 @@ async def spawn(
         )
     except OSError as exc:
         raise HostError(f"can't run {program}: {exc}") from exc
-    process = HostProcess(popen)
+    try:
+        process = HostProcess(popen)
+    except OSError as exc:
+        popen.kill()
+        popen.communicate()
+        raise HostError(f"can't watch {program}: {exc}") from exc
     try:
         yield process
     finally:

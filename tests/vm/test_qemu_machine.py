@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,25 @@ async def test_failures_have_types(bundle: Bundle, ramdisk: Path, tmp_path: Path
     error = await failure(qemu(binary=old), kernel=bundle.kernel, initrd=ramdisk)
     assert isinstance(error, ToolTooOldError)
     assert str(error) == f"{old} is QEMU 6.1.0 (QEMU 7.2 or later is needed)"
+
+
+async def test_out_of_descriptors(bundle: Bundle, ramdisk: Path) -> None:
+    """Wherever they run out, it is a HostError, and what was opened is closed (``nothing_left``)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(first := os.dup(0))        # the lowest number that is free
+    errors: list[str] = []
+    for limit in range(first, first + 40):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            async with booted(qemu(), bundle.kernel, ramdisk):
+                break
+        except HostError as error:
+            errors.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    else:
+        pytest.fail(f"never enough: {errors[-1]}")
+    assert len(errors) > 5
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's files are closed to its own VMM only if there is a root")

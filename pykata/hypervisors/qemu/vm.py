@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 
 from pykata import host
-from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, VMDiedError, last_line
+from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, PykataError, VMDiedError, last_line
 from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import version
@@ -123,27 +123,40 @@ async def start(
     binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool
 ) -> AsyncIterator[QemuVM]:
     """Run a virtual machine for as long as the block runs. The guest boots while QEMU sets up its control channel."""
+    async with AsyncExitStack() as stack:
+        try:
+            vm = await _started(stack, binary, machine, accel, spec, slots=slots, reclaim=reclaim)
+        except PykataError:
+            raise
+        except OSError as exc:      # no descriptors are left, say
+            raise HostError(f"can't start a virtual machine: {exc}") from exc
+        yield vm
+
+
+async def _started(
+    stack: AsyncExitStack, binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool
+) -> QemuVM:
+    """A machine whose QEMU answers. What belongs to it is on the ``stack``."""
     khz = accels.tsc_khz() if accel == "tcg" else None
     groups = accels.kvm_groups() if accel == "kvm" else ()
-    async with AsyncExitStack() as stack:
-        identity = stack.enter_context(host.ephemeral_identity(groups=groups))
-        ours, theirs = socket.socketpair()
-        stack.enter_context(ours)
-        with theirs, _descriptors(spec, theirs.fileno()) as given:
-            argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
-            # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
-            spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
-                                 identity=identity, kill=host.KILL)
-            process = await stack.enter_async_context(spawned)
-        # Else our own copy would keep the stream open when QEMU ends.
-        (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
-        vm = QemuVM(process, accel, ours, slots)
-        stack.push_async_callback(lambda: host.finish(vm.stop()))
-        with anyio.move_on_after(spec.boot_timeout) as patience:
-            await vm.ready(binary)
-        if patience.cancelled_caught:
-            raise BootTimeoutError(f"QEMU didn't answer within {spec.boot_timeout:g} s", console=vm.console())
-        yield vm
+    identity = stack.enter_context(host.ephemeral_identity(groups=groups))
+    ours, theirs = socket.socketpair()
+    stack.enter_context(ours)
+    with theirs, _descriptors(spec, theirs.fileno()) as given:
+        argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
+        # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
+        spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
+                             identity=identity, kill=host.KILL)
+        process = await stack.enter_async_context(spawned)
+    # Else our own copy would keep the stream open when QEMU ends.
+    (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
+    vm = QemuVM(process, accel, ours, slots)
+    stack.push_async_callback(lambda: host.finish(vm.stop()))
+    with anyio.move_on_after(spec.boot_timeout) as patience:
+        await vm.ready(binary)
+    if patience.cancelled_caught:
+        raise BootTimeoutError(f"QEMU didn't answer within {spec.boot_timeout:g} s", console=vm.console())
+    return vm
 
 
 @contextmanager
