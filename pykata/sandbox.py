@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -69,7 +69,7 @@ class Sandbox:
             cpus=cpus,
             memory=mebibytes,
             disk=mebibytes * MIB // 2 if disk is None else parse_size("disk", disk),
-            hostname=check_hostname(hostname or f"pykata-{secrets.token_hex(4)}"),
+            hostname=check_hostname(hostname or f"pykata-{os.urandom(4).hex()}"),
             env=check_env(env),
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,

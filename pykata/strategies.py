@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from pykata.errors import ConfigError, UnknownStrategyError
@@ -40,7 +39,9 @@ def _load(group: str, name: str, what: str) -> type:
     if name in ours:
         module, _, attribute = ours[name].partition(":")
         return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
-    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=group)}
+    from importlib.metadata import entry_points  # costs 10 ms, and only other people's strategies need it
+
+    found = {point.name: point for point in entry_points(group=group)}
     if name not in found:
         known = ", ".join(sorted({*ours, *found}))
         raise UnknownStrategyError(f"there is no {what} named {name!r}", hint=f"known: {known}")

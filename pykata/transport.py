@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Iterator
@@ -64,7 +63,7 @@ def vsock() -> Iterator[VsockTransport]:
 def _reserve_cid(device: int) -> int:
     """Take a free CID. It belongs to the open device, so it is ours before the VMM has even started."""
     while True:
-        cid = FIRST_CID + secrets.randbelow(CIDS)
+        cid = FIRST_CID + int.from_bytes(os.urandom(8)) % CIDS
         try:
             fcntl.ioctl(device, SET_GUEST_CID, struct.pack("Q", cid))
         except OSError as exc:

@@ -6,10 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +37,8 @@ def run_root() -> Path:
     elif os.geteuid() == 0:
         path = Path("/run/pykata")
     else:
+        import tempfile  # costs 5 ms, and few come here
+
         path = Path(tempfile.gettempdir(), f"pykata-{os.geteuid()}")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
@@ -55,7 +55,7 @@ async def run_dir() -> AsyncIterator[Path]:
 
     Its file ``owner`` names the process that made it, for :func:`abandoned_run_dirs`.
     """
-    root, name = run_root(), secrets.token_hex(5)
+    root, name = run_root(), os.urandom(5).hex()
     fresh, path = root / f".{name}", root / name
     fresh.mkdir(mode=0o700)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +45,7 @@ def ephemeral_identity(*, groups: Collection[int] = ()) -> Iterator[Identity | N
     lock = os.open(run_root() / ".uids", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
-            offset = secrets.randbelow(UIDS)
+            offset = int.from_bytes(os.urandom(8)) % UIDS
             with suppress(BlockingIOError):
                 request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)   # struct flock
                 fcntl.fcntl(lock, fcntl.F_OFD_SETLK, request)

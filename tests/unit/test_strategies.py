@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pykata import strategies
 from pykata.errors import ConfigError, UnknownStrategyError
 from pykata.net.base import Network
 from pykata.net.none import NoNetwork
@@ -34,7 +33,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("stone", f"{__name__}:Stone", GROUP),
         EntryPoint("gone", "no_such_module:Thing", GROUP),
     ]
-    monkeypatch.setattr(strategies, "entry_points", lambda *, group: [p for p in found if p.group == group])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [p for p in found if p.group == group])
 
 
 def network(choice: object) -> Network:
@@ -49,7 +48,7 @@ def test_a_value_is_itself() -> None:
 
 
 def test_ours_need_no_installed_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategies, "entry_points", lambda **_: pytest.fail("the metadata was read"))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: pytest.fail("the metadata was read"))
     assert network("none") == NoNetwork()
 
 
