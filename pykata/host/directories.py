@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from pykata.errors import NotPermittedError
+from pykata.errors import DiskFullError, HostError, NotPermittedError
 from pykata.host.cleanup import finish
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ def cache_dir() -> Path:
         path = Path(named)
     else:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pykata"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _explained(path, "PYKATA_CACHE"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path.absolute()
 
 
@@ -40,8 +42,9 @@ def run_root() -> Path:
         import tempfile  # costs 5 ms, and few come here
 
         path = Path(tempfile.gettempdir(), f"pykata-{os.geteuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
+    with _explained(path, "PYKATA_RUN"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
     # In /tmp anyone may have been there first: with a symlink, or with a directory of their own.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise NotPermittedError(f"{path} is not a directory that only uid {os.geteuid()} can write",
@@ -57,13 +60,27 @@ async def run_dir() -> AsyncIterator[Path]:
     """
     root, name = run_root(), os.urandom(5).hex()
     fresh, path = root / f".{name}", root / name
-    fresh.mkdir(mode=0o700)
     try:
-        (fresh / "owner").write_text(json.dumps(_identify(os.getpid())))
-        fresh.rename(path)      # by now it has an owner: a gc never sees it without one
+        with _explained(root, "PYKATA_RUN"):
+            fresh.mkdir(mode=0o700)
+            (fresh / "owner").write_text(json.dumps(_identify(os.getpid())))
+            fresh.rename(path)      # by now it has an owner: a gc never sees it without one
         yield path
     finally:
         await finish(asyncio.to_thread(_remove, fresh, path))
+
+
+@contextmanager
+def _explained(path: Path, variable: str) -> Iterator[None]:
+    """Turn the system's complaint about ``path`` into an error that names the way to another one."""
+    try:
+        yield
+    except OSError as exc:
+        kind = {
+            errno.EACCES: NotPermittedError, errno.EPERM: NotPermittedError, errno.EROFS: NotPermittedError,
+            errno.ENOSPC: DiskFullError, errno.EDQUOT: DiskFullError,
+        }.get(exc.errno or 0, HostError)  # fmt: skip
+        raise kind(f"can't use {path}: {exc.strerror}", hint=f"set {variable} to a directory of your own") from exc
 
 
 def abandoned_run_dirs() -> list[Path]:
