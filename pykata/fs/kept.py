@@ -27,10 +27,11 @@ def open_kept(path: Path) -> int | None:
     The descriptor holds a shared lock for as long as it is open: who clears the cache takes an exclusive one first. The
     time of the last use is the file's mtime.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+    with _translated(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if _is_at(descriptor, path) and _is_whole(descriptor):

@@ -8,16 +8,16 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from pykata import host
-from pykata.errors import DiskFullError, ImageError, ToolFailedError
+from pykata.errors import DiskFullError, ToolFailedError
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ COMPRESSORS = {
     "lz4": ("--compressor", "lz4"),
     "zstd": ("--compressor", "zstd", "--comp-extra", "level=3"),    # its default of 15 takes 40 times as long
 }
+ROOM = 1024 * 1024              # bytes; more than the tool writes at a time
 PIPE_SIZE = 1024 * 1024         # bytes; the most that a user may ask for (/proc/sys/fs/pipe-max-size)
 
 # squashfs has room for user, trusted and security attributes only. The only others that images have are POSIX ACLs.
 _NO_ACL = b"squashfs does not support xattr prefix of "
-_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 _turns: RunVar[anyio.CapacityLimiter] = RunVar("pykata_squashfs_turns")
 
@@ -48,24 +48,27 @@ async def convert(write_tar: Callable[[IO[bytes]], None], path: Path, compressio
     The same tar gives the same bytes. However this ends, no process and no thread of it is left; a file may be. Raises
     :class:`~pykata.errors.ImageError` and :class:`~pykata.errors.HostError`.
     """
-    tool = converter()
-    async with _limiter():
+    argv = [str(converter()), "--quiet", "--force", "--defaults", "mtime=0", *COMPRESSORS[compression], str(path)]
+    async with _limiter(), AsyncExitStack() as stack:
+        # Held open, so that we see what became of it: the tool removes it when it fails.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        stack.callback(os.close, file)
         read_end, write_end = os.pipe()
         feed = _Feed(write_end)
-        argv = [
-            str(tool), "--quiet", "--force", "--defaults", "mtime=0", *COMPRESSORS[compression], str(path),
-        ]
+        stack.callback(feed.close)
         with suppress(PermissionError):     # the user has too many pipes; a small one will do
             fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         try:
-            async with host.spawn(argv, stdin=read_end, stderr=host.PIPE, env=host.TOOL_ENV, kill=host.KILL) as process:
-                os.close(read_end)      # when the tool ends, writing to the pipe must fail
-                read_end = -1
-                await _feed(process, feed, write_tar, path)
+            process = await stack.enter_async_context(
+                host.spawn(argv, stdin=read_end, stderr=host.PIPE, env=host.TOOL_ENV, kill=host.KILL))
         finally:
-            feed.close()
-            if read_end >= 0:
-                os.close(read_end)
+            os.close(read_end)              # when the tool ends, writing to the pipe must fail
+        try:
+            await _feed(process, feed, write_tar)
+        except ToolFailedError as exc:
+            if await host.finish(asyncio.to_thread(_is_full, file)):
+                raise DiskFullError(f"no space left for {path}") from exc
+            raise
 
 
 def _limiter() -> anyio.CapacityLimiter:
@@ -78,9 +81,7 @@ def _limiter() -> anyio.CapacityLimiter:
         return limiter
 
 
-async def _feed(
-    process: host.HostProcess, feed: _Feed, write_tar: Callable[[IO[bytes]], None], path: Path
-) -> None:
+async def _feed(process: host.HostProcess, feed: _Feed, write_tar: Callable[[IO[bytes]], None]) -> None:
     messages = asyncio.ensure_future(_collect(process))
     exited = asyncio.ensure_future(process.wait())
     # The thread runs in a task of its own, out of reach of any cancellation: it ends because the feed tells it to, or
@@ -88,27 +89,32 @@ async def _feed(
     writing = asyncio.ensure_future(anyio.to_thread.run_sync(_write, write_tar, feed))
     try:
         await asyncio.wait({writing, exited}, return_when=asyncio.FIRST_COMPLETED)
-        feed.abandoned = exited.done()
-        await asyncio.wait({writing, exited, messages})
+        if not exited.done() and isinstance(writing.exception(), BrokenPipeError | None):
+            await asyncio.wait({exited})        # it finishes its file, or says why it wants no more
     finally:
         feed.abandoned = True
         process.kill()
         await host.finish(_ended(writing, exited, messages))
     failure = writing.exception()
-    if isinstance(failure, ImageError):
-        raise failure
-    if process.returncode != 0 or isinstance(failure, _AbandonedError | BrokenPipeError):
-        output = messages.result()
-        if any(message in output for message in _FULL):
-            raise DiskFullError(f"no space left for {path}") from failure
-        why = host.describe_exit(process.returncode or 0)
-        raise ToolFailedError(f"tar2sqfs {why}", output=output) from failure
-    if failure is not None:
-        raise failure
+    if failure is not None and not isinstance(failure, _AbandonedError | BrokenPipeError):
+        raise failure                           # the tool, which we killed then, isn't to blame
+    if failure is not None or process.returncode != 0:
+        assert process.returncode is not None
+        why = host.describe_exit(process.returncode)
+        raise ToolFailedError(f"tar2sqfs {why}", output=messages.result()) from failure
 
 
-async def _ended(*tasks: asyncio.Task[object] | asyncio.Future[object]) -> None:
-    await asyncio.wait(tasks)
+def _is_full(file: int) -> bool:
+    """Whether nothing more fits into the file: of a write that fails the tool only says "I/O error"."""
+    try:
+        os.posix_fallocate(file, os.fstat(file).st_size, ROOM)
+    except OSError as exc:
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _collect(process: host.HostProcess) -> str:
