@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, mkdir};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup};
@@ -20,6 +21,9 @@ use crate::log;
 
 /// The kernel's own limit.
 const MAX_FILES: u64 = 1 << 20;
+/// Processes and threads of the whole guest. The kernel's own limit follows from the memory, and 256 MiB give less than
+/// what one container may have; what they take of the memory counts for the container anyway.
+const MAX_TASKS: u64 = 32768;
 
 /// What is known of the guest from its start on.
 pub struct Guest {
@@ -58,11 +62,12 @@ fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
     log::open();
     take_null_stdio()?;
     protect()?;
+    let memory = Memory::read()?;
     let guest = Guest {
         kernel_ns,
         agent_ns: 0,
-        memory_total: Memory::read()?.total,
-        cgroups: cgroup::prepare()?,
+        memory_total: memory.total,
+        cgroups: cgroup::prepare(memory.available, MAX_TASKS)?,
         pid_namespace: rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .step("open", "pid namespace")?,
     };
@@ -141,6 +146,9 @@ fn protect() -> Result<(), Failed> {
     std::fs::write("/proc/self/oom_score_adj", "-1000").step("write", "oom_score_adj")?;
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).step("prctl", "dumpable")?;
     sys::ignore_signal(libc::SIGPIPE);
-    let files = rustix::process::Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).step("setrlimit", "files")
+    let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
+    setrlimit(Resource::Nofile, files).step("setrlimit", "files")?;
+    std::fs::write("/proc/sys/kernel/threads-max", MAX_TASKS.to_string()).step("write", "threads-max")?;
+    // Half of what threads-max was at the kernel's start, by user: containers are limited by their cgroups instead.
+    setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).step("setrlimit", "processes")
 }

@@ -15,6 +15,10 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 pub const PARENT: &str = "/sys/fs/cgroup/pykata";
 /// Controllers that every container has; others are switched on when a container asks for them.
 const ALWAYS: &str = "+cpu +memory +pids";
+/// What the guest keeps from all containers together, so that the kernel never has to look for memory or a process
+/// number outside of them: it would find nothing to kill but itself.
+const SPARE_MEMORY: u64 = 12 << 20;
+const SPARE_PIDS: u64 = 2048;
 
 /// A cgroup, held by a descriptor of its directory.
 #[derive(Debug)]
@@ -23,12 +27,14 @@ pub struct Cgroup {
     name: String,
 }
 
-/// Makes the parent of all containers. Once, at boot.
-pub fn prepare() -> Result<Cgroup, Failed> {
+/// Makes the parent of all containers, with what is left for them of `memory` (bytes) and `pids`. Once, at boot.
+pub fn prepare(memory: u64, pids: u64) -> Result<Cgroup, Failed> {
     let root = Cgroup { dir: open_dir(ROOT)?, name: String::new() };
     root.write("cgroup.subtree_control", ALWAYS)?;
     let parent = root.child("pykata")?;
     parent.write("cgroup.subtree_control", ALWAYS)?;
+    parent.write("memory.max", memory.saturating_sub(SPARE_MEMORY).max(SPARE_MEMORY))?;
+    parent.write("pids.max", pids - SPARE_PIDS)?;
     Ok(parent)
 }
 

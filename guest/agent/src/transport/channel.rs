@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::preface::Frames;
+use super::preface::{self, Frames};
 use crate::errno::{Failed, Step};
 use crate::sys;
 
@@ -22,6 +22,8 @@ pub struct Channel {
     fd: AsyncFd<OwnedFd>,
     /// Follows incoming frames on a transport that has no connections of its own.
     frames: Option<Frames>,
+    /// No preface has come yet.
+    seeking: bool,
     /// Incoming bytes to deliver before any from `fd`; after `over`, the start of the next connection.
     carry: Vec<u8>,
     over: bool,
@@ -35,28 +37,46 @@ impl Channel {
     pub fn new(fd: OwnedFd, carry: Vec<u8>, restartable: bool) -> Result<Self, Failed> {
         let fd = sys::watch(fd, Interest::READABLE | Interest::WRITABLE).step("epoll", "channel")?;
         let frames = restartable.then(Frames::new);
-        let mut channel = Self { fd, frames, carry: Vec::new(), over: false, out: Vec::new(), out_done: 0 };
-        if !carry.is_empty() {
-            channel.incoming(&carry.clone());
-            channel.carry = carry;
-        }
-        Ok(channel)
+        Ok(Self { fd, frames, seeking: restartable, carry, over: false, out: Vec::new(), out_done: 0 })
     }
 
-    /// The bytes of the connection after this one that were read already.
-    pub fn into_carry(self) -> Vec<u8> {
-        if self.over { self.carry } else { Vec::new() }
+    /// What the next connection goes on with: the stream, and the bytes of it that were read already.
+    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
+        (self.fd.into_inner(), if self.over { self.carry } else { Vec::new() })
     }
 
     /// How many of these bytes belong to this connection.
     fn incoming(&mut self, data: &[u8]) -> usize {
         let Some(restart) = self.frames.as_mut().and_then(|frames| frames.feed(data)) else { return data.len() };
-        self.over = true;
+        let mut carry = restart.before;
+        carry.extend_from_slice(&data[restart.at..]);
+        carry.append(&mut self.carry);
+        (self.over, self.carry) = (true, carry);
         self.out.clear();
         self.out_done = 0;
-        self.carry = restart.before;
-        self.carry.extend_from_slice(&data[restart.at..]);
         restart.at
+    }
+
+    /// Hands on bytes that were read before. False: there are none.
+    fn from_carry(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
+        let mut now = std::mem::take(&mut self.carry);
+        self.carry = now.split_off(now.len().min(buf.remaining()));
+        let own = self.incoming(&now);
+        buf.put_slice(&now[..own]);
+        own > 0
+    }
+
+    /// Reads until a preface is there, which is then carried.
+    fn poll_seek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        while !preface::seek(&mut self.carry) {
+            let mut space = [MaybeUninit::uninit(); 4096];
+            let data = ready!(read(&self.fd, cx, &mut space))?;
+            if data.is_empty() {
+                return Poll::Ready(Ok(false));
+            }
+            self.carry.extend_from_slice(data);
+        }
+        Poll::Ready(Ok(true))
     }
 
     fn flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -78,30 +98,42 @@ impl Channel {
 
 impl Read for Channel {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.over {
-            return Poll::Ready(Ok(()));
-        }
-        if !this.carry.is_empty() {
-            let take = this.carry.len().min(buf.remaining());
-            buf.put_slice(&this.carry[..take]);
-            this.carry.drain(..take);
-            return Poll::Ready(Ok(()));
-        }
-        let mut space = [MaybeUninit::<u8>::uninit(); 16 * 1024];
-        let want = buf.remaining().min(space.len());
-        loop {
-            let mut guard = ready!(this.fd.poll_read_ready(cx))?;
-            match rustix::io::read(this.fd.as_fd(), &mut space[..want]) {
-                Ok((data, _)) => {
-                    let own = this.incoming(data);
-                    buf.put_slice(&data[..own]);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Poll::Ready(Err(errno.into())),
+        if self.seeking {
+            self.seeking = !ready!(self.poll_seek(cx))?;
+            if self.seeking {
+                return Poll::Ready(Ok(())); // the end, before it began
             }
+        }
+        if self.over || self.from_carry(&mut buf) || self.over {
+            return Poll::Ready(Ok(()));
+        }
+        let mut space = [MaybeUninit::uninit(); 16 * 1024];
+        let most = buf.remaining().min(space.len());
+        let this = &mut *self;
+        let data = ready!(read(&this.fd, cx, &mut space[..most]))?;
+        let own = this.incoming(data);
+        buf.put_slice(&data[..own]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads into `space` once there is something; nothing is the end.
+fn read<'a>(
+    fd: &AsyncFd<OwnedFd>,
+    cx: &mut Context<'_>,
+    space: &'a mut [MaybeUninit<u8>],
+) -> Poll<io::Result<&'a [u8]>> {
+    loop {
+        let mut guard = ready!(fd.poll_read_ready(cx))?;
+        match rustix::io::read(fd.as_fd(), &mut *space) {
+            Ok((data, _)) => {
+                let len = data.len();
+                // SAFETY: the first `len` bytes were just written by the kernel.
+                return Poll::Ready(Ok(unsafe { std::slice::from_raw_parts(space.as_ptr().cast(), len) }));
+            }
+            Err(Errno::AGAIN) => guard.clear_ready(),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Poll::Ready(Err(errno.into())),
         }
     }
 }

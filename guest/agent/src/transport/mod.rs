@@ -34,9 +34,8 @@ impl Endpoint {
 
     /// Waits for the host and gives the stream to it. `last` is the connection before this one.
     pub async fn connect(&self, last: Option<Channel>) -> Result<Channel, TransportError> {
-        let carry = last.map(Channel::into_carry).unwrap_or_default();
         match self {
-            Endpoint::Serial(port) => Ok(port.connect(carry).await?),
+            Endpoint::Serial(port) => Ok(port.connect(last).await?),
             Endpoint::Vsock { port } => Ok(vsock::dial(*port).await?),
         }
     }

@@ -5,9 +5,18 @@
 //! But a client's first bytes are "PRI * HTTP/2.0...", and at a frame boundary "PRI" can't be anything else: as a frame
 //! header it would announce 5 MB, and the largest frame we allow has 16 KiB.
 
-const PREFACE_LEN: usize = 24;
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MARK: [u8; 3] = *b"PRI";
 const HEADER_LEN: usize = 9;
+
+/// Takes away what stands before a preface, which a connection before this one may have left over. False: there is none
+/// yet; what may be the beginning of one is kept.
+pub fn seek(data: &mut Vec<u8>) -> bool {
+    let found = data.windows(PREFACE.len()).position(|window| window == PREFACE);
+    let tail = data.len() - data.len().min(PREFACE.len() - 1);
+    data.drain(..found.unwrap_or(tail));
+    found.is_some()
+}
 
 /// Follows the frames of one direction of a connection.
 #[derive(Debug)]
@@ -33,7 +42,7 @@ pub struct Restart {
 
 impl Frames {
     pub fn new() -> Self {
-        Self { state: State::Preface { left: PREFACE_LEN } }
+        Self { state: State::Preface { left: PREFACE.len() } }
     }
 
     /// Looks at data as it comes.
@@ -80,8 +89,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
     fn frame(payload: &[u8]) -> Vec<u8> {
         let len = payload.len() as u32;
         let mut out = len.to_be_bytes()[1..].to_vec();
@@ -97,6 +104,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_preface_is_found_behind_anything(before in prop::collection::vec(any::<u8>(), 0..60), cut in 1usize..30) {
+            let all = [&before[..], PREFACE, b"rest"].concat();
+            let mut data = Vec::new();
+            let mut pieces = all.chunks(cut);
+            while !seek(&mut data) {
+                data.extend_from_slice(pieces.next().expect("found before the end"));
+            }
+            pieces.for_each(|piece| data.extend_from_slice(piece));
+            prop_assert_eq!(data, [&PREFACE[..], b"rest"].concat());
+        }
+
         #[test]
         fn payloads_never_look_like_a_restart(
             payloads in prop::collection::vec(prop_oneof![Just(PREFACE.to_vec()), prop::collection::vec(any::<u8>(), 0..40)], 0..8),

@@ -30,10 +30,17 @@ impl Port {
         }
     }
 
-    /// Opens the port and waits until the host has opened its side.
-    pub async fn connect(&self, carry: Vec<u8>) -> Result<Channel, Failed> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&self.device, flags, Mode::empty()).step("open", self.device.display())?;
+    /// Waits until the host has opened its side. The port is opened once: closing it would throw away what the next
+    /// connection has sent already.
+    pub async fn connect(&self, last: Option<Channel>) -> Result<Channel, Failed> {
+        let (fd, carry) = match last {
+            Some(last) => last.into_parts(),
+            None => {
+                let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(&self.device, flags, Mode::empty()).step("open", self.device.display())?;
+                (fd, Vec::new())
+            }
+        };
         wait_for_host(&fd).await?;
         Channel::new(fd, carry, true)
     }
