@@ -40,8 +40,8 @@ class EmulationWarning(UserWarning):
 async def boot(options: Options) -> AsyncIterator[Running]:
     """Boot a virtual machine; yields when its agent is ready. Undone in reverse order, also when it fails half-way."""
     entered = time.monotonic()
-    bundle = find_bundle()
     check_isolation(options)
+    bundle = find_bundle()
     async with AsyncExitStack() as stack:
         directory = await stack.enter_async_context(run_dir())
         network = await stack.enter_async_context(options.network.attach(directory))
