@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from attrs import frozen
+from attrs import field, frozen
 
 MAX_PATH = 4096         # bytes, PATH_MAX of Linux with its NUL; a longer name can't be opened
 MAX_NAME = 255          # bytes of one component, NAME_MAX
@@ -28,8 +28,8 @@ class Entry:
 
     ``path`` has no leading slash and no empty, ``.`` or ``..`` component; the root is empty. ``link`` is the target of
     a symlink verbatim, or the path of a hard link's target in the same form as ``path``. ``extents`` are the parts of
-    a sparse file that have data, as offset and length; ``None`` for an ordinary file. ``stored`` is the number of
-    bytes that follow for it.
+    a sparse file that have data, as offset and length; ``None`` for an ordinary file. ``stored`` bytes of data are in
+    the archive at ``offset``.
     """
 
     path: bytes
@@ -44,6 +44,7 @@ class Entry:
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     extents: tuple[tuple[int, int], ...] | None = None
     stored: int = 0
+    offset: int = field(default=0, eq=False)
 
 
 class BadEntryError(ValueError):

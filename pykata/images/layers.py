@@ -98,7 +98,7 @@ def write_layers(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> No
     for number, layer in enumerate(layers):
         if wanted := merged.files.get(number):
             with _opened(layer, lambda size: None, digests[number]) as archive:
-                _copy(archive, wanted, out)
+                _copy(archive.reader, wanted, out)
     for entry in merged.links:
         out.write(header(entry))
     out.write(END)
@@ -122,24 +122,18 @@ def _merge(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> tuple[Pl
 
 
 def _counted(archive: _Archive, budget: _Budget) -> Iterator[Entry]:
-    for entry in archive.tar:
+    for entry in TarReader(archive.reader):
         budget.count(entry)
         yield entry
 
 
-def _copy(archive: _Archive, wanted: dict[int, Entry], out: Output) -> None:
-    left = len(wanted)
-    for number, _ in enumerate(archive.tar):
-        entry = wanted.get(number)
-        if entry is None:
-            continue
+def _copy(reader: Reader, wanted: list[Entry], out: Output) -> None:
+    for entry in wanted:
+        reader.skip(entry.offset - reader.position)
         out.write(header(entry))
-        for piece in archive.tar.data():
+        for piece in reader.pieces(entry.stored):
             out.write(piece)
         out.write(padding(entry.stored))
-        left -= 1
-        if not left:
-            return
 
 
 @define
@@ -148,7 +142,7 @@ class _Archive:
 
     stored: Tally
     content: Tally
-    tar: TarReader
+    reader: Reader
     digest: str = ""        # of the stored bytes, once they are read
 
 
@@ -163,7 +157,7 @@ def _opened(layer: Layer, watch: Callable[[int], None], again: str = "") -> Iter
     with layer.open() as file:
         stored = Tally(_reading(layer, file), algorithm_of(expected) or "sha256")
         content = Tally(decompressed(stored), "" if again else algorithm_of(layer.diff_id), watch)
-        archive = _Archive(stored, content, TarReader(Reader(content)))
+        archive = _Archive(stored, content, Reader(content))
         try:
             yield archive
             if not again:

@@ -131,7 +131,7 @@ def _archive(path: Path, file: IO[bytes]) -> Archive:
         for entry in TarReader(source):
             name = entry.path.decode("utf-8", "surrogateescape")
             if entry.kind is Kind.FILE and entry.extents is None:
-                members[name] = (source.position, entry.stored)
+                members[name] = (entry.offset, entry.stored)
             elif entry.kind is Kind.HARDLINK:
                 members[name] = entry.link.decode("utf-8", "surrogateescape")
             elif entry.kind is Kind.SYMLINK:

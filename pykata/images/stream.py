@@ -52,6 +52,12 @@ class Reader:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._view = memoryview(b"")
+        self._taken = 0
+
+    @property
+    def position(self) -> int:
+        """How many bytes were handed out or skipped."""
+        return self._taken - len(self._view)
 
     def pieces(self, count: int) -> Iterator[memoryview]:
         """The next ``count`` bytes, in as many pieces as they come."""
@@ -85,6 +91,7 @@ class Reader:
             if chunk is None:
                 return True
             self._view = memoryview(chunk)
+            self._taken += len(chunk)
         return False
 
 

@@ -24,6 +24,8 @@ _KINDS = {kind.value: kind for kind in Kind} | {b"\0": Kind.FILE, b"7": Kind.FIL
 class Source(Protocol):
     """What a TarReader needs of a :class:`~pykata.images.stream.Reader`."""
 
+    @property
+    def position(self) -> int: ...
     def read(self, count: int) -> bytes: ...
     def pieces(self, count: int) -> Iterator[memoryview]: ...
     def skip(self, count: int) -> None: ...
@@ -123,7 +125,7 @@ class TarReader:
             mtime=_number(header[136:148]) if (mtime := records.seconds(b"mtime")) is None else mtime,
             link=_link(kind, records.text(b"linkpath") or long_link or _text(header[157:257])),
             device=_device(header) if kind in (Kind.CHAR, Kind.BLOCK) else (0, 0),
-            xattrs=records.xattrs(),
+            xattrs=records.xattrs(), offset=self._source.position,
         )
 
     def _old_sparse(self, header: bytes) -> tuple[int, tuple[tuple[int, int], ...]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import evolve
-
 from pykata.images.entry import Entry, Kind
 from pykata.images.tar_reader import BLOCK
 
 END = bytes(2 * BLOCK)
+_EXTRA = Entry(b"", Kind.FILE)
 _OCTAL7 = 0o7777777
 _OCTAL11 = 0o77777777777
 
@@ -36,11 +35,11 @@ def header(entry: Entry) -> bytes:
         if not 0 <= number <= limit:
             records.append((key, b"%d" % number))
     records += [(b"SCHILY.xattr." + key, value) for key, value in entry.xattrs]
-    main = _block(evolve(entry, size=size, mtime=max(entry.mtime, 0)), name, entry.kind.value)
+    main = _block(entry, name, entry.kind.value, size)
     if not records:
         return main
     body = b"".join(_record(key, value) for key, value in records)
-    extra = _block(Entry(path=b"", kind=Kind.FILE, size=len(body)), b"PaxHeader", b"x")
+    extra = _block(_EXTRA, b"PaxHeader", b"x", len(body))
     return extra + body + padding(len(body)) + main + sparse_block
 
 
@@ -49,10 +48,10 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _block(entry: Entry, name: bytes, flag: bytes) -> bytes:
+def _block(entry: Entry, name: bytes, flag: bytes, size: int) -> bytes:
     block = b"".join((
         name[:100].ljust(100, b"\0"), b"%07o\0" % entry.mode, _octal(entry.uid, 8), _octal(entry.gid, 8),
-        _octal(entry.size, 12), _octal(entry.mtime, 12), b" " * 8, flag, entry.link[:100].ljust(100, b"\0"),
+        _octal(size, 12), _octal(max(entry.mtime, 0), 12), b" " * 8, flag, entry.link[:100].ljust(100, b"\0"),
         b"ustar\x0000", bytes(64), b"%07o\0%07o\0" % entry.device, bytes(167),
     ))
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]

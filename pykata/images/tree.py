@@ -18,11 +18,10 @@ _AUFS = b".wh..wh."             # what aufs kept for itself, and old Docker put 
 
 @frozen(eq=False)
 class Inode:
-    """A file with all its names. Its data is that of entry number ``number`` of layer ``layer``."""
+    """A file with all its names. Its data is in layer ``layer``."""
 
     entry: Entry
     layer: int
-    number: int
 
 
 @define(eq=False)
@@ -49,13 +48,13 @@ class Tree:
 
         Raises BadEntryError.
         """
-        for number, entry in enumerate(entries):
+        for entry in entries:
             try:
-                self._apply(layer, number, entry, whiteouts)
+                self._apply(layer, entry, whiteouts)
             except BadEntryError as exc:
                 raise BadEntryError(exc.why, entry.path) from exc
 
-    def _apply(self, layer: int, number: int, entry: Entry, whiteouts: bool) -> None:
+    def _apply(self, layer: int, entry: Entry, whiteouts: bool) -> None:
         parents, _, name = entry.path.rpartition(b"/")
         if whiteouts and WHITEOUT in entry.path:
             if name.startswith(WHITEOUT):
@@ -66,7 +65,7 @@ class Tree:
         if not name:
             if entry.kind is not Kind.DIRECTORY:
                 raise BadEntryError("it replaces the root by something that isn't a directory")
-            self.root.inode, self.root.layer = Inode(entry, layer, number), layer
+            self.root.inode, self.root.layer = Inode(entry, layer), layer
             return
         if entry.kind is Kind.HARDLINK:
             target = self.find(entry.link)
@@ -74,7 +73,7 @@ class Tree:
                 raise BadEntryError(f"it is a hard link to {_show(entry.link)}, which isn't a file")
             inode = target.inode
         else:
-            inode = Inode(entry, layer, number)
+            inode = Inode(entry, layer)
         directory = self._enter(layer, parents)
         existing = directory.get(name)
         if entry.kind is not Kind.DIRECTORY:
@@ -149,25 +148,20 @@ def _is_of(layer: int, node: Node) -> bool:
 
 @frozen
 class Plan:
-    """What to write: first ``heads``, which have no data, then the files of each layer as they come, then ``links``.
+    """What to write: first ``heads``, which have no data, then ``files`` by layer as their data comes, then ``links``.
 
     A file that is left under several names is written under the first of them, and the others are links to it.
     """
 
     heads: list[Entry]
-    files: dict[int, dict[int, Entry]]      # layer -> number of the entry -> what to write
+    files: dict[int, list[Entry]]
     links: list[Entry]
-
-    @property
-    def size(self) -> int:
-        """Bytes of data in all files."""
-        return sum(entry.stored for layer in self.files.values() for entry in layer.values())
 
 
 def plan(tree: Tree) -> Plan:
     """Order the tree for writing: the same tree always gives the same order."""
     heads: list[Entry] = []
-    files: dict[int, dict[int, Entry]] = {}
+    files: dict[int, list[Entry]] = {}
     links: list[Entry] = []
     first: dict[int, bytes] = {}
     for path, node in walk(tree):
@@ -183,9 +177,11 @@ def plan(tree: Tree) -> Plan:
                 continue
         entry = inode.entry if inode.entry.path == path else evolve(inode.entry, path=path)
         if entry.stored:
-            files.setdefault(inode.layer, {})[inode.number] = entry
+            files.setdefault(inode.layer, []).append(entry)
         else:
             heads.append(entry)
+    for entries in files.values():
+        entries.sort(key=lambda entry: entry.offset)
     return Plan(heads, files, links)
 
 
