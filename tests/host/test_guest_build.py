@@ -78,7 +78,7 @@ async def test_a_cancelled_step_leaves_no_process(tmp_path: Path) -> None:
         tasks.cancel_scope.cancel()
     # It was sent SIGKILL by now; on a busy machine it takes a moment to die of it.
     with anyio.fail_after(10):
-        while running(pids[0]):  # noqa: ASYNC110 - no event tells of the death of a grandchild
+        while running(pids[0]):  # noqa: ASYNC110  nobody tells us of the death of a grandchild  # noqa: ASYNC110 - no event tells of the death of a grandchild
             await anyio.sleep(0.01)
 
 
