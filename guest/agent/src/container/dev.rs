@@ -1,5 +1,5 @@
-//! The container's /dev. Its device files are mounts of the guest's own; the tmpfs they sit on, like the rest of the
-//! container, has no devices.
+//! The container's /dev. Its device files are mounts of the guest's own: the rest of the container need not have any
+//! devices, and its root file system hasn't.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

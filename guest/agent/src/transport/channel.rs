@@ -2,24 +2,20 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
-use rustix::io::Errno;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::preface::{self, Frames};
-use crate::errno::{Failed, Step};
-use crate::sys;
+use super::stream::Stream;
 
 /// A virtio-serial write takes at most this much, and costs an exit to the host: a frame's header and payload go together.
 const GATHER: usize = 32 * 1024;
 
 pub struct Channel {
-    fd: AsyncFd<OwnedFd>,
+    stream: Stream,
     /// Follows incoming frames on a transport that has no connections of its own.
     frames: Option<Frames>,
     /// No preface has come yet.
@@ -32,17 +28,16 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// `carry` is what was already read of this connection. `restartable`: the transport may go over from one
-    /// connection to the next without an end between them.
-    pub fn new(fd: OwnedFd, carry: Vec<u8>, restartable: bool) -> Result<Self, Failed> {
-        let fd = sys::watch(fd, Interest::READABLE | Interest::WRITABLE).step("epoll", "channel")?;
-        let frames = restartable.then(Frames::new);
-        Ok(Self { fd, frames, seeking: restartable, carry, over: false, out: Vec::new(), out_done: 0 })
+    /// `carry` is what was already read of this connection.
+    pub fn new(stream: Stream, carry: Vec<u8>) -> Self {
+        let frames = stream.is_port().then(Frames::new);
+        Self { seeking: frames.is_some(), stream, frames, carry, over: false, out: Vec::new(), out_done: 0 }
     }
 
-    /// What the next connection goes on with: the stream, and the bytes of it that were read already.
-    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
-        (self.fd.into_inner(), if self.over { self.carry } else { Vec::new() })
+    /// What the connection after this one goes on with, where it came without an end of this one: the stream, and the
+    /// bytes of it that were read already.
+    pub fn into_parts(self) -> (Option<OwnedFd>, Option<Vec<u8>>) {
+        (self.stream.into_inner(), self.over.then_some(self.carry))
     }
 
     /// How many of these bytes belong to this connection.
@@ -70,30 +65,30 @@ impl Channel {
     fn poll_seek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         while !preface::seek(&mut self.carry) {
             let mut space = [MaybeUninit::uninit(); 4096];
-            let data = ready!(read(&self.fd, cx, &mut space))?;
-            if data.is_empty() {
+            let n = ready!(self.stream.poll_read(cx, &mut space))?;
+            if n == 0 {
                 return Poll::Ready(Ok(false));
             }
-            self.carry.extend_from_slice(data);
+            self.carry.extend_from_slice(written(&space, n));
         }
         Poll::Ready(Ok(true))
     }
 
     fn flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.out_done < self.out.len() {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match rustix::io::write(self.fd.as_fd(), &self.out[self.out_done..]) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(n) => self.out_done += n,
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Poll::Ready(Err(errno.into())),
-            }
+            self.out_done += ready!(self.stream.poll_write(cx, &self.out[self.out_done..]))?;
         }
         self.out.clear();
         self.out_done = 0;
         Poll::Ready(Ok(()))
     }
+}
+
+/// The part of a buffer that a read has just written.
+fn written(space: &[MaybeUninit<u8>], n: usize) -> &[u8] {
+    let space = &space[..n];
+    // SAFETY: `n` is what the stream has read into it.
+    unsafe { std::slice::from_raw_parts(space.as_ptr().cast(), space.len()) }
 }
 
 impl Read for Channel {
@@ -109,32 +104,11 @@ impl Read for Channel {
         }
         let mut space = [MaybeUninit::uninit(); 16 * 1024];
         let most = buf.remaining().min(space.len());
-        let this = &mut *self;
-        let data = ready!(read(&this.fd, cx, &mut space[..most]))?;
-        let own = this.incoming(data);
+        let n = ready!(self.stream.poll_read(cx, &mut space[..most]))?;
+        let data = written(&space, n);
+        let own = self.incoming(data);
         buf.put_slice(&data[..own]);
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Reads into `space` once there is something; nothing is the end.
-fn read<'a>(
-    fd: &AsyncFd<OwnedFd>,
-    cx: &mut Context<'_>,
-    space: &'a mut [MaybeUninit<u8>],
-) -> Poll<io::Result<&'a [u8]>> {
-    loop {
-        let mut guard = ready!(fd.poll_read_ready(cx))?;
-        match rustix::io::read(fd.as_fd(), &mut *space) {
-            Ok((data, _)) => {
-                let len = data.len();
-                // SAFETY: the first `len` bytes were just written by the kernel.
-                return Poll::Ready(Ok(unsafe { std::slice::from_raw_parts(space.as_ptr().cast(), len) }));
-            }
-            Err(Errno::AGAIN) => guard.clear_ready(),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Poll::Ready(Err(errno.into())),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod channel;
 mod preface;
 mod serial;
+mod stream;
 mod vsock;
 
 pub use channel::Channel;

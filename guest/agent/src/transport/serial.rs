@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::io::Interest;
 
 use super::channel::Channel;
+use super::stream::Stream;
 use crate::errno::{Failed, Step};
 use crate::{sys, uevent};
 
@@ -33,16 +35,18 @@ impl Port {
     /// Waits until the host has opened its side. The port is opened once: closing it would throw away what the next
     /// connection has sent already.
     pub async fn connect(&self, last: Option<Channel>) -> Result<Channel, Failed> {
-        let (fd, carry) = match last {
-            Some(last) => last.into_parts(),
+        let (fd, carry) = last.map_or((None, None), Channel::into_parts);
+        let fd = match fd {
+            Some(fd) => fd,
             None => {
                 let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let fd = rustix::fs::open(&self.device, flags, Mode::empty()).step("open", self.device.display())?;
-                (fd, Vec::new())
+                rustix::fs::open(&self.device, flags, Mode::empty()).step("open", self.device.display())?
             }
         };
-        wait_for_host(&fd).await?;
-        Channel::new(fd, carry, true)
+        if carry.is_none() {
+            wait_for_host(&fd).await?;
+        }
+        Ok(Channel::new(Stream::port(fd, carry.is_some())?, carry.unwrap_or_default()))
     }
 }
 
@@ -65,23 +69,31 @@ fn look(ports: &Path) -> Option<PathBuf> {
 
 /// A port says HUP for as long as the host has not opened its side. tokio takes a HUP as final, so the port is watched
 /// by an epoll of its own, and tokio watches that.
-async fn wait_for_host(port: &OwnedFd) -> Result<(), Failed> {
+pub async fn wait_for_host(port: &OwnedFd) -> Result<(), Failed> {
     if host_is_there(port)? {
         return Ok(());
     }
-    let inner = epoll::create(epoll::CreateFlags::CLOEXEC).step("epoll", "serial port")?;
-    let data = epoll::EventData::new_u64(port.as_raw_fd() as u64);
-    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-    epoll::add(&inner, port, data, edges).step("epoll", "serial port")?;
-    let inner = sys::watch(inner, Interest::READABLE).step("epoll", "serial port")?;
+    let inner = sys::watch(edges(port).step("epoll", "serial port")?, Interest::READABLE).step("epoll", "serial port")?;
     while !host_is_there(port)? {
         let mut ready = inner.readable().await.step("wait", "serial port")?;
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }; 4];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        epoll::wait(inner.as_fd(), &mut events[..], Some(&now)).step("epoll", "serial port")?;
+        consume(inner.as_fd()).step("epoll", "serial port")?;
         ready.clear_ready();
     }
     Ok(())
+}
+
+/// An epoll that becomes readable at each change of the port's state.
+fn edges(port: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let inner = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+    epoll::add(&inner, port, epoll::EventData::new_u64(0), flags)?;
+    Ok(inner)
+}
+
+fn consume(epoll: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    epoll::wait(epoll, &mut events[..], Some(&now)).map(drop)
 }
 
 fn host_is_there(port: &OwnedFd) -> Result<bool, Failed> {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 
 use super::channel::Channel;
+use super::stream::Stream;
 use crate::errno::{self, Failed, Step};
 use crate::sys;
 
@@ -21,7 +22,7 @@ pub async fn dial(port: u32) -> Result<Channel, Failed> {
     let mut pause = FIRST_PAUSE;
     loop {
         match dial_once(port).await {
-            Ok(fd) => return Channel::new(fd, Vec::new(), false),
+            Ok(fd) => return Ok(Channel::new(Stream::socket(fd)?, Vec::new())),
             Err(failed) if matches!(failed.errno, Errno::AFNOSUPPORT | Errno::MFILE | Errno::NOMEM) => {
                 return Err(failed);
             }
