@@ -15,7 +15,8 @@ from typing import Any
 import zstandard
 from attrs import evolve, field, frozen
 
-from pykata.images.layers import Layer, write_layers
+from pykata.images.layer import Layer
+from pykata.images.layers import write_layers
 from pykata.images.limits import DEFAULT_LIMITS, Limits
 
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"

@@ -17,7 +17,7 @@ from pykata.images.config import (
     parse_platform,
 )
 from pykata.images.document import Document, parse_document
-from pykata.images.layers import Layer, write_layers
+from pykata.images.layer import Layer, write_merged
 from pykata.images.limits import Limits
 from pykata.images.reference import Reference
 from pykata.images.store import Store, open_store, read_small
@@ -48,7 +48,7 @@ def find_in_archive(store: Store, reference: Reference, architecture: str, limit
               for name, diff_id in zip(names, diff_ids, strict=True)]
     return Image(
         reference=reference.text, digest=chain_id(diff_ids), config=parse_config(config), architecture=architecture,
-        write_tar=partial(write_layers, layers, limits),
+        write_tar=partial(write_merged, layers, limits),
     )
 
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from pykata.errors import ImageCorruptError, ImageError, ImageUnsupportedError, printable
 from pykata.images.compression import ForeignCompressionError, decompressed
 from pykata.images.entry import BadEntryError, Entry
+from pykata.images.layer import Layer
 from pykata.images.limits import Limits
 from pykata.images.stream import Reader, StreamError, Tally, read_chunks
 from pykata.images.tar_reader import TarReader
@@ -29,21 +30,6 @@ from pykata.images.tar_writer import END, header, padding
 from pykata.images.tree import Plan, Tree, plan
 
 BUFFER = 256 * 1024
-
-
-@frozen
-class Layer:
-    """A layer as it is stored. ``digest`` and ``size`` are about the stored bytes, ``diff_id`` about the plain tar.
-
-    What the source doesn't say is empty. ``name`` is what messages call it.
-    """
-
-    name: str
-    open: Callable[[], IO[bytes]]
-    digest: str = ""
-    size: int | None = None
-    diff_id: str = ""
-    whiteouts: bool = True
 
 
 @define

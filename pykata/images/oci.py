@@ -21,7 +21,7 @@ from pykata.images.config import (
     parse_platform,
 )
 from pykata.images.document import MAX_DOCUMENT, Document, parse_document
-from pykata.images.layers import Layer, write_layers
+from pykata.images.layer import Layer, write_merged
 from pykata.images.limits import Limits
 from pykata.images.reference import Reference
 from pykata.images.store import Store, open_store, read_small
@@ -69,7 +69,7 @@ def find_in_layout(store: Store, reference: Reference, architecture: str, limits
     stored = [_layer(store, layer, diff_id) for layer, diff_id in zip(layers, diff_ids, strict=True)]
     return Image(
         reference=reference.text, digest=chain_id(diff_ids), config=parse_config(config), architecture=architecture,
-        write_tar=partial(write_layers, stored, limits),
+        write_tar=partial(write_merged, stored, limits),
     )
 
 

@@ -13,7 +13,6 @@ from attrs import evolve
 
 from pykata.errors import ImageError, ImageReferenceError
 from pykata.images.builtin import Builtin, find_builtin
-from pykata.images.directory import find_directory
 from pykata.images.docker_archive import MANIFEST, find_docker_archive, find_in_archive
 from pykata.images.limits import DEFAULT_LIMITS, Limits
 from pykata.images.oci import INDEX, find_in_layout, find_oci
@@ -88,6 +87,8 @@ def _look(
         case Source.DOCKER_ARCHIVE:
             return find_docker_archive(reference, architecture, limits)
         case Source.DIRECTORY:
+            from pykata.images.directory import find_directory  # it brings all that reads layers
+
             return find_directory(reference, architecture, limits, poll)
         case Source.TARBALL:
             return find_tarball(reference, architecture, limits)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import IO
 
 from pykata.errors import ImageError, ImageNotFoundError
-from pykata.images.layers import Layer, write_layers
+from pykata.images.layer import Layer, write_merged
 from pykata.images.limits import Limits
 from pykata.images.reference import Reference
 from pykata.images.store import open_file
@@ -29,7 +29,7 @@ def find_tarball(reference: Reference, architecture: str, limits: Limits) -> Ima
     layer = Layer(str(path), partial(_open, reference), whiteouts=False)
     return Image(
         reference=reference.text, digest=f"sha256:{hashlib.sha256(repr(identity).encode()).hexdigest()}",
-        config=DEFAULT_CONFIG, architecture=architecture, write_tar=partial(write_layers, [layer], limits),
+        config=DEFAULT_CONFIG, architecture=architecture, write_tar=partial(write_merged, [layer], limits),
     )
 
 

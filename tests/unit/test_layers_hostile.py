@@ -13,7 +13,8 @@ from typing import IO
 import pytest
 
 from pykata.errors import ImageCorruptError, ImageError, ImageUnsupportedError
-from pykata.images.layers import Layer, write_layers
+from pykata.images.layer import Layer
+from pykata.images.layers import write_layers
 from pykata.images.limits import DEFAULT_LIMITS, Limits
 from tests.images_fixtures import (
     Item,
