@@ -15,21 +15,21 @@ import asyncio
 
 import pykata
 
-SCRIPTS = [
-    "echo fine",
-    "echo so far; exit 3",
-    "echo working; while true; do :; done",
-    "echo greedy; tail /dev/zero",
-    "kill -SEGV $$",
-    "exec there-is-no-such-program",
+SCRIPTS = [  # each with the seconds it may take
+    ("echo fine", 60),
+    ("echo so far; exit 3", 60),
+    ("echo working; while true; do :; done", 2),
+    ("echo greedy; tail /dev/zero", 60),
+    ("kill -SEGV $$", 60),
+    ("exec there-is-no-such-program", 60),
 ]
 
 
 async def main() -> None:
     # isolation="hardware" is what code from strangers needs; "emulated" lets the example run without KVM.
     async with pykata.Sandbox(memory="192M", isolation="emulated") as sb:
-        for script in SCRIPTS:
-            done = await sb.run("builtin:busybox", ["sh", "-c", script], timeout=5)
+        for script, seconds in SCRIPTS:
+            done = await sb.run("builtin:busybox", ["sh", "-c", script], timeout=seconds)
             print(f"{done.reason:8}  exit code {done.exit_code:<3}  {done.stdout!r}")
 
         again = await sb.run("builtin:busybox", ["true"])

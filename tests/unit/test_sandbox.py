@@ -354,7 +354,7 @@ async def test_an_error_in_the_block_is_its_own(hypervisor: FakeHypervisor) -> N
 
     with pytest.raises(KeyError, match="mine"):
         await fail()
-    assert list(run_root().iterdir()) == []
+    assert list(run_root().glob("[!.]*")) == []
 
 
 def test_a_sandbox_in_a_thread_s_own_loop() -> None:
