@@ -92,16 +92,20 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", reuse_venv=True)
 def wheel(session: nox.Session) -> None:
-    """Build the sdist and the wheel, install the wheel where there is nothing else, and use it."""
+    """Build the wheels of pykata and of its guest bundle, install both where there is nothing else, and use them."""
     dist = Path(session.create_tmp()) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.install("--quiet", *nox.project.dependency_groups(PROJECT, "wheel"))
     session.run("python", "-m", "build", "--outdir", str(dist), ".", silent=True)
-    (built,) = dist.glob("*.whl")
-    session.install("--quiet", "--force-reinstall", str(built))
+    write = "import pathlib, sys, pykata.guest as g; print(g.write_wheel(g.find_bundle(), pathlib.Path(sys.argv[1])))"
+    session.run(sys.executable, "-c", write, str(dist), external=True)
+    session.install("--quiet", "--force-reinstall", *map(str, dist.glob("*.whl")))
+    nothing_else = {"PYKATA_BUNDLE": None, "PYKATA_CACHE": session.create_tmp()}
     with session.chdir(session.create_tmp()):
         session.run("pykata", "--version")
-        session.run("python", "-c", "import pykata; print(len(pykata.__all__), 'public names')")
+        session.run("pykata", "guest", "info", env=nothing_else)
+        hello = ["run", "--isolation", "emulated", "builtin:busybox", "--", "uname", "-r"]
+        session.run("pykata", *hello, env=nothing_else)
 
 
 @nox.session
