@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,14 +96,16 @@ async def _agent(vm: VM, transport: Transport) -> AsyncIterator[AgentClient]:
 async def _dialled(vm: VM, transport: Transport) -> socket.socket:
     """The stream to the agent. A listener doesn't notice that who should dial it has died, so that is watched."""
     dead: list[VMError] = []
-    with anyio.CancelScope() as waiting:
+    with ExitStack() as unused, anyio.CancelScope() as waiting:
 
         async def watch() -> None:
             dead.append(await vm.died())
             waiting.cancel()
 
         async with alongside(watch()):
-            return await connect(transport)
+            stream = unused.enter_context(await connect(transport))
+        unused.pop_all()
+        return stream
     raise BootError(f"the guest didn't boot: {dead[0]}", console=vm.console())
 
 
