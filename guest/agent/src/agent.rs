@@ -8,12 +8,14 @@ use tonic::Status;
 
 use crate::boot::Guest;
 use crate::container::Container;
+use crate::process::slots::Slots;
 use crate::reaper::Reaper;
 use crate::setup::Ready;
 
 pub struct Agent {
     pub guest: Guest,
     pub reaper: Reaper,
+    pub slots: Arc<Slots>,
     state: Mutex<State>,
 }
 
@@ -65,8 +67,8 @@ impl From<StateError> for Status {
 }
 
 impl Agent {
-    pub fn new(guest: Guest) -> Self {
-        Self { guest, reaper: Reaper::default(), state: Mutex::default() }
+    pub fn new(guest: Guest, slots: Arc<Slots>) -> Self {
+        Self { guest, reaper: Reaper::default(), slots, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, mkdir};
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -12,10 +13,11 @@ use crate::cgroup::{self, Cgroup};
 use crate::container;
 use crate::errno::{Failed, Step};
 use crate::mounts::{self, RDONLY, mount_at};
+use crate::process::slots::Slots;
 use crate::reaper;
 use crate::server;
 use crate::stats::Memory;
-use crate::sys;
+use crate::sys::{self, Cloned};
 use crate::transport::{Endpoint, TransportError};
 use crate::log;
 
@@ -35,6 +37,7 @@ pub struct Guest {
     pub cgroups: Cgroup,
     /// The guest's own PID namespace, to come back to.
     pub pid_namespace: OwnedFd,
+    pub oom_score: OomScore,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,7 @@ fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
     protect()?;
     let memory = Memory::read()?;
     let guest = Guest {
+        oom_score: OomScore::open()?,
         kernel_ns,
         agent_ns: 0,
         memory_total: memory.total,
@@ -81,7 +85,7 @@ async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> 
     let endpoint = Endpoint::open(&cmdline).await?;
     guest.agent_ns = sys::boottime_ns();
     log!("serving after {} us", (guest.agent_ns - guest.kernel_ns) / 1000);
-    let agent = Arc::new(Agent::new(guest));
+    let agent = Arc::new(Agent::new(guest, Slots::new().step("map", "slots")?));
     let reaping = agent.clone();
     tokio::spawn(async move {
         if let Err(failed) = reaping.reaper.run(signals).await {
@@ -96,6 +100,39 @@ async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> 
             log!("connection: {err}");
         }
         last = Some(channel);
+    }
+}
+
+/// The agent's place in the OOM killer's eyes: last. A child inherits it, and to change its own takes a child long; so the
+/// agent takes the child's for the moment of the clone.
+pub struct OomScore(OwnedFd);
+
+impl OomScore {
+    const AGENT: i32 = -1000;
+
+    fn open() -> Result<Self, Failed> {
+        let file = rustix::fs::open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let score = Self(file.step("open", "oom_score_adj")?);
+        score.set(Self::AGENT)?;
+        Ok(score)
+    }
+
+    fn set(&self, value: i32) -> Result<(), Failed> {
+        rustix::io::pwrite(&self.0, value.to_string().as_bytes(), 0).step("write", "oom_score_adj").map(drop)
+    }
+
+    /// Clones with another score, which the child keeps.
+    pub fn clone_with(
+        &self,
+        value: i32,
+        clone: impl FnOnce() -> Result<Cloned, Errno>,
+    ) -> Result<Cloned, Failed> {
+        self.set(value)?;
+        let cloned = clone();
+        if !matches!(cloned, Ok(Cloned::Child)) {
+            self.set(Self::AGENT)?;
+        }
+        cloned.step("clone", "process")
     }
 }
 
@@ -118,6 +155,10 @@ fn mount_all() -> Result<(), Failed> {
     let usual = ["nosuid", "noexec", "nodev"];
     mount_at("proc", "proc", "/proc", &usual)?;
     mount_at("sysfs", "sysfs", "/sys", &usual)?;
+    // Switching cgroup controllers on waits for RCU's grace periods, which are cheap to hurry up in a small guest.
+    if let Ok(file) = rustix::fs::open("/sys/kernel/rcu_expedited", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::io::write(file, b"1");
+    }
     mount_at("devtmpfs", "devtmpfs", "/dev", &["nosuid", "noexec", "mode=755"])?;
     mount_at("tmpfs", "tmpfs", "/run", &["nosuid", "nodev", "mode=755"])?;
     mount_at("cgroup2", "cgroup", cgroup::ROOT, &["nosuid", "noexec", "nodev", "nsdelegate", "memory_recursiveprot"])?;
@@ -140,12 +181,12 @@ fn take_null_stdio() -> Result<(), Failed> {
     rustix::stdio::dup2_stderr(&null).step("dup2", "stderr")
 }
 
-/// Against the containers: the OOM killer takes others first, and nobody may trace the agent or read its memory, its
-/// forked children included. And many streams need many descriptors.
+/// Against the containers: nobody may trace the agent or read its memory, its forked children included. And many streams
+/// need many descriptors.
 fn protect() -> Result<(), Failed> {
-    std::fs::write("/proc/self/oom_score_adj", "-1000").step("write", "oom_score_adj")?;
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).step("prctl", "dumpable")?;
     sys::ignore_signal(libc::SIGPIPE);
+    sys::keep_heap();
     let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
     setrlimit(Resource::Nofile, files).step("setrlimit", "files")?;
     std::fs::write("/proc/sys/kernel/threads-max", MAX_TASKS.to_string()).step("write", "threads-max")?;

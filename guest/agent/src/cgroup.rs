@@ -95,9 +95,19 @@ impl Cgroup {
         }
     }
 
+    /// A file to be read often.
+    pub fn open(&self, file: &str) -> Result<OwnedFd, Failed> {
+        rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open cgroup", file)
+    }
+
     /// A value of a file with lines "key value".
     pub fn value(&self, file: &str, key: &str) -> Option<u64> {
         keyed(&self.read(file).ok()?, key)
+    }
+
+    /// True when no process is in here or below.
+    pub fn is_empty(&self) -> bool {
+        self.value("cgroup.events", "populated") == Some(0)
     }
 
     /// Kills everything in here and below, frozen or not.
@@ -141,6 +151,13 @@ fn children(dir: BorrowedFd<'_>) -> Vec<String> {
         entry.file_type() == rustix::fs::FileType::Directory && !entry.file_name().to_bytes().starts_with(b".")
     };
     entries.flatten().filter(is_child).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// A value of an open file with lines "key value".
+pub fn value_of(file: &OwnedFd, key: &str) -> Option<u64> {
+    let mut buffer = [0u8; 1024];
+    let n = rustix::io::pread(file, &mut buffer, 0).ok()?;
+    keyed(std::str::from_utf8(&buffer[..n]).ok()?, key)
 }
 
 fn keyed(text: &str, key: &str) -> Option<u64> {

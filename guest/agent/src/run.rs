@@ -2,10 +2,12 @@
 //! It is a task of its own that no cancelled call can drop half-way; a call that goes away is an event to it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use crate::agent::Agent;
@@ -16,13 +18,16 @@ use crate::proto::run_request::Request;
 use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
 use crate::reaper::Exit;
-use crate::stdio::{Input, Output, Piece, Report};
+use crate::stdio::{self, Input, Output, Piece, Report};
 use crate::validate::{self, Invalid};
 
 /// Answers on their way to the host; a full queue holds the reading of the pipes back.
 pub type Answers = mpsc::Sender<Result<RunResponse, Status>>;
 /// How many fit: one piece of each stream.
 pub const QUEUE: usize = 2;
+
+/// How long output may gather that comes right after other output.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// How a process that started came to its end for the call.
 enum Ended {
@@ -33,8 +38,25 @@ enum Ended {
 
 /// Runs it all. What goes wrong is the call's status.
 pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest>, answers: Answers) {
-    if let Err(status) = try_run(&agent, start, requests, &answers).await {
+    let mut used = Used::default();
+    if let Err(status) = try_run(&agent, start, requests, &answers, &mut used).await {
         let _ = answers.send(Err(status)).await;
+    }
+    // The host need not wait for what nobody sees: let the end of the call go out first.
+    drop(answers);
+    tokio::task::yield_now().await;
+    drop(used);
+}
+
+/// The cgroup of a process that has ended, on its way back.
+#[derive(Default)]
+struct Used(Option<(Arc<Container>, Arc<Cgroup>)>);
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        if let Some((container, cgroup)) = self.0.take() {
+            container.return_cgroup(cgroup);
+        }
     }
 }
 
@@ -43,12 +65,13 @@ async fn try_run(
     start: Start,
     requests: Streaming<RunRequest>,
     answers: &Answers,
+    used: &mut Used,
 ) -> Result<(), Status> {
     let process = start.process.ok_or_else(|| Invalid::new("start.process", "is missing"))?;
     agent.ready()?;
     let Some(create) = start.create else {
         let container = agent.container(&start.container_id)?;
-        return execute(agent, &container, process, requests, answers, false).await;
+        return execute(agent, &container, process, requests, answers, false, used).await;
     };
     let id = create.id.clone();
     if id != start.container_id {
@@ -62,7 +85,8 @@ async fn try_run(
     };
     let container = container::build(agent, prepared).await?;
     claim.publish(&container);
-    let result = execute(agent, &container, process, requests, answers, true).await;
+    let result = execute(agent, &container, process, requests, answers, true, used).await;
+    used.0 = None;
     let removed = container::remove(agent, &id).await;
     result.and(removed)
 }
@@ -75,6 +99,7 @@ async fn execute(
     requests: Streaming<RunRequest>,
     answers: &Answers,
     own: bool,
+    used: &mut Used,
 ) -> Result<(), Status> {
     let plan = Plan::new(process, &container.defaults)?;
     if container.processes().contains_key(&plan.id) {
@@ -83,6 +108,7 @@ async fn execute(
     let oom_kills = container.oom_kills();
     let mut spawned = process::spawn(agent, container, &plan)?;
     let cgroup = spawned.cgroup.clone();
+    used.0 = Some((container.clone(), cgroup.clone()));
     let running = Running { pid: spawned.pid, cgroup: cgroup.clone() };
     container.processes().insert(plan.id.clone(), running);
 
@@ -93,7 +119,7 @@ async fn execute(
         let _ = (&mut spawned.exit).await;
     }
     container.processes().remove(&plan.id);
-    let result = match result {
+    match result {
         Ok(Ended::Exit(exit)) => {
             let oom_killed = exit == Exit::Signal(libc::SIGKILL) && container.oom_kills() > oom_kills;
             let exited = Exited { exit_code: exit.code(), signal: exit.signal(), oom_killed };
@@ -102,9 +128,7 @@ async fn execute(
         }
         Ok(Ended::Cancelled) => Ok(()),
         Err(status) => Err(status),
-    };
-    container.drop_cgroup(cgroup.name());
-    result
+    }
 }
 
 async fn answer(answers: &Answers, response: Response) -> Result<(), SendError<Result<RunResponse, Status>>> {
@@ -123,7 +147,10 @@ async fn follow(
         reported = spawned.report.read() => reported?,
         () = answers.closed() => return Ok(Ended::Cancelled),
     };
-    let Report::Ok { pid } = reported else { return Err(reported.status()) };
+    let pid = spawned.started.get();
+    if reported != Report::Silent || pid == 0 {
+        return Err(reported.status());
+    }
     if answer(answers, Response::Started(Started { pid })).await.is_err() {
         return Ok(Ended::Cancelled);
     }
@@ -188,12 +215,25 @@ async fn feed(stdin: &mut Option<Input>, requests: &mut Streaming<RunRequest>) -
 
 /// Sends what comes until the end of the stream. May be dropped at any time: a byte leaves the pipe only when there is
 /// a place for it in the queue.
+///
+/// A message costs much the same whatever its size. Who writes on and on in small pieces is therefore left to write for a
+/// moment; on one CPU the agent would otherwise be woken by each.
 async fn pump(output: &Output, answers: &Answers, wrap: fn(Bytes) -> Response) {
+    let mut next: Option<Instant> = None;
     loop {
         output.readable().await;
+        if let Some(next) = next.filter(|next| Instant::now() < *next && output.waiting() < stdio::PIECE) {
+            tokio::time::sleep_until(next).await;
+        }
+        next = Some(Instant::now() + GATHER);
         let Ok(place) = answers.reserve().await else { return };
         match output.take() {
-            Piece::Data(data) => place.send(Ok(RunResponse { response: Some(wrap(data)) })),
+            Piece::Data(data) => {
+                if data.len() == stdio::PIECE {
+                    output.widen();
+                }
+                place.send(Ok(RunResponse { response: Some(wrap(data)) }));
+            }
             Piece::Nothing => {}
             Piece::End => return,
         }

@@ -1,6 +1,7 @@
 //! Pipes between the agent and its children: stdio, and the report of how a child's start went.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -15,6 +16,9 @@ use crate::sys;
 /// Largest piece of output in one message.
 pub const PIECE: usize = 64 * 1024;
 
+/// Room of a pipe that turned out to carry much.
+const WIDE: usize = 256 * 1024;
+
 /// A pipe: our end doesn't block, the child's does.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
     pipe_with(PipeFlags::CLOEXEC).step("pipe", "stdio")
@@ -28,6 +32,7 @@ fn nonblocking(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Fail
 /// A stream that a process writes.
 pub struct Output {
     fd: AsyncFd<OwnedFd>,
+    wide: AtomicBool,
 }
 
 /// What a read gave.
@@ -43,7 +48,7 @@ impl Output {
     /// Our end and the child's.
     pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
         let (read, write) = pipe()?;
-        Ok((Self { fd: nonblocking(read, Interest::READABLE)? }, write))
+        Ok((Self { fd: nonblocking(read, Interest::READABLE)?, wide: AtomicBool::new(false) }, write))
     }
 
     /// Waits until there is something to read, or the end. Takes nothing out.
@@ -89,6 +94,13 @@ impl Output {
         }
     }
 
+    /// Gives the pipe more room, for a process that fills it: it then runs on while its output is on its way.
+    pub fn widen(&self) {
+        if !self.wide.swap(true, Ordering::Relaxed) {
+            let _ = rustix::pipe::fcntl_setpipe_size(self.fd.as_fd(), WIDE);
+        }
+    }
+
     /// How much waits to be read.
     pub fn waiting(&self) -> usize {
         sys::readable_bytes(self.fd.as_fd())
@@ -122,29 +134,25 @@ impl Input {
     }
 }
 
-/// How a child's start went.
+/// How a child's start went, where it had something to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// It did; `pid` is in its own PID namespace.
-    Ok { pid: i32 },
+    /// It is done.
+    Ok,
     /// The request can't be right.
     Invalid(String),
     /// The guest ran out of something.
     Exhausted(String),
     Internal(String),
-    /// It died before it could say anything.
+    /// It executed something, or died.
     Silent,
 }
 
 impl Report {
-    pub fn is_ok(&self) -> bool {
-        matches!(self, Report::Ok { .. })
-    }
-
     /// The error of a start that failed.
     pub fn status(self) -> Status {
         match self {
-            Report::Ok { .. } => Status::internal("start: reported twice"),
+            Report::Ok => Status::internal("start: reported twice"),
             Report::Invalid(text) => Status::invalid_argument(text),
             Report::Exhausted(text) => Status::resource_exhausted(text),
             Report::Internal(text) => Status::internal(text),
@@ -154,10 +162,10 @@ impl Report {
 
     fn encode(&self) -> Vec<u8> {
         let (tag, text) = match self {
-            Report::Ok { pid } => (b'o', pid.to_string()),
-            Report::Invalid(text) => (b'i', text.clone()),
-            Report::Exhausted(text) => (b'x', text.clone()),
-            Report::Internal(text) => (b'e', text.clone()),
+            Report::Ok => (b'o', ""),
+            Report::Invalid(text) => (b'i', text.as_str()),
+            Report::Exhausted(text) => (b'x', text.as_str()),
+            Report::Internal(text) => (b'e', text.as_str()),
             Report::Silent => return Vec::new(),
         };
         let mut out = vec![tag];
@@ -169,7 +177,7 @@ impl Report {
         let Some((tag, text)) = bytes.split_first() else { return Report::Silent };
         let text = String::from_utf8_lossy(text).into_owned();
         match tag {
-            b'o' => Report::Ok { pid: text.parse().unwrap_or(0) },
+            b'o' => Report::Ok,
             b'i' => Report::Invalid(text),
             b'x' => Report::Exhausted(text),
             _ => Report::Internal(text),

@@ -109,6 +109,16 @@ pub fn ignore_signal(signal: i32) {
     }
 }
 
+/// Lets the allocator keep what messages come and go through: given back to the kernel, it would be faulted in anew for
+/// each of them.
+pub fn keep_heap() {
+    // SAFETY: sets parameters of the allocator, before there are threads.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 << 20);
+    }
+}
+
 /// `kill`; a negative pid is a process group.
 pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: takes integers only.

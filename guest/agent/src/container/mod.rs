@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::agent::Agent;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::errno::{Failed, Step};
 use crate::log;
 use crate::process::defaults::Defaults;
@@ -40,6 +40,7 @@ pub use rootfs::DIRS;
 pub struct Container {
     pub id: String,
     pub cgroup: Cgroup,
+    memory_events: OwnedFd,
     pub namespaces: Namespaces,
     pub defaults: Defaults,
     pub seccomp: Option<Filter>,
@@ -49,7 +50,9 @@ pub struct Container {
     gone: watch::Receiver<Option<Exit>>,
     processes: Mutex<HashMap<String, Running>>,
     /// Cgroups of ended processes that have left descendants behind.
-    leftovers: Mutex<Vec<String>>,
+    leftovers: Mutex<Vec<Arc<Cgroup>>>,
+    /// An empty cgroup for the next process: to make one takes a while.
+    spare: Mutex<Option<Arc<Cgroup>>>,
     serial: AtomicU64,
 }
 
@@ -102,17 +105,23 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
     });
     let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
     let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
+    let memory_events = cgroup.open("memory.events");
     let result = match report.read().await {
         // Only now: init itself had to open the disks.
-        Ok(report) if report.is_ok() => config.device_filter.attach(cgroup.as_fd()).and(pidfd).map_err(Status::from),
+        Ok(Report::Ok) => config
+            .device_filter
+            .attach(cgroup.as_fd())
+            .and_then(|()| Ok((pidfd?, memory_events?)))
+            .map_err(Status::from),
         Ok(report) => Err(report.status()),
         Err(failed) => Err(failed.into()),
     };
     let Config { id, namespaces, process, seccomp, .. } = config;
     match result {
-        Ok(pidfd) => Ok(Arc::new(Container {
+        Ok((pidfd, memory_events)) => Ok(Arc::new(Container {
             id,
             cgroup,
+            memory_events,
             namespaces,
             defaults: process,
             seccomp,
@@ -121,6 +130,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             gone,
             processes: Mutex::default(),
             leftovers: Mutex::default(),
+            spare: Mutex::default(),
             serial: AtomicU64::new(0),
         })),
         Err(status) => {
@@ -150,7 +160,7 @@ fn start_init(agent: &Agent, cgroup: &Cgroup, plan: init::Plan<'_>) -> Result<(i
         Cloned::Parent { pid } => Ok((pid, report)),
         Cloned::Child => match init::build(&plan) {
             Ok(()) => {
-                reporter.send(&Report::Ok { pid: 1 });
+                reporter.send(&Report::Ok);
                 // SAFETY: nothing of this process uses a descriptor from here on; `forever` never returns.
                 unsafe { close_all() };
                 idle::forever()
@@ -218,24 +228,36 @@ impl Container {
     }
 
     /// A cgroup for one more process.
-    pub fn next_cgroup(&self) -> Result<Cgroup, Failed> {
+    pub fn next_cgroup(&self) -> Result<Arc<Cgroup>, Failed> {
+        if let Some(spare) = lock(&self.spare).take() {
+            return Ok(spare);
+        }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        self.cgroup.child(&format!("p{serial}"))
+        self.cgroup.child(&format!("p{serial}")).map(Arc::new)
     }
 
-    /// Takes away the cgroup of an ended process, now or when its last descendant is gone.
-    pub fn drop_cgroup(&self, name: &str) {
-        let mut leftovers = self.leftovers.lock().unwrap_or_else(PoisonError::into_inner);
-        leftovers.push(name.to_owned());
-        leftovers.retain(|name| !self.cgroup.remove_child(name).unwrap_or(true));
+    /// Takes the cgroup of an ended process back: for the next one, or to be removed when its last descendant is gone.
+    pub fn return_cgroup(&self, cgroup: Arc<Cgroup>) {
+        let mut spare = lock(&self.spare);
+        if spare.is_none() && cgroup.is_empty() {
+            *spare = Some(cgroup);
+            return;
+        }
+        let mut leftovers = lock(&self.leftovers);
+        leftovers.push(cgroup);
+        leftovers.retain(|cgroup| !self.cgroup.remove_child(cgroup.name()).unwrap_or(true));
     }
 
     pub fn processes(&self) -> MutexGuard<'_, HashMap<String, Running>> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.processes)
     }
 
     /// How often the OOM killer has struck in here.
     pub fn oom_kills(&self) -> u64 {
-        self.cgroup.value("memory.events", "oom_kill").unwrap_or(0)
+        cgroup::value_of(&self.memory_events, "oom_kill").unwrap_or(0)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::slots::Slot;
 use super::user::{self, Identity};
 use super::{Plan, lookup, rlimits};
 use crate::container::Container;
@@ -31,15 +32,15 @@ impl From<Invalid> for Refused {
     }
 }
 
-/// Becomes the process. `stdio` are its ends of the pipes.
-pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], reporter: &Reporter) -> ! {
+/// Becomes the process. `stdio` are its ends of the pipes; `started` takes its PID just before it executes the command.
+pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], reporter: &Reporter, started: &Slot) -> ! {
     match prepare(container, plan, stdio) {
         Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
         Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
         Ok(home) => {
             let mut env = plan.env.clone();
             env.extend(home);
-            reporter.send(&Report::Ok { pid: rustix::process::getpid().as_raw_nonzero().get() });
+            started.set(rustix::process::getpid().as_raw_nonzero().get());
             let failed = lookup::execute(&plan.args, &env, &plan.path);
             let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
             sys::exit_now(failed.code);
@@ -56,7 +57,6 @@ fn prepare(
     let defaults = &container.defaults;
     sys::reset_signals();
     rustix::process::setsid().step("setsid", "process")?;
-    set_oom_score(defaults.oom_score_adj)?;
     join(container)?;
     take_stdio(stdio)?;
 
@@ -81,14 +81,6 @@ fn prepare(
     }
     late.map_or(Ok(()), |filter| filter.install())?;
     Ok(user::home_variable(&plan.env, &identity))
-}
-
-/// The agent's own score, which the child has from it, keeps the OOM killer away. While the guest's /proc is in reach.
-fn set_oom_score(score: i32) -> Result<(), Failed> {
-    let file = rustix::fs::open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .step("open", "oom_score_adj")?;
-    rustix::io::write(file, score.to_string().as_bytes()).step("write", "oom_score_adj")?;
-    Ok(())
 }
 
 /// The container's namespaces, but for the PID namespace, in which the child began, and the cgroup namespace: one rooted

@@ -6,6 +6,7 @@ mod child;
 pub mod defaults;
 mod lookup;
 pub mod rlimits;
+pub mod slots;
 pub mod user;
 
 use std::ffi::CString;
@@ -25,6 +26,7 @@ use crate::stdio::{self, Input, Output, Reporting};
 use crate::sys::{self, Cloned};
 use crate::validate::{self, Invalid};
 use rlimits::Rlimit;
+use slots::Slot;
 use user::UserRequest;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -50,6 +52,8 @@ pub struct Spawned {
     pub stdout: Output,
     pub stderr: Output,
     pub report: Reporting,
+    /// Its PID in its own PID namespace, once the report has ended without one.
+    pub started: Slot,
     pub cgroup: Arc<Cgroup>,
 }
 
@@ -99,30 +103,33 @@ pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<S
     let (stdout, child_stdout) = Output::pipe()?;
     let (stderr, child_stderr) = Output::pipe()?;
     let (report, reporter) = stdio::report_pipe()?;
-    let cgroup = Arc::new(container.next_cgroup()?);
-    let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.drop_cgroup(cgroup.name()))?;
+    let started = agent.slots.take().step("start", "process")?;
+    let cgroup = container.next_cgroup()?;
+    let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.return_cgroup(cgroup.clone()))?;
     let pid = match cloned {
         Cloned::Parent { pid } => pid,
         Cloned::Child => {
             let stdio = [child_stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
-            child::run(container, plan, stdio, &reporter)
+            child::run(container, plan, stdio, &reporter, &started)
         }
     };
     let exit = agent.reaper.watch(pid);
-    Ok(Spawned { pid, exit, stdin: Some(stdin), stdout, stderr, report, cgroup })
+    Ok(Spawned { pid, exit, stdin: Some(stdin), stdout, stderr, report, started, cgroup })
 }
 
 /// A clone in the container's PID namespace. Only children can be put there, so the agent changes that for its children,
 /// clones, and changes it back.
 fn clone_into(agent: &Agent, container: &Container, cgroup: &Cgroup) -> Result<Cloned, Failed> {
     sys::setns(container.pidfd(), libc::CLONE_NEWPID).step("setns", "pid namespace")?;
-    // SAFETY: the agent has one thread, and the child goes to `child::run`, which never returns.
-    let cloned = unsafe { sys::clone_into(0, Some(cgroup.as_fd())) };
+    // ENOMEM: the namespace is dying, its init having ended.
+    let cloned = agent.guest.oom_score.clone_with(container.defaults.oom_score_adj, || {
+        // SAFETY: the agent has one thread, and the child goes to `child::run`, which never returns.
+        unsafe { sys::clone_into(0, Some(cgroup.as_fd())) }
+    });
     if !matches!(cloned, Ok(Cloned::Child)) {
         sys::setns(agent.guest.pid_namespace.as_fd(), libc::CLONE_NEWPID).step("setns", "pid namespace of the guest")?;
     }
-    // ENOMEM: the namespace is dying, its init having ended.
-    cloned.step("clone", "process")
+    cloned
 }
 
 #[cfg(test)]

@@ -176,7 +176,7 @@ fn add_memberships(file: Option<&OwnedFd>, user: &str, groups: &mut Vec<u32>) {
 
 /// Calls `look` with each line until it finds something. Lines that are too long or not UTF-8 are passed over.
 fn each_line<T>(file: &OwnedFd, mut look: impl FnMut(&str) -> Option<T>) -> Option<T> {
-    let mut buffer = vec![0u8; MAX_LINE];
+    let mut buffer = vec![0u8; 2048];
     let (mut have, mut offset, mut skipping) = (0, 0u64, false);
     loop {
         let n = match rustix::io::pread(file.as_fd(), &mut buffer[have..], offset) {
@@ -203,7 +203,10 @@ fn each_line<T>(file: &OwnedFd, mut look: impl FnMut(&str) -> Option<T>) -> Opti
         buffer.copy_within(start..end, 0);
         have = end - start;
         if have == buffer.len() {
-            (have, skipping) = (0, true);
+            match have < MAX_LINE {
+                true => buffer.resize(have * 4, 0),
+                false => (have, skipping) = (0, true),
+            }
         }
     }
 }
