@@ -155,7 +155,9 @@ class Image:
 
     ``digest`` identifies the content of its filesystem ("sha256:..."). Either ``disk`` is a filesystem image that is
     ready to be attached, or ``write_tar`` writes the merged layers as one tar stream: it blocks, so call it in a
-    worker thread; it verifies every byte, and raises ImageError (and OSError for what the destination does).
+    worker thread; it verifies every byte, and raises ImageError (and OSError for what the destination does). The
+    destination's ``write`` must take all that it is given; its ``flush`` is called now and then also while there is
+    nothing to write, so that it can end the work by raising.
     """
 
     reference: str
