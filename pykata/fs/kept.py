@@ -28,10 +28,14 @@ def open_kept(path: Path) -> int | None:
     time of the last use is the file's mtime.
     """
     with _translated(path):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
+        return _open_kept(path)
+
+
+def _open_kept(path: Path) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if _is_at(descriptor, path) and _is_whole(descriptor):

@@ -30,7 +30,7 @@ class Archive:
     members: Mapping[str, tuple[int, int] | str]
 
     def open(self, name: str) -> IO[bytes]:
-        member: tuple[int, int] | str | None = name
+        member: tuple[int, int] | str | None = posixpath.normpath(name)
         for _ in range(MAX_LINKS):
             if not isinstance(member, str):
                 break

@@ -28,6 +28,7 @@ from pykata.images.store import Store, open_store, read_small
 from pykata.spec import Image
 
 MAX_NESTING = 4         # an index of indexes of ...
+MAX_INDEXES = 50        # of one image
 MAX_MANIFESTS = 1000    # in all of them
 INDEX = "index.json"
 TAG = "org.opencontainers.image.ref.name"
@@ -102,21 +103,25 @@ def _choose(store: Store, reference: Reference, wanted: str) -> Descriptor:
         raise ImageNotFoundError(f"{store.path} has no image {reference.tag!r}", hint=hint)
     if not reference.tag and len(tags) > 1:
         raise ImageReferenceError(f"{store.path} has more than one image", hint=f"add one of :{', :'.join(tags)}")
-    fitting = [(rank, number, one) for number, one in enumerate(_flattened(store, named))
+    manifests = _flattened(store, named)
+    fitting = [(rank, number, one) for number, one in enumerate(manifests)
                if (rank := one.platform.rank(wanted)) is not None]
     if not fitting:
-        found = sorted({str(one.platform) for one in _flattened(store, named)} - {"unknown/unknown"})
+        found = sorted({str(one.platform) for one in manifests} - {"unknown/unknown"})
         raise ImageUnsupportedError(f"the image is not for linux/{wanted}", hint=f"it is for {', '.join(found)}")
     return min(fitting, key=lambda one: one[:2])[2]
 
 
 def _flattened(store: Store, descriptors: list[Descriptor]) -> list[Descriptor]:
     """The manifests, with each index replaced by what it lists."""
-    found: list[Descriptor] = []
+    indexes = 0
     for _ in range(MAX_NESTING):
-        found = []
+        found: list[Descriptor] = []
         for one in descriptors:
             if one.media_type in _INDEXES:
+                indexes += 1
+                if indexes > MAX_INDEXES:
+                    raise ImageCorruptError(f"it has more than {MAX_INDEXES} indexes")
                 listed = _read_document(store, one, "index").get("manifests").list()
                 found += [_descriptor(nested) for nested in listed]
             elif one.media_type in _MANIFESTS or not one.media_type:

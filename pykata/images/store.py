@@ -66,9 +66,11 @@ def open_file(path: Path) -> IO[bytes]:
 
 @frozen
 class Folder:
-    """A directory. Its symlinks are followed: what a blob is, its digest says."""
+    """A directory. Its symlinks are followed, for some share blobs by them; names don't lead out of it."""
 
     path: Path
 
     def open(self, name: str) -> IO[bytes]:
+        if ".." in name.split("/") or name.startswith("/"):
+            raise FileNotFoundError(f"{name} is not below {self.path}")
         return open_file(self.path / name)

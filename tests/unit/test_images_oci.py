@@ -122,11 +122,12 @@ async def test_an_index_that_is_nested_too_deep(tmp_path: Path) -> None:
         await find(f"oci:{tmp_path}/l")
 
 
-async def test_an_index_of_too_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("each", "indexes", "why"), [(200, 40, "more than 1000 manifests"), (1, 200, "50 indexes")])
+async def test_an_index_of_too_many(tmp_path: Path, each: int, indexes: int, why: str) -> None:
     layout = empty(tmp_path / "l")
-    inner = layout.json({"manifests": [layout.manifest([BASE])] * 200}, INDEX)
-    layout.index([inner] * 200)
-    with pytest.raises(ImageCorruptError, match="more than 1000"):
+    inner = layout.json({"manifests": [layout.manifest([BASE])] * each}, INDEX)
+    layout.index([inner] * indexes)
+    with pytest.raises(ImageCorruptError, match=why):
         await find(f"oci:{tmp_path}/l")
 
 
@@ -301,6 +302,15 @@ async def test_a_symlink_to_itself_or_out_of_the_archive(tmp_path: Path) -> None
         image = await find(f"{tmp_path}/a.tar")
         with pytest.raises(ImageCorruptError, match="its layer 'l' is missing"):
             files(image)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "x/../../secret"])
+async def test_names_that_lead_out_of_a_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text('{"rootfs": "secret"}')
+    (tmp_path / "d" / "x").mkdir(parents=True)
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps([{"Config": name, "Layers": []}]))
+    with pytest.raises(ImageCorruptError, match=r"its config .* is missing"):
+        await find(f"{tmp_path}/d")
 
 
 @pytest.mark.parametrize(("manifests", "error"), [
