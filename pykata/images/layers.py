@@ -59,10 +59,16 @@ class _Budget:
     limits: Limits
     entries: int = 0
     holes: int = 0
+    names: int = 0
 
     def count(self, entry: Entry) -> None:
         self.entries += 1
         self.holes += entry.size - entry.stored
+        self.names += len(entry.path) + len(entry.link)
+        if entry.xattrs or entry.extents:
+            self.names += sum(len(name) + len(value) for name, value in entry.xattrs) + 100 * len(entry.extents or ())
+        if self.names > self.limits.names:
+            raise ImageCorruptError(f"the names and attributes in its layers have more than {self.limits.names} bytes")
         if self.entries > self.limits.entries:
             raise ImageCorruptError(f"its layers have more than {self.limits.entries} entries")
         if self.holes > self.limits.holes:
@@ -83,7 +89,7 @@ def write_layers(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> No
         out.write(header(entry))
     for number, layer in enumerate(layers):
         if wanted := merged.files.get(number):
-            with _opened(layer, lambda size: None, digests[number]) as archive:
+            with _opened(layer, dest, again=digests[number]) as archive:
                 _copy(archive.reader, wanted, out)
     for entry in merged.links:
         out.write(header(entry))
@@ -97,10 +103,9 @@ def _merge(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> tuple[Pl
     def watch(size: int) -> None:
         if total + size > limits.size:
             raise ImageCorruptError(f"its layers have more than {limits.size} bytes")
-        dest.flush()
 
     for number, layer in enumerate(layers):
-        with _opened(layer, watch) as archive:
+        with _opened(layer, dest, watch) as archive:
             tree.apply(number, _counted(archive, budget), whiteouts=layer.whiteouts)
         total += archive.content.size
         digests.append(archive.digest)
@@ -133,16 +138,24 @@ class _Archive:
 
 
 @contextmanager
-def _opened(layer: Layer, watch: Callable[[int], None], again: str = "") -> Iterator[_Archive]:
+def _opened(
+    layer: Layer, dest: IO[bytes], watch: Callable[[int], None] | None = None, *, again: str = ""
+) -> Iterator[_Archive]:
     """Read a layer; when the block is left, the rest of it is read and verified.
 
-    ``again`` is the digest from the first time it was read: then the stored bytes decide, and what the block leaves
-    isn't decompressed any more.
+    ``watch`` is told how much was unpacked so far. ``again`` is the digest from the first time it was read: then the
+    stored bytes decide, and what the block leaves isn't decompressed any more.
     """
     expected = again or layer.digest
+
+    def poll(size: int) -> None:
+        dest.flush()
+        if watch is not None:
+            watch(size)
+
     with layer.open() as file:
-        stored = Tally(_reading(layer, file), algorithm_of(expected) or "sha256")
-        content = Tally(decompressed(stored), "" if again else algorithm_of(layer.diff_id), watch)
+        stored = Tally(_reading(layer, file), algorithm_of(expected) or "sha256", lambda size: dest.flush())
+        content = Tally(decompressed(stored), "" if again else algorithm_of(layer.diff_id), poll)
         archive = _Archive(stored, content, Reader(content))
         try:
             yield archive

@@ -13,12 +13,14 @@ class Limits:
 
     ``size`` bounds the uncompressed layers in bytes, ``holes`` what its sparse files pretend to be on top of that: half
     a second of tar2sqfs for each GiB, which at 256 GiB crashes. ``entries`` bounds the files of all layers together,
-    each of which takes about 700 bytes of memory while the image is converted.
+    each of which takes about 700 bytes of memory while the image is converted, and ``names`` the bytes of their names
+    and attributes, which stay in memory as well.
     """
 
     size: int = 64 * GIB
     holes: int = 16 * GIB
     entries: int = 2_000_000
+    names: int = GIB // 2
     layers: int = 512
 
 

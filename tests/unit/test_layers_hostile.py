@@ -203,6 +203,10 @@ def test_too_many_entries_layers_and_holes() -> None:
     layer = layer_of(tar_of([file(str(number)) for number in range(10)]))
     assert "more than 19 entries" in str(refused([layer, layer], Limits(entries=19)))
     assert "more than 2" in str(refused([layer] * 3, Limits(layers=2)))
+    longest = layer_of(tar_of([file("/".join(["x" * 250] * 16) + f"/{number}") for number in range(20)]))
+    assert "names and attributes" in str(refused([longest], Limits(names=80_000)))
+    attributes = layer_of(tar_of([file(str(number), xattrs={"user.x": bytes(60_000)}) for number in range(20)]))
+    assert "names and attributes" in str(refused([attributes], Limits(names=1_000_000)))
     header = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n39 GNU.sparse.realsize=999999999999999\n"
     pax = tarfile.TarInfo("x")
     pax.type, pax.size = b"x", len(header)
