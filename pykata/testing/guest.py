@@ -22,7 +22,9 @@ CONFIG = ImageConfig(env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, cmd=("true",
 
 @contextmanager
 def fake_bundle(directory: Path) -> Iterator[Path]:
-    """Makes a guest bundle in ``directory``, which sandboxes boot while the block runs; it has ``builtin:busybox``::
+    """Makes a guest bundle in ``directory``, which sandboxes boot while the block runs; it has ``builtin:busybox``.
+
+    ::
 
         with fake_bundle(tmp_path):
             async with Sandbox(FakeHypervisor(), FakeFs()) as sb:

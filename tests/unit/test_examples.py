@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import pykata
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -54,6 +57,12 @@ def test_readme(tmp_path: Path) -> None:
     program = tmp_path / "readme.py"
     program.write_text(block(readme, "python"))
     assert normal(run(program)) == normal(block(readme, "text"))
+
+
+async def test_the_guide_to_testing(tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {"pykata": pykata}
+    exec(block((ROOT / "docs" / "guides" / "testing.md").read_text(), "python"), namespace)  # noqa: S102
+    await namespace["test_greeting"](tmp_path)
 
 
 def test_the_readme_is_honest_about_make() -> None:
