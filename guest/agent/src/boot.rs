@@ -12,6 +12,7 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup};
 use crate::container;
 use crate::errno::{Failed, Step};
+use crate::log;
 use crate::mounts::{self, RDONLY, mount_at};
 use crate::process::slots::Slots;
 use crate::reaper;
@@ -19,7 +20,6 @@ use crate::server;
 use crate::stats::Memory;
 use crate::sys::{self, Cloned};
 use crate::transport::{Endpoint, TransportError};
-use crate::log;
 
 /// The kernel's own limit.
 const MAX_FILES: u64 = 1 << 20;
@@ -122,11 +122,7 @@ impl OomScore {
     }
 
     /// Clones with another score, which the child keeps.
-    pub fn clone_with(
-        &self,
-        value: i32,
-        clone: impl FnOnce() -> Result<Cloned, Errno>,
-    ) -> Result<Cloned, Failed> {
+    pub fn clone_with(&self, value: i32, clone: impl FnOnce() -> Result<Cloned, Errno>) -> Result<Cloned, Failed> {
         self.set(value)?;
         let cloned = clone();
         if !matches!(cloned, Ok(Cloned::Child)) {

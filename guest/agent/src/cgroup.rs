@@ -41,7 +41,8 @@ pub fn prepare(memory: u64, pids: u64) -> Result<Cgroup, Failed> {
 /// Switches a controller on for containers.
 pub fn enable(controller: &str) -> Result<(), Failed> {
     for path in [ROOT, PARENT] {
-        Cgroup { dir: open_dir(path)?, name: path.to_owned() }.write("cgroup.subtree_control", format_args!("+{controller}"))?;
+        Cgroup { dir: open_dir(path)?, name: path.to_owned() }
+            .write("cgroup.subtree_control", format_args!("+{controller}"))?;
     }
     Ok(())
 }
@@ -72,16 +73,16 @@ impl Cgroup {
 
     pub fn write(&self, file: &str, value: impl Display) -> Result<(), Failed> {
         let failed = |errno| Failed::new("cgroup", format_args!("{file} of {}", self.name), errno);
-        let fd = rustix::fs::openat(&self.dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
+        let fd =
+            rustix::fs::openat(&self.dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
         rustix::io::write(fd, value.to_string().as_bytes()).map_err(failed)?;
         Ok(())
     }
 
     pub fn read(&self, file: &str) -> Result<String, Failed> {
         let failed = |errno| Failed::new("cgroup", format_args!("{file} of {}", self.name), errno);
-        let fd = rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
+        let fd =
+            rustix::fs::openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
         let mut buffer = [0u8; 4096];
         let n = rustix::io::read(fd, &mut buffer).map_err(failed)?;
         Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())

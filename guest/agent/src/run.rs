@@ -198,10 +198,10 @@ async fn feed(stdin: &mut Option<Input>, requests: &mut Streaming<RunRequest>) -
                 if data.len() > validate::MAX_PIECE {
                     return Err(Invalid::new("stdin", format!("{} bytes in one message", data.len())).into());
                 }
-                if let Some(pipe) = stdin {
-                    if !pipe.write_all(&data).await {
-                        *stdin = None; // nobody reads it any more; the process is free not to
-                    }
+                if let Some(pipe) = stdin
+                    && !pipe.write_all(&data).await
+                {
+                    *stdin = None; // nobody reads it any more; the process is free not to
                 }
             }
             Some(Request::StdinClosed(_)) => *stdin = None,

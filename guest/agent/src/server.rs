@@ -38,9 +38,8 @@ where
 
 /// Serves until the host closes the connection or breaks HTTP/2.
 pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper::Error> {
-    let service = AgentServer::new(Rpc::new(agent))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service =
+        AgentServer::new(Rpc::new(agent)).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     let call = service_fn(move |request: hyper::Request<Incoming>| {
         let mut service = service.clone();
         async move { Ok::<_, Infallible>(service.call(request).await.unwrap_or_else(|never| match never {})) }

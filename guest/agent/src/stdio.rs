@@ -187,7 +187,11 @@ impl Report {
 
 impl From<Failed> for Report {
     fn from(failed: Failed) -> Self {
-        if failed.is_exhaustion() { Report::Exhausted(failed.to_string()) } else { Report::Internal(failed.to_string()) }
+        if failed.is_exhaustion() {
+            Report::Exhausted(failed.to_string())
+        } else {
+            Report::Internal(failed.to_string())
+        }
     }
 }
 

@@ -13,8 +13,17 @@ use super::filesystems::{self, GuestMount};
 pub const VOLUMES: &str = "/run/pykata/volumes";
 
 const MASKED: [&str; 11] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -203,7 +212,14 @@ fn sysctl((key, value): (String, String)) -> Result<(String, String), Invalid> {
     // "net.ipv4.conf.eth0/1.x": as sysctl(8), a slash in dotted form stands for a dot in a name.
     let path = match key.contains('/') && !key.contains('.') {
         true => key,
-        false => key.bytes().map(|c| match c { b'.' => '/', b'/' => '.', c => c as char }).collect(),
+        false => key
+            .bytes()
+            .map(|c| match c {
+                b'.' => '/',
+                b'/' => '.',
+                c => c as char,
+            })
+            .collect(),
     };
     Ok((path, value))
 }
@@ -266,7 +282,10 @@ mod tests {
         assert!(problem(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#).contains("path"));
         assert!(problem(r#"{"mounts":[{"destination":"x","type":"tmpfs"}]}"#).contains("not absolute"));
         assert!(problem(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/etc"}]}"#).contains("not below"));
-        assert!(problem(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/run/pykata/volumes/../x"}]}"#).contains(".."));
+        assert!(
+            problem(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/run/pykata/volumes/../x"}]}"#)
+                .contains("..")
+        );
         assert!(problem(r#"{"linux":{"sysctl":{"../x":"1"}}}"#).contains("no name"));
         assert!(problem("{").contains("oci_spec"));
     }

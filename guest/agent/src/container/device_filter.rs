@@ -31,14 +31,14 @@ const fn usual(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) -
 const USUAL: [Rule; 10] = [
     usual(CHAR, None, None, MKNOD),
     usual(BLOCK, None, None, MKNOD),
-    usual(CHAR, Some(1), Some(3), ALL),   // null
-    usual(CHAR, Some(1), Some(5), ALL),   // zero
-    usual(CHAR, Some(1), Some(7), ALL),   // full
-    usual(CHAR, Some(1), Some(8), ALL),   // random
-    usual(CHAR, Some(1), Some(9), ALL),   // urandom
-    usual(CHAR, Some(5), Some(0), ALL),   // tty
-    usual(CHAR, Some(5), Some(2), ALL),   // ptmx
-    usual(CHAR, Some(136), None, ALL),    // pts/*
+    usual(CHAR, Some(1), Some(3), ALL), // null
+    usual(CHAR, Some(1), Some(5), ALL), // zero
+    usual(CHAR, Some(1), Some(7), ALL), // full
+    usual(CHAR, Some(1), Some(8), ALL), // random
+    usual(CHAR, Some(1), Some(9), ALL), // urandom
+    usual(CHAR, Some(5), Some(0), ALL), // tty
+    usual(CHAR, Some(5), Some(2), ALL), // ptmx
+    usual(CHAR, Some(136), None, ALL),  // pts/*
 ];
 
 /// Rules in order; the last that fits counts, and without one access is denied.
@@ -253,7 +253,13 @@ mod tests {
             let (to, from) = ((op.registers & 15) as usize, (op.registers >> 4) as usize);
             pc += 1;
             match op.code {
-                0x61 => r[to] = match op.offset { 0 => access << 16 | kind, 4 => major, _ => minor },
+                0x61 => {
+                    r[to] = match op.offset {
+                        0 => access << 16 | kind,
+                        4 => major,
+                        _ => minor,
+                    }
+                }
                 0xbc => r[to] = r[from],
                 0xb7 => r[to] = op.value as u32,
                 AND => r[to] &= op.value as u32,

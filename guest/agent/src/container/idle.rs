@@ -13,18 +13,18 @@ use crate::sys;
 global_asm!(
     ".globl pykata_idle_begin, pykata_idle_end",
     "pykata_idle_begin:",
-    "mov r12, rdi",            // the page
-    "mov rsi, r12",            // munmap(0, page)
+    "mov r12, rdi", // the page
+    "mov rsi, r12", // munmap(0, page)
     "xor edi, edi",
     "mov eax, 11",
     "syscall",
-    "lea rdi, [r12 + 4096]",   // munmap(page + 4096, the rest up to TASK_SIZE)
+    "lea rdi, [r12 + 4096]", // munmap(page + 4096, the rest up to TASK_SIZE)
     "mov rsi, 0x7ffffffff000",
     "sub rsi, rdi",
     "mov eax, 11",
     "syscall",
     "2:",
-    "mov eax, 34",             // pause()
+    "mov eax, 34", // pause()
     "syscall",
     "jmp 2b",
     "pykata_idle_end:",
@@ -34,12 +34,12 @@ global_asm!(
 global_asm!(
     ".globl pykata_idle_begin, pykata_idle_end",
     "pykata_idle_begin:",
-    "mov x19, x0",             // the page
-    "mov x0, xzr",             // munmap(0, page)
+    "mov x19, x0", // the page
+    "mov x0, xzr", // munmap(0, page)
     "mov x1, x19",
     "mov x8, 215",
     "svc 0",
-    "add x20, x19, 4096",      // munmap(page + 4096, the rest): refused beyond TASK_SIZE, which is 2^48 or 2^39
+    "add x20, x19, 4096", // munmap(page + 4096, the rest): refused beyond TASK_SIZE, which is 2^48 or 2^39
     "mov x0, x20",
     "mov x1, 0x1000000000000",
     "sub x1, x1, x0",
@@ -49,7 +49,7 @@ global_asm!(
     "sub x1, x1, x0",
     "svc 0",
     "2:",
-    "mov x0, xzr",             // ppoll(NULL, 0, NULL, NULL, 0)
+    "mov x0, xzr", // ppoll(NULL, 0, NULL, NULL, 0)
     "mov x1, xzr",
     "mov x2, xzr",
     "mov x3, xzr",
@@ -148,7 +148,8 @@ mod tests {
             Cloned::Parent { pid } => pid,
         };
         let maps = format!("/proc/{pid}/maps");
-        let only_page = || std::fs::read_to_string(&maps).expect("maps").lines().filter(|l| !l.contains("vsyscall")).count();
+        let only_page =
+            || std::fs::read_to_string(&maps).expect("maps").lines().filter(|l| !l.contains("vsyscall")).count();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while only_page() != 1 && std::time::Instant::now() < deadline {
             std::thread::yield_now();
@@ -156,7 +157,8 @@ mod tests {
         assert_eq!(only_page(), 1);
         sys::kill(pid, libc::SIGKILL).expect("kill");
         let pid = rustix::process::Pid::from_raw(pid);
-        let (_, status) = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).expect("wait").expect("ended");
+        let (_, status) =
+            rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).expect("wait").expect("ended");
         assert_eq!(status.terminating_signal(), Some(libc::SIGKILL));
     }
 }

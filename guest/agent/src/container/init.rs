@@ -142,4 +142,3 @@ fn kernel(kind: &str, options: &mounts::Options) -> Result<OwnedFd, Failed> {
         _ => mounts::filesystem(kind, kind, options),
     }
 }
-

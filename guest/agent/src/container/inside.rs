@@ -57,7 +57,8 @@ struct Walk {
 
 impl Walk {
     fn new(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<Self, Errno> {
-        let mut walk = Self { stack: vec![rustix::io::fcntl_dupfd_cloexec(root, 3)?], rest: Vec::new(), kind, links: 0 };
+        let mut walk =
+            Self { stack: vec![rustix::io::fcntl_dupfd_cloexec(root, 3)?], rest: Vec::new(), kind, links: 0 };
         walk.push(path);
         Ok(walk)
     }
@@ -90,7 +91,8 @@ impl Walk {
     }
 
     fn enter(&self, part: &str) -> Result<OwnedFd, Errno> {
-        let open = || rustix::fs::openat(self.here(), part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let open =
+            || rustix::fs::openat(self.here(), part, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         match open() {
             Err(Errno::NOENT) => {}
             other => return other,
@@ -133,7 +135,8 @@ mod tests {
             let path = std::env::temp_dir().join(format!("pykata-inside-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir_all(path.join("root")).expect("mkdir");
-            let fd = rustix::fs::open(path.join("root"), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).expect("open");
+            let fd =
+                rustix::fs::open(path.join("root"), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).expect("open");
             Self(path, fd)
         }
 

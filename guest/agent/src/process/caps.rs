@@ -7,11 +7,46 @@ use crate::oci;
 use crate::sys;
 
 const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
@@ -36,8 +71,7 @@ pub fn bit(name: &str) -> u64 {
 }
 
 impl CapSets {
-    pub const DEFAULT: Self =
-        Self { bounding: USUAL, effective: USUAL, inheritable: 0, permitted: USUAL, ambient: 0 };
+    pub const DEFAULT: Self = Self { bounding: USUAL, effective: USUAL, inheritable: 0, permitted: USUAL, ambient: 0 };
 
     pub fn new(from: &oci::Capabilities) -> Self {
         let mask = |names: &[String]| names.iter().fold(0, |mask, name| mask | bit(name));
@@ -52,9 +86,9 @@ impl CapSets {
 
     /// Drops the bounding set to ours. While one is still privileged.
     pub fn apply_bounding(&self) -> Result<(), Failed> {
-        for cap in 0..NAMES.len() {
+        for (cap, name) in NAMES.iter().enumerate() {
             if self.bounding & (1 << cap) == 0 {
-                sys::prctl(libc::PR_CAPBSET_DROP, cap as u64, 0).step("drop capability", NAMES[cap])?;
+                sys::prctl(libc::PR_CAPBSET_DROP, cap as u64, 0).step("drop capability", *name)?;
             }
         }
         Ok(())

@@ -80,7 +80,9 @@ fn environment(base: &[String], own: &[String]) -> Result<(Vec<CString>, String)
     let mut list: Vec<&str> = Vec::with_capacity(base.len() + own.len() + 1);
     for entry in base.iter().chain(own) {
         match entry.split_once('=') {
-            Some((name, _)) if !name.is_empty() => list.retain(|known| known.split_once('=').map(|k| k.0) != Some(name)),
+            Some((name, _)) if !name.is_empty() => {
+                list.retain(|known| known.split_once('=').map(|k| k.0) != Some(name))
+            }
             _ => return Err(Invalid::new("process.env", format!("{} is not NAME=value", validate::shown(entry)))),
         }
         list.push(entry);
@@ -127,7 +129,8 @@ fn clone_into(agent: &Agent, container: &Container, cgroup: &Cgroup) -> Result<C
         unsafe { sys::clone_into(0, Some(cgroup.as_fd())) }
     });
     if !matches!(cloned, Ok(Cloned::Child)) {
-        sys::setns(agent.guest.pid_namespace.as_fd(), libc::CLONE_NEWPID).step("setns", "pid namespace of the guest")?;
+        sys::setns(agent.guest.pid_namespace.as_fd(), libc::CLONE_NEWPID)
+            .step("setns", "pid namespace of the guest")?;
     }
     cloned
 }

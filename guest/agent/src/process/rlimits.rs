@@ -70,8 +70,9 @@ pub fn apply(list: &[Rlimit]) -> Result<(), Failed> {
     for limit in list {
         let value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
         // SAFETY: the kernel reads the value during the call and writes none.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_prlimit64, 0, limit.resource, &raw const value, std::ptr::null_mut::<u8>()) };
+        let ret = unsafe {
+            libc::syscall(libc::SYS_prlimit64, 0, limit.resource, &raw const value, std::ptr::null_mut::<u8>())
+        };
         if ret != 0 {
             let name = NAMES.iter().find(|(_, known)| *known == limit.resource).map_or("?", |(name, _)| *name);
             return Err(Failed::new("setrlimit", name, errno::last()));

@@ -41,7 +41,8 @@ impl UserRequest {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
-        if !good(user) || !good(group.unwrap_or_default()) || group == Some("") || (user.is_empty() && group.is_some()) {
+        if !good(user) || !good(group.unwrap_or_default()) || group == Some("") || (user.is_empty() && group.is_some())
+        {
             return Err(Invalid::new(FIELD, format!("{} is neither name, uid, name:group nor uid:gid", shown(text))));
         }
         Ok(Self { user: (!user.is_empty()).then(|| user.to_owned()), group: group.map(str::to_owned) })
@@ -74,7 +75,11 @@ impl UserRequest {
             uid,
             gid,
             groups: Vec::new(),
-            home: known.as_ref().map(|known| known.home.clone()).filter(|home| home.starts_with('/')).unwrap_or("/".into()),
+            home: known
+                .as_ref()
+                .map(|known| known.home.clone())
+                .filter(|home| home.starts_with('/'))
+                .unwrap_or("/".into()),
         };
         match &self.group {
             Some(wanted) => {
@@ -190,10 +195,10 @@ fn each_line<T>(file: &OwnedFd, mut look: impl FnMut(&str) -> Option<T>) -> Opti
         while let Some(length) = buffer[start..end].iter().position(|&c| c == b'\n') {
             let line = &buffer[start..start + length];
             start += length + 1;
-            if !std::mem::take(&mut skipping) {
-                if let Some(found) = std::str::from_utf8(line).ok().and_then(&mut look) {
-                    return Some(found);
-                }
+            if !std::mem::take(&mut skipping)
+                && let Some(found) = std::str::from_utf8(line).ok().and_then(&mut look)
+            {
+                return Some(found);
             }
         }
         if n == 0 || offset > MAX_FILE as u64 {

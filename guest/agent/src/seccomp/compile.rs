@@ -36,12 +36,8 @@ fn ret(action: Action) -> Instruction {
 pub fn compile(policy: &Policy) -> Filter {
     let ranges = ranges(policy);
     // Another architecture's entry has other numbers: nothing here would mean what it says.
-    let mut program = vec![
-        op(LOAD, ARCH_FIELD),
-        branch(IF_EQ, ARCH, 1, 0),
-        ret(Action::KILL_PROCESS),
-        op(LOAD, NUMBER),
-    ];
+    let mut program =
+        vec![op(LOAD, ARCH_FIELD), branch(IF_EQ, ARCH, 1, 0), ret(Action::KILL_PROCESS), op(LOAD, NUMBER)];
     program.extend(search(&ranges));
     Filter(program)
 }
@@ -117,8 +113,12 @@ fn guarded(condition: &Condition, body: Vec<Instruction>) -> Vec<Instruction> {
         Test::Masked { mask, value } => {
             let ((mh, ml), (h, l)) = (halves(mask), halves(value));
             vec![
-                op(LOAD, high), op(AND, mh), branch(IF_EQ, h, 0, skip + 3),
-                op(LOAD, low), op(AND, ml), branch(IF_EQ, l, 0, skip),
+                op(LOAD, high),
+                op(AND, mh),
+                branch(IF_EQ, h, 0, skip + 3),
+                op(LOAD, low),
+                op(AND, ml),
+                branch(IF_EQ, l, 0, skip),
             ]
         }
         Test::Greater(value) => ordered(high, low, halves(value), IF_GT, skip, true),

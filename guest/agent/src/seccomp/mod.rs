@@ -55,7 +55,10 @@ pub enum Test {
     Greater(u64),
     GreaterOrEqual(u64),
     /// `argument & mask == value`
-    Masked { mask: u64, value: u64 },
+    Masked {
+        mask: u64,
+        value: u64,
+    },
 }
 
 /// What happens to one system call: the action of the first branch whose conditions all hold, else the last word.
@@ -168,7 +171,10 @@ mod tests {
         // SAFETY: getppid takes nothing; socket takes integers.
         assert_eq!(under_default(0, || unsafe { errno_of(libc::syscall(libc::SYS_getppid)) }), 0);
         // SAFETY: as above.
-        assert_eq!(under_default(0, || unsafe { errno_of(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into()) }), 0);
+        assert_eq!(
+            under_default(0, || unsafe { errno_of(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into()) }),
+            0
+        );
     }
 
     #[test]
@@ -179,7 +185,11 @@ mod tests {
                 ("vsock", || libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).into(), libc::EPERM),
                 ("keyctl", || libc::syscall(libc::SYS_keyctl, 0, 0, 0, 0, 0), libc::EPERM),
                 ("unshare", || libc::unshare(libc::CLONE_NEWUSER).into(), libc::EPERM),
-                ("clone", || libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0), libc::EPERM),
+                (
+                    "clone",
+                    || libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0),
+                    libc::EPERM,
+                ),
                 ("clone3", || libc::syscall(libc::SYS_clone3, 0, 0), libc::ENOSYS),
                 ("io_uring", || libc::syscall(libc::SYS_io_uring_setup, 1, 0), libc::EPERM),
                 ("the future", || libc::syscall(4000), libc::ENOSYS),

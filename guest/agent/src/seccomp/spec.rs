@@ -108,7 +108,11 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused() {
         assert!(parse(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#).is_err());
-        let with_arg = |arg: &str| format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{{"names":["read"],"action":"SCMP_ACT_KILL","args":[{arg}]}}]}}"#);
+        let with_arg = |arg: &str| {
+            format!(
+                r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{{"names":["read"],"action":"SCMP_ACT_KILL","args":[{arg}]}}]}}"#
+            )
+        };
         assert!(parse(&with_arg(r#"{"index":6,"value":0,"op":"SCMP_CMP_EQ"}"#)).is_err());
         assert!(parse(&with_arg(r#"{"index":0,"value":0,"op":"SCMP_CMP_XX"}"#)).is_err());
     }

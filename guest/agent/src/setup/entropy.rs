@@ -25,7 +25,8 @@ struct Pool {
 pub fn add(seed: &[u8]) -> Result<(), Failed> {
     let mut pool = Pool { entropy_bits: (seed.len() * 8) as i32, size: seed.len() as i32, data: [0; MOST] };
     pool.data[..seed.len()].copy_from_slice(seed);
-    let random = rustix::fs::open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open", "urandom")?;
+    let random =
+        rustix::fs::open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open", "urandom")?;
     // SAFETY: the pool has the layout the call reads, `size` bytes of data included.
     if unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const pool) } != 0 {
         return Err(Failed::new("ioctl", "RNDADDENTROPY", errno::last()));

@@ -35,8 +35,7 @@ fn check(request: &mut proto::SetupRequest) -> Result<Plan, Invalid> {
     if request.entropy.len() < entropy::LEAST || request.entropy.len() > entropy::MOST {
         return Err(Invalid::new("entropy", format!("{} bytes", request.entropy.len())));
     }
-    let interfaces: Vec<_> =
-        request.interfaces.iter().map(net::Interface::new).collect::<Result<_, Invalid>>()?;
+    let interfaces: Vec<_> = request.interfaces.iter().map(net::Interface::new).collect::<Result<_, Invalid>>()?;
     let address = interfaces.iter().find_map(net::Interface::first_address);
     Ok(Plan {
         names: Names::new(&request.hostname, address, &request.nameservers, &request.hosts)?,

@@ -70,7 +70,8 @@ mod tests {
     #[test]
     fn files_of_a_container() {
         let hosts = HashMap::from([("db".to_owned(), "10.0.0.3".to_owned())]);
-        let names = Names::new("box", "10.0.0.2".parse().ok(), &["10.0.0.1".into(), "::1".into()], &hosts).expect("good");
+        let names =
+            Names::new("box", "10.0.0.2".parse().ok(), &["10.0.0.1".into(), "::1".into()], &hosts).expect("good");
         let [(_, hosts), (_, hostname), (_, resolv)] = names.files(Some("web"));
         assert!(hosts.ends_with("10.0.0.2\tweb\n10.0.0.3\tdb\n"), "{hosts}");
         assert_eq!(hostname, "web\n");

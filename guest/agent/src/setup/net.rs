@@ -100,7 +100,8 @@ impl Network {
 impl Route {
     fn new(from: &proto::Route) -> Result<Self, Invalid> {
         let destination = Network::parse("interfaces.routes.destination", &from.destination)?;
-        let refused = || Invalid::new("interfaces.routes.gateway", format!("{} is no such address", shown(&from.gateway)));
+        let refused =
+            || Invalid::new("interfaces.routes.gateway", format!("{} is no such address", shown(&from.gateway)));
         let gateway = match from.gateway.as_str() {
             "" => None,
             text => Some(text.parse::<IpAddr>().map_err(|_| refused())?),
@@ -113,10 +114,8 @@ impl Route {
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], Invalid> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten())
-        .collect();
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()).collect();
     bytes
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or_else(|| Invalid::new("interfaces.mac", format!("{} is no MAC address", shown(text))))

@@ -53,7 +53,7 @@ impl Channel {
     }
 
     /// Hands on bytes that were read before. False: there are none.
-    fn from_carry(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
+    fn take_carried(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
         let mut now = std::mem::take(&mut self.carry);
         self.carry = now.split_off(now.len().min(buf.remaining()));
         let own = self.incoming(&now);
@@ -99,7 +99,11 @@ impl Read for Channel {
                 return Poll::Ready(Ok(())); // the end, before it began
             }
         }
-        if self.over || self.from_carry(&mut buf) || self.over {
+        if self.over {
+            return Poll::Ready(Ok(()));
+        }
+        // What was carried may hold the end.
+        if self.take_carried(&mut buf) || self.over {
             return Poll::Ready(Ok(()));
         }
         let mut space = [MaybeUninit::uninit(); 16 * 1024];

@@ -73,7 +73,8 @@ pub async fn wait_for_host(port: &OwnedFd) -> Result<(), Failed> {
     if host_is_there(port)? {
         return Ok(());
     }
-    let inner = sys::watch(edges(port).step("epoll", "serial port")?, Interest::READABLE).step("epoll", "serial port")?;
+    let inner =
+        sys::watch(edges(port).step("epoll", "serial port")?, Interest::READABLE).step("epoll", "serial port")?;
     while !host_is_there(port)? {
         let mut ready = inner.readable().await.step("wait", "serial port")?;
         consume(inner.as_fd()).step("epoll", "serial port")?;

@@ -78,10 +78,13 @@ async fn capabilities_no_new_privileges_and_a_filter_of_ones_own() {
             "linux":{{"seccomp":{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":28}}]}}}}}}"#
     );
     client.create_container(create("c", &spec)).await.expect("created");
-    let script = "grep 'Cap\\|NoNew\\|Seccomp:' /proc/self/status; cat /proc/self/oom_score_adj; umask; id -G; mkdir /tmp/x";
+    let script =
+        "grep 'Cap\\|NoNew\\|Seccomp:' /proc/self/status; cat /proc/self/oom_score_adj; umask; id -G; mkdir /tmp/x";
     let (out, code) = sh(&mut client, "c", script).await;
     let sets = "CapInh:\t0000000000042000\nCapPrm:\t0000000000002000\nCapEff:\t0000000000002000\nCapBnd:\t0000000000042000\nCapAmb:\t0000000000002000";
-    let want = format!("{sets}\nNoNewPrivs:\t1\nSeccomp:\t2\n123\n0077\n1000 10 42\nmkdir: can't create directory '/tmp/x': No space left on device");
+    let want = format!(
+        "{sets}\nNoNewPrivs:\t1\nSeccomp:\t2\n123\n0077\n1000 10 42\nmkdir: can't create directory '/tmp/x': No space left on device"
+    );
     assert_eq!(out, want);
     assert_eq!(code, 1);
 }
@@ -89,7 +92,9 @@ async fn capabilities_no_new_privileges_and_a_filter_of_ones_own() {
 #[tokio::test]
 async fn requests_that_cannot_be_right() {
     let (_vm, mut client) = Vm::ready().await;
-    let code = |result: Result<tonic::Response<_>, tonic::Status>| result.map(|_: tonic::Response<pykata_agent::proto::CreateContainerResponse>| ()).expect_err("refused").code();
+    let code = |result: Result<tonic::Response<_>, tonic::Status>| {
+        result.map(|_: tonic::Response<pykata_agent::proto::CreateContainerResponse>| ()).expect_err("refused").code()
+    };
     assert_eq!(code(client.create_container(create("Bad_Id", "")).await), Code::InvalidArgument);
     assert_eq!(code(client.create_container(create("c", "{")).await), Code::InvalidArgument);
     let mut no_rootfs = create("c", "");
@@ -105,7 +110,8 @@ async fn requests_that_cannot_be_right() {
         let refused = start(&mut client, "c", process("p", args), None).await.map(|r| r.pid).expect_err("refused");
         assert_eq!(refused.code(), Code::InvalidArgument, "{args:?}");
     }
-    let refused = start(&mut client, "nowhere", process("p", &["true"]), None).await.map(|r| r.pid).expect_err("refused");
+    let refused =
+        start(&mut client, "nowhere", process("p", &["true"]), None).await.map(|r| r.pid).expect_err("refused");
     assert_eq!(refused.code(), Code::NotFound);
     let big = "x".repeat(5 << 20);
     let refused = start(&mut client, "c", process("p", &[&big]), None).await.map(|r| r.pid).expect_err("refused");

@@ -1,8 +1,8 @@
 //! A guest in QEMU, without KVM: the agent under test as its init, busybox as its image, and a gRPC client to it.
 
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -62,8 +62,10 @@ fn artifacts() -> &'static Artifacts {
         for applet in String::from_utf8_lossy(&applets).lines().filter(|name| *name != "busybox") {
             symlink("busybox", root.join("bin").join(applet)).expect("symlink");
         }
-        std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001::/srv/web:/bin/sh\n").expect("write");
-        std::fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1001:\nwheel:x:10:root,web\ntty:x:5:\n").expect("write");
+        std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001::/srv/web:/bin/sh\n")
+            .expect("write");
+        std::fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1001:\nwheel:x:10:root,web\ntty:x:5:\n")
+            .expect("write");
         std::fs::write(root.join("bin/noexec"), "just data").expect("write");
         std::fs::set_permissions(root.join("bin/noexec"), std::fs::Permissions::from_mode(0o755)).expect("chmod");
         let image = dir.join("image.sqfs");
@@ -96,7 +98,11 @@ impl Vm {
     /// Boots. `disks` are further images with their serials; `extra` further arguments for QEMU.
     pub async fn boot_with(memory_mib: u32, disks: &[(&str, &Path)], extra: &[&str]) -> Self {
         let artifacts = artifacts();
-        let dir = std::env::temp_dir().join(format!("pykata-vm-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed)));
+        let dir = std::env::temp_dir().join(format!(
+            "pykata-vm-{}-{}",
+            std::process::id(),
+            SERIAL.fetch_add(1, Ordering::Relaxed)
+        ));
         std::fs::create_dir_all(&dir).expect("mkdir");
         let socket = dir.join("agent.sock");
         // Listening before QEMU runs: nobody has to wait for it to.
@@ -108,8 +114,10 @@ impl Vm {
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
             .args(["-serial", &format!("file:{}", dir.join("console").display())])
             .args(["-global", "virtio-mmio.force-legacy=false"])
-            .arg("-kernel").arg(from_env("PYKATA_KERNEL", "/tmp/pykata-kernel/vmlinux"))
-            .arg("-initrd").arg(&artifacts.initrd)
+            .arg("-kernel")
+            .arg(from_env("PYKATA_KERNEL", "/tmp/pykata-kernel/vmlinux"))
+            .arg("-initrd")
+            .arg(&artifacts.initrd)
             .args(["-append", &format!("console=ttyS0 panic=-1 reboot=t tsc=reliable tsc_early_khz={khz}")])
             .args(["-chardev", &format!("socket,id=ag,fd={},server=on,wait=off", listener.as_raw_fd())])
             .args(["-device", "virtio-serial-device,max_ports=2,id=vs0"])
@@ -186,7 +194,11 @@ pub fn setup() -> proto::SetupRequest {
 }
 
 pub fn create(id: &str, spec: &str) -> proto::CreateContainerRequest {
-    let lower = proto::Mount { source: Some(Source::DiskSerial("image".into())), r#type: "squashfs".into(), ..Default::default() };
+    let lower = proto::Mount {
+        source: Some(Source::DiskSerial("image".into())),
+        r#type: "squashfs".into(),
+        ..Default::default()
+    };
     proto::CreateContainerRequest {
         id: id.into(),
         rootfs: Some(proto::Rootfs { lowers: vec![lower], writable_bytes: 32 << 20, writable_inodes: 0 }),

@@ -11,7 +11,12 @@ const ROOT_ALL: &str = r#"["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_FOWNER","CAP_KILL
 async fn the_world_inside() {
     let (_vm, mut client) = Vm::ready().await;
     client.create_container(create("c", r#"{"hostname":"box"}"#)).await.expect("created");
-    let (out, _) = sh(&mut client, "c", "ls /dev; ls -l /dev/fd /dev/ptmx | sed 's/.*-> //'; cat /etc/hostname /etc/resolv.conf; grep box /etc/hosts").await;
+    let (out, _) = sh(
+        &mut client,
+        "c",
+        "ls /dev; ls -l /dev/fd /dev/ptmx | sed 's/.*-> //'; cat /etc/hostname /etc/resolv.conf; grep box /etc/hosts",
+    )
+    .await;
     assert_eq!(
         out,
         "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
@@ -30,7 +35,9 @@ async fn the_world_inside() {
 #[tokio::test]
 async fn devices_are_out_of_reach() {
     let (_vm, mut client) = Vm::ready().await;
-    let caps = format!(r#""process":{{"capabilities":{{"bounding":{ROOT_ALL},"permitted":{ROOT_ALL},"effective":{ROOT_ALL}}}}}"#);
+    let caps = format!(
+        r#""process":{{"capabilities":{{"bounding":{ROOT_ALL},"permitted":{ROOT_ALL},"effective":{ROOT_ALL}}}}}"#
+    );
     // Even where the rootfs's nodev is got round by a mount of one's own.
     client.create_container(create("c", &format!("{{{caps}}}"))).await.expect("created");
     let script = "cat /sys/class/virtio-ports/*/dev; mkdir /tmp/d; mount -t tmpfs none /tmp/d; \
@@ -49,7 +56,9 @@ async fn an_allowed_device_works() {
     let spec = r#"{"linux":{"devices":[{"path":"/dev/my/kmsg","type":"c","major":1,"minor":11,"fileMode":420,"uid":1000,"gid":5}],
                    "resources":{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":11,"access":"r"}]}}}"#;
     client.create_container(create("c", spec)).await.expect("created");
-    let (out, _) = sh(&mut client, "c", "ls -ln /dev/my/kmsg | cut -c1-30; head -c 1 /dev/my/kmsg | wc -c; echo x > /dev/my/kmsg").await;
+    let (out, _) =
+        sh(&mut client, "c", "ls -ln /dev/my/kmsg | cut -c1-30; head -c 1 /dev/my/kmsg | wc -c; echo x > /dev/my/kmsg")
+            .await;
     assert!(out.starts_with("crw-r--r--    1 1000     5") && out.contains("Operation not permitted"), "{out}");
 }
 
@@ -81,15 +90,19 @@ async fn a_hostile_rootfs_does_not_hurt_the_agent() {
     assert!(crate::run::run(&mut client, "c", process("p", &["ls", "/new/dir"]), None).await.is_ok());
 
     // Stopping everything that appears, over and over, stops nothing but the container.
-let stopper = start(&mut client, "c", process("stopper", &["sh", "-c", "while :; do kill -STOP -1; done"]), None).await.expect("starts");
+    let stopper = start(&mut client, "c", process("stopper", &["sh", "-c", "while :; do kill -STOP -1; done"]), None)
+        .await
+        .expect("starts");
     let mut victims = Vec::new();
     for i in 0..20 {
         let mut client = client.clone();
-        victims.push(tokio::spawn(async move { start(&mut client, "c", process(&format!("v{i}"), &["sleep", "1000"]), None).await.map(|r| r.pid) }));
+        victims.push(tokio::spawn(async move {
+            start(&mut client, "c", process(&format!("v{i}"), &["sleep", "1000"]), None).await.map(|r| r.pid)
+        }));
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-client.create_container(create("other", "")).await.expect("created");
+    client.create_container(create("other", "")).await.expect("created");
     assert_eq!(sh(&mut client, "other", "echo fine").await.0, "fine");
-client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
+    client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
     drop(stopper);
 }

@@ -37,7 +37,9 @@ async fn removal_takes_everything_with_it() {
         let mut running = start(&mut client, "c", process("p", &["sleep", "1000"]), None).await.expect("starts");
         assert!(stats(&mut client).await.containers["c"].pids >= 4, "round {round}");
         remove(&mut client, "c").await;
-        assert!(matches!(running.next().await, Ok(Some(pykata_agent::proto::run_response::Response::Exited(e))) if e.signal == 9));
+        assert!(
+            matches!(running.next().await, Ok(Some(pykata_agent::proto::run_response::Response::Exited(e))) if e.signal == 9)
+        );
         assert!(running.next().await.expect("ends").is_none());
         remove(&mut client, "c").await;
         assert!(stats(&mut client).await.containers.is_empty());
@@ -56,12 +58,15 @@ async fn a_reset_call_leaves_nothing() {
     drop(running);
     until("no sleep", async || sh(&mut client.clone(), "c", "ps -o args | grep -c '^sleep'").await.0 == "0").await;
 
-    let running = start(&mut client, "inline", process("p", &["sleep", "1000"]), Some(create("inline", ""))).await.expect("starts");
+    let running = start(&mut client, "inline", process("p", &["sleep", "1000"]), Some(create("inline", "")))
+        .await
+        .expect("starts");
     assert!(stats(&mut client).await.containers.contains_key("inline"));
     drop(running);
     until("gone", async || !stats(&mut client.clone()).await.containers.contains_key("inline")).await;
     // A call that writes and isn't read is no different.
-    let running = start(&mut client, "inline", process("p", &["yes"]), Some(create("inline", ""))).await.expect("starts");
+    let running =
+        start(&mut client, "inline", process("p", &["yes"]), Some(create("inline", ""))).await.expect("starts");
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(running);
     until("gone", async || !stats(&mut client.clone()).await.containers.contains_key("inline")).await;
@@ -76,8 +81,14 @@ async fn the_agent_outlives_its_connections() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     for _ in 0..5 {
         let mut client = vm.connect().await;
-        until("killed with its call", async || sh(&mut client.clone(), "c", "ps -o args | grep -c '^sleep'").await.0 == "0").await;
-        assert_eq!(client.setup(crate::harness::setup()).await.expect_err("once only").code(), Code::FailedPrecondition);
+        until("killed with its call", async || {
+            sh(&mut client.clone(), "c", "ps -o args | grep -c '^sleep'").await.0 == "0"
+        })
+        .await;
+        assert_eq!(
+            client.setup(crate::harness::setup()).await.expect_err("once only").code(),
+            Code::FailedPrecondition
+        );
     }
     // Garbage is a connection's end, not the agent's.
     vm.send_raw(b"GET / HTTP/1.1\r\n\r\n").await;
@@ -106,7 +117,9 @@ async fn signals_and_their_scopes() {
     assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep'; killall sleep").await.0, "1");
 
     // GROUP: both go.
-    let mut running = start(&mut client, "c", process("p", &["sh", "-c", "sleep 1000 & echo ready; wait"]), None).await.expect("starts");
+    let mut running = start(&mut client, "c", process("p", &["sh", "-c", "sleep 1000 & echo ready; wait"]), None)
+        .await
+        .expect("starts");
     running.next().await.expect("ready");
     client.signal(request("p", libc::SIGTERM, 0)).await.expect("signalled");
     assert_eq!(running.finish().await.expect("ends").exited.signal, libc::SIGTERM);
@@ -116,7 +129,10 @@ async fn signals_and_their_scopes() {
     let script = "(setsid sh -c 'setsid sleep 1000 & sleep 1000' &) ; echo ready; sleep 1000";
     let mut running = start(&mut client, "c", process("p", &["sh", "-c", script]), None).await.expect("starts");
     running.next().await.expect("ready");
-    assert_eq!(client.signal(request("p", libc::SIGTERM, 2)).await.expect_err("SIGKILL only").code(), Code::InvalidArgument);
+    assert_eq!(
+        client.signal(request("p", libc::SIGTERM, 2)).await.expect_err("SIGKILL only").code(),
+        Code::InvalidArgument
+    );
     client.signal(request("p", libc::SIGKILL, 2)).await.expect("signalled");
     assert_eq!(running.finish().await.expect("ends").exited.signal, libc::SIGKILL);
     assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep'").await.0, "0");

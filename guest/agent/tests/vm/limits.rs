@@ -8,7 +8,9 @@ async fn out_of_memory_is_told() {
     let (_vm, mut client) = Vm::ready().await;
     let spec = r#"{"linux":{"resources":{"memory":{"limit":16777216},"pids":{"limit":20},"cpu":{"quota":50000,"period":100000,"shares":512}}}}"#;
     client.create_container(create("c", spec)).await.expect("created");
-    let (out, _) = sh(&mut client, "c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight; echo 1 > memory.max").await;
+    let (out, _) =
+        sh(&mut client, "c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight; echo 1 > memory.max")
+            .await;
     assert_eq!(out, "16777216\n20\n50000 100000\n20\nsh: can't create memory.max: Read-only file system");
 
     let eat = process("p", &["sh", "-c", "exec tail -c 100000000 /dev/zero"]);
@@ -28,7 +30,8 @@ async fn out_of_memory_is_told() {
 async fn the_guests_own_end_of_memory_is_survived() {
     let (_vm, mut client) = Vm::ready().await;
     client.create_container(create("c", "")).await.expect("created");
-    let done = run(&mut client, "c", process("p", &["tail", "-c", "230000000", "/dev/zero"]), None).await.expect("runs");
+    let done =
+        run(&mut client, "c", process("p", &["tail", "-c", "230000000", "/dev/zero"]), None).await.expect("runs");
     assert_eq!((done.exited.signal, done.exited.oom_killed), (9, true));
     let (out, _) = sh(&mut client, "c", "dd if=/dev/zero of=/big bs=1M count=100; rm /big; echo then").await;
     assert!(out.contains("No space left on device") && out.ends_with("then"), "{out}");
@@ -37,9 +40,14 @@ async fn the_guests_own_end_of_memory_is_survived() {
 #[tokio::test]
 async fn a_fork_bomb_stays_in_its_container() {
     let (_vm, mut client) = Vm::ready().await;
-    client.create_container(create("bomb", r#"{"linux":{"resources":{"pids":{"limit":200}}}}"#)).await.expect("created");
+    client
+        .create_container(create("bomb", r#"{"linux":{"resources":{"pids":{"limit":200}}}}"#))
+        .await
+        .expect("created");
     client.create_container(create("c", "")).await.expect("created");
-    let bomb = start(&mut client, "bomb", process("p", &["sh", "-c", "f() { f | f & }; f; sleep 1000"]), None).await.expect("starts");
+    let bomb = start(&mut client, "bomb", process("p", &["sh", "-c", "f() { f | f & }; f; sleep 1000"]), None)
+        .await
+        .expect("starts");
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     assert_eq!(sh(&mut client, "c", "echo fine").await.0, "fine");
     let refused = start(&mut client, "bomb", process("q", &["true"]), None).await.map(|r| r.pid);
@@ -58,7 +66,12 @@ async fn the_rootfs_is_limited_or_read_only() {
     let rootfs = small.rootfs.as_mut().expect("is there");
     (rootfs.writable_bytes, rootfs.writable_inodes) = (1 << 20, 40);
     client.create_container(small).await.expect("created");
-    let (out, _) = sh(&mut client, "small", "head -c 2000000 /dev/zero > /f; i=0; rm /f; while touch /tmp/$i; do i=$((i+1)); done; echo $i").await;
+    let (out, _) = sh(
+        &mut client,
+        "small",
+        "head -c 2000000 /dev/zero > /f; i=0; rm /f; while touch /tmp/$i; do i=$((i+1)); done; echo $i",
+    )
+    .await;
     assert!(out.contains("No space left on device"), "{out}");
     assert!(out.lines().last().and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n < 40), "{out}");
 

@@ -33,10 +33,17 @@ async fn interfaces_and_volumes() {
     std::fs::File::create(&disk).and_then(|f| f.set_len(8 << 20)).expect("create");
     let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk).status().expect("mkfs.ext4 is installed");
     assert!(made.success());
-    let drive = format!(r#"{{"driver":"raw","node-name":"vol","file":{{"driver":"file","filename":"{}"}}}}"#, disk.display());
+    let drive =
+        format!(r#"{{"driver":"raw","node-name":"vol","file":{{"driver":"file","filename":"{}"}}}}"#, disk.display());
     let extra = [
-        "-blockdev", &drive, "-device", "virtio-blk-device,drive=vol,serial=vol-1",
-        "-netdev", "user,id=n0,ipv4=on,ipv6=on", "-device", "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56",
+        "-blockdev",
+        &drive,
+        "-device",
+        "virtio-blk-device,drive=vol,serial=vol-1",
+        "-netdev",
+        "user,id=n0,ipv4=on,ipv6=on",
+        "-device",
+        "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56",
     ];
     let vm = Vm::boot_with(256, &[], &extra).await;
     let mut client = vm.connect().await;
@@ -73,12 +80,31 @@ async fn interfaces_and_volumes() {
         {"destination":"/look","type":"bind","source":"/run/pykata/volumes/data","options":["bind","ro"]},
         {"destination":"/scratch","type":"bind","source":"/run/pykata/volumes/scratch","options":["bind"]}]}"#;
     client.create_container(create("c", spec)).await.expect("created");
-    let (out, _) = sh(&mut client, "c", "ip -o addr show net0; ip route; ip -6 route; ip link show net0 | head -1; grep 'db\\|sandbox' /etc/hosts").await;
-    for part in ["inet 10.0.2.15/24 brd 10.0.2.255", "inet6 fec0::99/64", "default via 10.0.2.2", "default via fec0::2", "192.168.7.0/24", "mtu 1400", "10.0.2.15\tsandbox", "10.9.8.7\tdb"] {
+    let (out, _) = sh(
+        &mut client,
+        "c",
+        "ip -o addr show net0; ip route; ip -6 route; ip link show net0 | head -1; grep 'db\\|sandbox' /etc/hosts",
+    )
+    .await;
+    for part in [
+        "inet 10.0.2.15/24 brd 10.0.2.255",
+        "inet6 fec0::99/64",
+        "default via 10.0.2.2",
+        "default via fec0::2",
+        "192.168.7.0/24",
+        "mtu 1400",
+        "10.0.2.15\tsandbox",
+        "10.9.8.7\tdb",
+    ] {
         assert!(out.contains(part), "{part} in {out}");
     }
     let (out, _) = sh(&mut client, "c", "ping -c 1 -W 2 10.0.2.2 > /dev/null && echo pong; echo x > /data/f; cat /look/f; echo y > /look/f; touch /scratch/z && echo good; grep ' /data ' /proc/mounts").await;
-    assert!(out.starts_with("pong\nx\nsh: can't create /look/f: Read-only file system\ngood\n/dev/vdb /data ext4 rw,nosuid"), "{out}");
+    assert!(
+        out.starts_with(
+            "pong\nx\nsh: can't create /look/f: Read-only file system\ngood\n/dev/vdb /data ext4 rw,nosuid"
+        ),
+        "{out}"
+    );
     // A link in a volume leads nowhere.
     sh(&mut client, "c", "ln -s / /data/link").await;
     let spec = r#"{"mounts":[{"destination":"/x","type":"bind","source":"/run/pykata/volumes/data/link"}]}"#;

@@ -18,7 +18,8 @@ async fn every_byte_comes_before_the_exit() {
     assert!(done.stdout.iter().all(|&c| c == b'x'));
 
     for _ in 0..10 {
-        let done = run(&mut client, "c", process("p", &["sh", "-c", "echo out; echo err >&2"]), None).await.expect("runs");
+        let done =
+            run(&mut client, "c", process("p", &["sh", "-c", "echo out; echo err >&2"]), None).await.expect("runs");
         assert_eq!((done.out().as_str(), done.err().as_str()), ("out\n", "err\n"));
     }
 
