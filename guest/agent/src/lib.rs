@@ -16,6 +16,7 @@ pub mod mounts;
 pub mod oci;
 pub mod process;
 #[allow(clippy::all, missing_docs)]
+#[rustfmt::skip] // generated
 pub mod proto;
 pub mod reaper;
 pub mod run;

@@ -20,7 +20,10 @@ pub struct SetupRequest {
     pub nameservers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// name -> IP address, for the containers' /etc/hosts beside localhost and hostname
     #[prost(map = "string, string", tag = "7")]
-    pub hosts: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub hosts: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetupResponse {
@@ -252,7 +255,17 @@ pub struct SignalRequest {
 }
 /// Nested message and enum types in `SignalRequest`.
 pub mod signal_request {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum Scope {
         /// the process group that the process leads
@@ -304,7 +317,10 @@ pub struct StatsResponse {
     #[prost(uint32, tag = "4")]
     pub open_files: u32,
     #[prost(map = "string, message", tag = "5")]
-    pub containers: ::std::collections::HashMap<::prost::alloc::string::String, ContainerStats>,
+    pub containers: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ContainerStats,
+    >,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContainerStats {
@@ -327,9 +343,15 @@ pub struct ContainerStats {
 /// Generated client implementations.
 #[cfg(any(test, feature = "client"))]
 pub mod agent_client {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
-    use tonic::codegen::http::Uri;
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
     #[derive(Debug, Clone)]
     pub struct AgentClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -349,16 +371,22 @@ pub mod agent_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> AgentClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AgentClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                    http::Request<tonic::body::Body>,
-                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
                 >,
-            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
-                Into<StdError> + std::marker::Send + std::marker::Sync,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             AgentClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -401,26 +429,43 @@ pub mod agent_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/Setup");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Setup",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "Setup"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Setup"));
             self.inner.unary(req, path, codec).await
         }
         /// Makes a container: its rootfs, namespaces, cgroup and an init process that reaps orphans; runs no user code.
         pub async fn create_container(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateContainerRequest>,
-        ) -> std::result::Result<tonic::Response<super::CreateContainerResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::CreateContainerResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/CreateContainer");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/CreateContainer",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "CreateContainer"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "CreateContainer"));
             self.inner.unary(req, path, codec).await
         }
         /// Kills what runs in a container and takes down its namespaces, mounts and cgroup. Answers when all of it is gone, so
@@ -428,15 +473,25 @@ pub mod agent_client {
         pub async fn remove_container(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveContainerRequest>,
-        ) -> std::result::Result<tonic::Response<super::RemoveContainerResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveContainerResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/RemoveContainer");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/RemoveContainer",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "RemoveContainer"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "RemoveContainer"));
             self.inner.unary(req, path, codec).await
         }
         /// Starts a process and streams its stdio. First request: `start`; then any number of `stdin`, then `stdin_closed`.
@@ -447,13 +502,22 @@ pub mod agent_client {
         pub async fn run(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::RunRequest>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::RunResponse>>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RunResponse>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/Run");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Run",
+            );
             let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "Run"));
             self.inner.streaming(req, path, codec).await
@@ -466,11 +530,18 @@ pub mod agent_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/Signal");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Signal",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "Signal"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Signal"));
             self.inner.unary(req, path, codec).await
         }
         /// What the guest and its containers use, for benchmarks and limits.
@@ -481,18 +552,31 @@ pub mod agent_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/pykata.agent.v1.Agent/Stats");
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Stats",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("pykata.agent.v1.Agent", "Stats"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Stats"));
             self.inner.unary(req, path, codec).await
         }
     }
 }
 /// Generated server implementations.
 pub mod agent_server {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with AgentServer.
     #[async_trait]
@@ -506,15 +590,23 @@ pub mod agent_server {
         async fn create_container(
             &self,
             request: tonic::Request<super::CreateContainerRequest>,
-        ) -> std::result::Result<tonic::Response<super::CreateContainerResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::CreateContainerResponse>,
+            tonic::Status,
+        >;
         /// Kills what runs in a container and takes down its namespaces, mounts and cgroup. Answers when all of it is gone, so
         /// that the devices of its rootfs can be unplugged. Idempotent: an unknown id is no error.
         async fn remove_container(
             &self,
             request: tonic::Request<super::RemoveContainerRequest>,
-        ) -> std::result::Result<tonic::Response<super::RemoveContainerResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveContainerResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Run method.
-        type RunStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::RunResponse, tonic::Status>>
+        type RunStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RunResponse, tonic::Status>,
+            >
             + std::marker::Send
             + 'static;
         /// Starts a process and streams its stdio. First request: `start`; then any number of `stdin`, then `stdin_closed`.
@@ -558,7 +650,10 @@ pub mod agent_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -602,7 +697,10 @@ pub mod agent_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -610,12 +708,21 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/Setup" => {
                     #[allow(non_camel_case_types)]
                     struct SetupSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::SetupRequest> for SetupSvc<T> {
+                    impl<T: Agent> tonic::server::UnaryService<super::SetupRequest>
+                    for SetupSvc<T> {
                         type Response = super::SetupResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::SetupRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetupRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::setup(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::setup(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -628,8 +735,14 @@ pub mod agent_server {
                         let method = SetupSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -638,12 +751,23 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/CreateContainer" => {
                     #[allow(non_camel_case_types)]
                     struct CreateContainerSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::CreateContainerRequest> for CreateContainerSvc<T> {
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::CreateContainerRequest>
+                    for CreateContainerSvc<T> {
                         type Response = super::CreateContainerResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::CreateContainerRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateContainerRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::create_container(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::create_container(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -656,8 +780,14 @@ pub mod agent_server {
                         let method = CreateContainerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -666,12 +796,23 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/RemoveContainer" => {
                     #[allow(non_camel_case_types)]
                     struct RemoveContainerSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::RemoveContainerRequest> for RemoveContainerSvc<T> {
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::RemoveContainerRequest>
+                    for RemoveContainerSvc<T> {
                         type Response = super::RemoveContainerResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::RemoveContainerRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveContainerRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::remove_container(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::remove_container(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -684,8 +825,14 @@ pub mod agent_server {
                         let method = RemoveContainerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -694,16 +841,22 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/Run" => {
                     #[allow(non_camel_case_types)]
                     struct RunSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::StreamingService<super::RunRequest> for RunSvc<T> {
+                    impl<T: Agent> tonic::server::StreamingService<super::RunRequest>
+                    for RunSvc<T> {
                         type Response = super::RunResponse;
                         type ResponseStream = T::RunStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
                             request: tonic::Request<tonic::Streaming<super::RunRequest>>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::run(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::run(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -716,8 +869,14 @@ pub mod agent_server {
                         let method = RunSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
@@ -726,12 +885,21 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/Signal" => {
                     #[allow(non_camel_case_types)]
                     struct SignalSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::SignalRequest> for SignalSvc<T> {
+                    impl<T: Agent> tonic::server::UnaryService<super::SignalRequest>
+                    for SignalSvc<T> {
                         type Response = super::SignalResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::SignalRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignalRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::signal(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::signal(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -744,8 +912,14 @@ pub mod agent_server {
                         let method = SignalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -754,12 +928,21 @@ pub mod agent_server {
                 "/pykata.agent.v1.Agent/Stats" => {
                     #[allow(non_camel_case_types)]
                     struct StatsSvc<T: Agent>(pub Arc<T>);
-                    impl<T: Agent> tonic::server::UnaryService<super::StatsRequest> for StatsSvc<T> {
+                    impl<T: Agent> tonic::server::UnaryService<super::StatsRequest>
+                    for StatsSvc<T> {
                         type Response = super::StatsResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::StatsRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatsRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Agent>::stats(&inner, request).await };
+                            let fut = async move {
+                                <T as Agent>::stats(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -772,20 +955,38 @@ pub mod agent_server {
                         let method = StatsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
                 }
-                _ => Box::pin(async move {
-                    let mut response = http::Response::new(tonic::body::Body::default());
-                    let headers = response.headers_mut();
-                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
-                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-                    Ok(response)
-                }),
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
             }
         }
     }
