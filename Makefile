@@ -14,7 +14,7 @@ demo: setup bundle $(DEMO_IMAGE)
 	.venv/bin/pykata run ./$(DEMO_IMAGE) -- python3 -c 'import platform; print("a kernel of its own:", platform.release())'
 
 test: setup bundle $(DEMO_IMAGE)
-	.venv/bin/nox --sessions lint types unit guest vm
+	.venv/bin/nox
 
 lint: setup
 	.venv/bin/nox --sessions lint types

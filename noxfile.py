@@ -14,10 +14,9 @@ import nox
 ROOT = Path(__file__).parent
 AGENT = ROOT / "guest" / "agent"
 
-nox.options.sessions = ["lint", "types", "unit", "guest", "vm"]
+nox.options.sessions = ["lint", "types", "unit", "guest", "docs", "wheel", "vm"]
 nox.options.default_venv_backend = "none"
 nox.options.error_on_missing_interpreters = True
-nox.options.stop_on_first_error = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
