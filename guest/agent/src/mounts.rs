@@ -29,6 +29,8 @@ pub struct Options {
     pub set_below: u64,
     /// Some for a bind mount; true: with everything below.
     pub bind: Option<bool>,
+    /// The container's ids are those of the files ("idmap").
+    pub idmap: bool,
     /// `MS_SHARED` and the like; true: for everything below, too.
     pub propagation: Option<(u64, bool)>,
     /// For the file system itself: "key" or "key=value".
@@ -63,6 +65,7 @@ impl Options {
             "rnosuid" => self.set_below |= NOSUID,
             "rnodev" => self.set_below |= NODEV,
             "rnoexec" => self.set_below |= NOEXEC,
+            "idmap" | "ridmap" => self.idmap = true,
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
             "private" => self.propagation = Some((libc::MS_PRIVATE, false)),
@@ -159,7 +162,18 @@ pub fn set_attributes(
     clear: u64,
     propagation: u64,
 ) -> Result<(), Failed> {
-    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    mount_setattr(mount, recursive, &attributes)
+}
+
+/// Has a detached mount show its files with the ids they have in a user namespace.
+pub fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<(), Failed> {
+    let userns_fd = user_namespace.as_raw_fd() as u64;
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    mount_setattr(mount, false, &attributes)
+}
+
+fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &libc::mount_attr) -> Result<(), Failed> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the kernel reads the attributes during the call only, and is told their size.
     let ret = unsafe {
@@ -168,7 +182,7 @@ pub fn set_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::WaitOptions;
 use tokio::io::Interest;
@@ -40,19 +40,39 @@ impl Exit {
 #[derive(Default)]
 pub struct Reaper {
     waiters: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+    /// Exits that nobody waited for, while somebody may yet come for one.
+    unclaimed: Mutex<Unclaimed>,
 }
+
+#[derive(Default)]
+struct Unclaimed {
+    holders: usize,
+    exits: HashMap<i32, Exit>,
+}
+
+/// Keeps unclaimed exits: of a child whose PID is not known yet.
+pub struct Hold<'a>(&'a Reaper);
 
 impl Reaper {
     /// Must be called before the event loop runs after the clone that gave `pid`.
     pub fn watch(&self, pid: i32) -> oneshot::Receiver<Exit> {
         let (tx, rx) = oneshot::channel();
-        self.lock().insert(pid, tx);
+        match lock(&self.unclaimed).exits.remove(&pid) {
+            Some(exit) => drop(tx.send(exit)),
+            None => drop(lock(&self.waiters).insert(pid, tx)),
+        }
         rx
+    }
+
+    /// From before the clone of a child that somebody else clones, until its PID is known and watched.
+    pub fn hold(&self) -> Hold<'_> {
+        lock(&self.unclaimed).holders += 1;
+        Hold(self)
     }
 
     /// True until the process has been waited for. While this is true its pid can't belong to another process.
     pub fn is_unreaped(&self, pid: i32) -> bool {
-        self.lock().contains_key(&pid)
+        lock(&self.waiters).contains_key(&pid)
     }
 
     /// Collects every child that has ended. Returns how many.
@@ -65,8 +85,16 @@ impl Reaper {
                 (None, Some(signal)) => Exit::Signal(signal),
                 (None, None) => continue,
             };
-            if let Some(waiter) = self.lock().remove(&pid.as_raw_pid()) {
-                let _ = waiter.send(exit);
+            let pid = pid.as_raw_pid();
+            let waiter = lock(&self.waiters).remove(&pid);
+            match waiter {
+                Some(waiter) => drop(waiter.send(exit)),
+                None => {
+                    let mut unclaimed = lock(&self.unclaimed);
+                    if unclaimed.holders > 0 {
+                        unclaimed.exits.insert(pid, exit);
+                    }
+                }
             }
         }
         count
@@ -83,13 +111,81 @@ impl Reaper {
             self.reap();
         }
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
-        self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut unclaimed = lock(&self.0.unclaimed);
+        unclaimed.holders -= 1;
+        if unclaimed.holders == 0 {
+            unclaimed.exits.clear();
+        }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The signalfd that [`Reaper::run`] wants.
 pub fn child_signals() -> Result<OwnedFd, Failed> {
     sys::signalfd(libc::SIGCHLD).step("signalfd", "SIGCHLD")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Cloned;
+
+    fn child(code: i32) -> i32 {
+        // SAFETY: the child ends at once.
+        match unsafe { sys::clone_into(0, None) }.expect("clone") {
+            Cloned::Child => sys::exit_now(code),
+            Cloned::Parent { pid } => pid,
+        }
+    }
+
+    /// Reaping takes every child of the process, those of other tests, too: it is tried in a process of its own.
+    fn alone(test: impl Fn() -> bool) {
+        // SAFETY: the child allocates and ends in _exit; no other thread of the test program holds the reaper's locks.
+        match unsafe { sys::clone_into(0, None) }.expect("clone") {
+            Cloned::Child => sys::exit_now(if test() { 0 } else { 1 }),
+            Cloned::Parent { pid } => {
+                let pid = rustix::process::Pid::from_raw(pid);
+                let (_, status) =
+                    rustix::process::waitpid(pid, WaitOptions::empty()).expect("wait").expect("has ended");
+                assert_eq!(status.exit_status(), Some(0));
+            }
+        }
+    }
+
+    fn reap_all(reaper: &Reaper, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            left -= reaper.reap();
+        }
+    }
+
+    #[test]
+    fn each_exit_finds_its_waiter() {
+        alone(|| {
+            let reaper = Reaper::default();
+            let mut waiting: Vec<_> = (0..50).map(|code| (code, reaper.watch(child(code)))).collect();
+            reap_all(&reaper, 50);
+            waiting.iter_mut().all(|(code, exit)| exit.try_recv() == Ok(Exit::Code(*code)))
+        });
+    }
+
+    #[test]
+    fn a_held_exit_can_be_claimed_late() {
+        alone(|| {
+            let reaper = Reaper::default();
+            let held = reaper.hold();
+            let (early, late) = (child(3), child(4));
+            reap_all(&reaper, 2);
+            let claimed = reaper.watch(early).try_recv() == Ok(Exit::Code(3));
+            drop(held);
+            claimed && reaper.watch(late).try_recv().is_err()
+        });
+    }
 }

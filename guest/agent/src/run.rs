@@ -144,7 +144,7 @@ async fn follow(
     rest: Option<&Cgroup>,
 ) -> Result<Ended, Status> {
     let reported = tokio::select! {
-        reported = spawned.report.read() => reported?,
+        reported = spawned.report.read() => reported?.report,
         () = answers.closed() => return Ok(Ended::Cancelled),
     };
     let pid = spawned.started.get();

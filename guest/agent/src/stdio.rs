@@ -60,6 +60,9 @@ impl Output {
 
     /// Reads without waiting, at most `most` bytes.
     pub fn try_read(&self, most: usize) -> Piece {
+        if self.wide.load(Ordering::Relaxed) && most >= PIECE {
+            return self.try_read_much();
+        }
         thread_local! {
             // One for all: a piece is copied out at its true size, and few are large.
             static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
@@ -76,6 +79,21 @@ impl Output {
                 }
             }
         })
+    }
+
+    /// The same where much is expected: into memory of its own, without a copy.
+    fn try_read_much(&self) -> Piece {
+        let mut buffer = Vec::with_capacity(PIECE);
+        loop {
+            match rustix::io::read(self.fd.as_fd(), rustix::buffer::spare_capacity(&mut buffer)) {
+                Ok(0) => return Piece::End,
+                Ok(n) if n < PIECE / 4 => return Piece::Data(Bytes::copy_from_slice(&buffer)),
+                Ok(_) => return Piece::Data(Bytes::from(buffer)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Piece::Nothing,
+                Err(_) => return Piece::End,
+            }
+        }
     }
 
     /// Waits for an event and reads. None: there was none after all.
@@ -139,6 +157,10 @@ impl Input {
 pub enum Report {
     /// It is done.
     Ok,
+    /// Somebody else will be: container init, by this PID.
+    Init {
+        pid: i32,
+    },
     /// The request can't be right.
     Invalid(String),
     /// The guest ran out of something.
@@ -152,7 +174,7 @@ impl Report {
     /// The error of a start that failed.
     pub fn status(self) -> Status {
         match self {
-            Report::Ok => Status::internal("start: reported twice"),
+            Report::Ok | Report::Init { .. } => Status::internal("start: not finished"),
             Report::Invalid(text) => Status::invalid_argument(text),
             Report::Exhausted(text) => Status::resource_exhausted(text),
             Report::Internal(text) => Status::internal(text),
@@ -160,29 +182,44 @@ impl Report {
         }
     }
 
+    /// A tag, the length of the text, the text.
     fn encode(&self) -> Vec<u8> {
         let (tag, text) = match self {
-            Report::Ok => (b'o', ""),
-            Report::Invalid(text) => (b'i', text.as_str()),
-            Report::Exhausted(text) => (b'x', text.as_str()),
-            Report::Internal(text) => (b'e', text.as_str()),
+            Report::Ok => (b'o', String::new()),
+            Report::Init { pid } => (b'p', pid.to_string()),
+            Report::Invalid(text) => (b'i', text.clone()),
+            Report::Exhausted(text) => (b'x', text.clone()),
+            Report::Internal(text) => (b'e', text.clone()),
             Report::Silent => return Vec::new(),
         };
-        let mut out = vec![tag];
-        out.extend_from_slice(&text.as_bytes()[..text.len().min(MAX_REPORT - 1)]);
-        out
+        let text = &text.as_bytes()[..text.len().min(MAX_REPORT)];
+        let [low, high] = (text.len() as u16).to_le_bytes();
+        [&[tag, low, high], text].concat()
     }
 
-    fn decode(bytes: &[u8]) -> Self {
-        let Some((tag, text)) = bytes.split_first() else { return Report::Silent };
+    /// The first of several, and the rest.
+    fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (head, rest) = bytes.split_at_checked(3)?;
+        let (text, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes([head[1], head[2]])))?;
         let text = String::from_utf8_lossy(text).into_owned();
-        match tag {
+        let report = match head[0] {
             b'o' => Report::Ok,
+            b'p' => Report::Init { pid: text.parse().ok()? },
             b'i' => Report::Invalid(text),
             b'x' => Report::Exhausted(text),
             _ => Report::Internal(text),
-        }
+        };
+        Some((report, rest))
     }
+}
+
+/// All that was reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The PID of a container init that somebody else has cloned.
+    pub init: Option<i32>,
+    /// The last word.
+    pub report: Report,
 }
 
 impl From<Failed> for Report {
@@ -221,20 +258,30 @@ impl Reporter {
 }
 
 impl Reporting {
-    /// Waits until the child's end is closed. Of several reports the last counts.
-    pub async fn read(&self) -> Result<Report, Failed> {
-        let mut last = Report::Silent;
-        let mut buffer = [0u8; MAX_REPORT];
+    /// Waits until the child's end is closed.
+    pub async fn read(&self) -> Result<Told, Failed> {
+        let mut all = Vec::new();
+        let mut buffer = [0u8; 1024];
         loop {
             let mut ready = self.0.readable().await.step("wait", "report")?;
             match rustix::io::read(self.0.as_fd(), &mut buffer) {
-                Ok(0) => return Ok(last),
-                Ok(n) => last = Report::decode(&buffer[..n]),
+                Ok(0) => break,
+                Ok(n) => all.extend_from_slice(&buffer[..n.min(8 * MAX_REPORT - all.len().min(8 * MAX_REPORT))]),
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(Failed::new("read", "report", errno)),
             }
         }
+        let mut told = Told { init: None, report: Report::Silent };
+        let mut rest = all.as_slice();
+        while let Some((report, next)) = Report::decode(rest) {
+            match report {
+                Report::Init { pid } => told.init = Some(pid),
+                report => told.report = report,
+            }
+            rest = next;
+        }
+        Ok(told)
     }
 }
 
@@ -246,16 +293,17 @@ mod tests {
     async fn a_report_survives_the_pipe() {
         let (reporting, reporter) = report_pipe().expect("pipe");
         let sent = Report::Invalid("user: \"x\": unknown".into());
+        reporter.send(&Report::Init { pid: 17 });
         reporter.send(&sent);
         drop(reporter);
-        assert_eq!(reporting.read().await.expect("read"), sent);
+        assert_eq!(reporting.read().await.expect("read"), Told { init: Some(17), report: sent });
     }
 
     #[tokio::test]
     async fn silence_is_a_report() {
         let (reporting, reporter) = report_pipe().expect("pipe");
         drop(reporter);
-        assert_eq!(reporting.read().await.expect("read"), Report::Silent);
+        assert_eq!(reporting.read().await.expect("read").report, Report::Silent);
     }
 
     #[tokio::test]

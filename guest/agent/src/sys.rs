@@ -27,7 +27,8 @@ pub unsafe fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<C
     // SAFETY: clone_args is a plain record of integers; zero means "not used" in each field.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A sibling's is the parent's own.
+    args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;

@@ -59,7 +59,22 @@ pub struct Namespaces {
     pub uts: bool,
     pub ipc: bool,
     pub net: bool,
-    pub user: bool,
+    pub user: Option<IdMaps>,
+}
+
+impl Namespaces {
+    /// `CLONE_NEW*` for those that may be the guest's.
+    pub fn flags(&self) -> i32 {
+        let all = [(self.uts, libc::CLONE_NEWUTS), (self.ipc, libc::CLONE_NEWIPC), (self.net, libc::CLONE_NEWNET)];
+        all.iter().fold(0, |flags, (own, flag)| flags | if *own { *flag } else { 0 })
+    }
+}
+
+/// Which ids of a container are which of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMaps {
+    pub uids: Vec<oci::IdMapping>,
+    pub gids: Vec<oci::IdMapping>,
 }
 
 pub struct ContainerMount {
@@ -113,7 +128,7 @@ impl Config {
             rootfs: rootfs(request.rootfs, spec.root.unwrap_or_default().readonly, linux.rootfs_propagation)?,
             hostname: spec.hostname.filter(|name| !name.is_empty()),
             domainname: spec.domainname.filter(|name| !name.is_empty()),
-            namespaces: namespaces(linux.namespaces)?,
+            namespaces: namespaces(linux.namespaces, IdMaps { uids: linux.uid_mappings, gids: linux.gid_mappings })?,
             mounts: spec.mounts.unwrap_or_else(default_mounts).into_iter().map(mount).collect::<Result<_, _>>()?,
             devices: linux.devices,
             masked_paths: masked,
@@ -154,10 +169,10 @@ fn rootfs(from: Option<proto::Rootfs>, readonly: bool, propagation: Option<Strin
     Ok(Rootfs { lowers, writable_bytes, writable_inodes, readonly: readonly || writable_bytes == 0, propagation })
 }
 
-fn namespaces(from: Option<Vec<oci::Namespace>>) -> Result<Namespaces, Invalid> {
+fn namespaces(from: Option<Vec<oci::Namespace>>, maps: IdMaps) -> Result<Namespaces, Invalid> {
     const FIELD: &str = "oci_spec.linux.namespaces";
-    let Some(list) = from else { return Ok(Namespaces { uts: true, ipc: true, net: false, user: false }) };
-    let mut out = Namespaces { uts: false, ipc: false, net: false, user: false };
+    let Some(list) = from else { return Ok(Namespaces { uts: true, ipc: true, net: false, user: None }) };
+    let mut out = Namespaces { uts: false, ipc: false, net: false, user: None };
     let (mut pid, mut mount) = (false, false);
     for namespace in list {
         if !namespace.path.is_empty() {
@@ -170,7 +185,7 @@ fn namespaces(from: Option<Vec<oci::Namespace>>) -> Result<Namespaces, Invalid> 
             "uts" => out.uts = true,
             "ipc" => out.ipc = true,
             "network" => out.net = true,
-            "user" => out.user = true,
+            "user" => out.user = Some(checked(maps.clone())?),
             other => return Err(Invalid::new(FIELD, format!("{} isn't supported", shown(other)))),
         }
     }
@@ -178,6 +193,20 @@ fn namespaces(from: Option<Vec<oci::Namespace>>) -> Result<Namespaces, Invalid> 
         return Err(Invalid::new(FIELD, "pid and mount are needed: a container never shares those of the guest"));
     }
     Ok(out)
+}
+
+fn checked(maps: IdMaps) -> Result<IdMaps, Invalid> {
+    for (field, map) in [("oci_spec.linux.uidMappings", &maps.uids), ("oci_spec.linux.gidMappings", &maps.gids)] {
+        validate::list(field, map, 340)?; // as the kernel
+        let has_root = map.iter().any(|m| m.container_id == 0 && m.size > 0);
+        let fits = |m: &oci::IdMapping| {
+            m.container_id.checked_add(m.size).is_some() && m.host_id.checked_add(m.size).is_some()
+        };
+        if !has_root || !map.iter().all(fits) {
+            return Err(Invalid::new(field, "a user namespace needs maps, with the container's 0 in them"));
+        }
+    }
+    Ok(maps)
 }
 
 fn mount(from: oci::Mount) -> Result<ContainerMount, Invalid> {
@@ -268,7 +297,12 @@ mod tests {
     #[test]
     fn an_empty_spec_is_a_safe_container() {
         let config = Config::new(request("")).expect("works");
-        assert!(config.namespaces.uts && config.namespaces.ipc && !config.namespaces.net && !config.namespaces.user);
+        assert!(
+            config.namespaces.uts
+                && config.namespaces.ipc
+                && !config.namespaces.net
+                && config.namespaces.user.is_none()
+        );
         assert_eq!(config.mounts.len(), 7);
         assert_eq!(config.masked_paths.len(), MASKED.len());
         assert!(config.seccomp.is_some());
@@ -280,6 +314,7 @@ mod tests {
         assert!(problem(r#"{"hooks":{"prestart":[{"path":"/x"}]}}"#).starts_with("oci_spec.hooks"));
         assert!(problem(r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#).contains("pid and mount"));
         assert!(problem(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#).contains("path"));
+        assert!(problem(r#"{"linux":{"namespaces":[{"type":"user"}]}}"#).contains("uidMappings"));
         assert!(problem(r#"{"mounts":[{"destination":"x","type":"tmpfs"}]}"#).contains("not absolute"));
         assert!(problem(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/etc"}]}"#).contains("not below"));
         assert!(

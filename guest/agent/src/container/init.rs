@@ -5,12 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::config::{Config, ContainerMount, MountKind, VOLUMES};
+use super::config::{Config, ContainerMount, IdMaps, MountKind, Namespaces, VOLUMES};
 use super::filesystems::Found;
 use super::inside::{self, Kind};
-use super::{dev, paths, rootfs};
+use super::{dev, idle, paths, rootfs, userns};
 use crate::errno::{Failed, Step};
-use crate::mounts;
+use crate::stdio::{Report, Reporter};
+use crate::sys::{self, Cloned};
+use crate::{mounts, setup};
 
 /// What init works on; prepared by the agent before the clone.
 pub struct Plan<'a> {
@@ -21,26 +23,99 @@ pub struct Plan<'a> {
     pub names: &'a crate::setup::names::Names,
 }
 
-/// Builds everything. On return the process has nothing left to do.
-pub fn build(plan: &Plan<'_>) -> Result<(), Failed> {
+/// All that comes from the guest, as detached mounts.
+struct Opened {
+    lowers: Vec<OwnedFd>,
+    /// For each of the configuration's mounts; None for the kernel's own file systems.
+    sources: Vec<Option<OwnedFd>>,
+    devices: Vec<(String, OwnedFd)>,
+}
+
+/// The life of the process that the agent clones: container init itself or, with a user namespace, its elder brother.
+pub fn main(plan: &Plan<'_>, reporter: &Reporter) -> ! {
+    let built = match &plan.config.namespaces.user {
+        None => open(plan, None).and_then(|opened| assemble(plan, opened)),
+        Some(maps) => build_in_user_namespace(plan, maps, reporter),
+    };
+    match built {
+        Ok(()) => {
+            reporter.send(&Report::Ok);
+            idle::forever()
+        }
+        Err(failed) => {
+            reporter.send(&Report::from(failed));
+            sys::exit_now(1)
+        }
+    }
+}
+
+/// Disks can only be mounted with the guest's own rights, while all else shall belong to the user namespace: one process
+/// opens the disks, goes into the namespace and makes there, as a sibling, the process that becomes init.
+fn build_in_user_namespace(plan: &Plan<'_>, maps: &IdMaps, reporter: &Reporter) -> Result<(), Failed> {
+    let namespace = userns::make(maps)?;
+    let opened = open(plan, Some(namespace.as_fd()))?;
+    userns::enter(namespace.as_fd())?;
+    let flags = clone_flags(&plan.config.namespaces) | libc::CLONE_PARENT;
+    // SAFETY: this process has one thread, and both sides go on to `idle` or `_exit`.
+    match unsafe { sys::clone_into(flags as u64, None) }.step("clone", "container init")? {
+        Cloned::Parent { pid } => {
+            reporter.send(&Report::Init { pid });
+            sys::exit_now(0)
+        }
+        Cloned::Child => assemble(plan, opened),
+    }
+}
+
+/// The namespaces that init is cloned into.
+pub fn clone_flags(own: &Namespaces) -> i32 {
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | own.flags()
+}
+
+/// Opens everything, while the guest's own tree and rights are at hand.
+fn open(plan: &Plan<'_>, user_namespace: Option<BorrowedFd<'_>>) -> Result<Opened, Failed> {
+    let lowers = rootfs::open_lowers(&plan.lowers, user_namespace)?;
+    let source = |(mount, found): (&ContainerMount, &Option<Found>)| {
+        let source = match (&mount.what, found) {
+            (MountKind::Bind(path), _) => volume(path, mount.options.bind == Some(true))?,
+            (MountKind::Device(_), Some(found)) => found.mount()?,
+            _ => return Ok(None),
+        };
+        if let Some(namespace) = user_namespace.filter(|_| mount.options.idmap) {
+            mounts::map_ids(source.as_fd(), namespace)?;
+        }
+        Ok(Some(source))
+    };
+    let sources = plan.config.mounts.iter().zip(&plan.mounted).map(source).collect::<Result<_, Failed>>()?;
+    Ok(Opened { lowers, sources, devices: dev::open_sources(&plan.config.devices)? })
+}
+
+/// Puts everything together, in the container's namespaces. On return the process has nothing left to do.
+fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
     let config = plan.config;
     // The cgroup namespace is rooted at the cgroup one is in when it is made, so not in the clone itself.
     unshare_cgroup()?;
     set_names(config)?;
     sysctl(config)?;
-
-    rootfs::mount(&config.rootfs, &plan.lowers)?;
+    if config.namespaces.net {
+        setup::net::loopback_up()?;
+    }
+    rootfs::mount(&config.rootfs, &opened.lowers, config.namespaces.user.is_some())?;
     let files = rootfs::write_files(&config.rootfs, plan.names, config.hostname.as_deref())?;
-    let sources = open_sources(config, &plan.mounted)?;
-    let devices = dev::open_sources(&config.devices)?;
+    // Before the guest's own are out of sight: in a user namespace nobody gets a /proc who didn't have one before.
+    let kernel = |(mount, source): (&ContainerMount, Option<OwnedFd>)| match (&mount.what, source) {
+        (MountKind::Kernel(kind), _) => kernel(kind, &mount.options, &config.namespaces),
+        (_, Some(source)) => Ok(source),
+        (_, None) => Err(Failed::new("mount", &mount.destination, rustix::io::Errno::INVAL)),
+    };
+    let sources: Vec<OwnedFd> = config.mounts.iter().zip(opened.sources).map(kernel).collect::<Result<_, _>>()?;
     rootfs::enter()?;
 
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .step("open", "container root")?;
-    for (mount, source) in config.mounts.iter().zip(sources) {
+    for (mount, source) in config.mounts.iter().zip(&sources) {
         attach(root.as_fd(), mount, source)?;
     }
-    dev::populate(root.as_fd(), devices, &config.mounts)?;
+    dev::populate(root.as_fd(), opened.devices, &config.mounts)?;
     for (path, file) in files {
         if !config.mounts.iter().any(|mount| mount.destination == path) {
             rootfs::attach_file(root.as_fd(), path, file)?;
@@ -79,16 +154,6 @@ fn sysctl(config: &Config) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Detached mounts of all that comes from the guest, opened while the guest's own tree is in reach.
-fn open_sources(config: &Config, mounted: &[Option<Found>]) -> Result<Vec<Option<OwnedFd>>, Failed> {
-    let open = |(mount, found): (&ContainerMount, &Option<Found>)| match (&mount.what, found) {
-        (MountKind::Bind(path), _) => volume(path, mount.options.bind == Some(true)).map(Some),
-        (MountKind::Device(_), Some(found)) => found.mount().map(Some),
-        _ => Ok(None),
-    };
-    config.mounts.iter().zip(mounted).map(open).collect()
-}
-
 /// A volume, or something in one. What is in it isn't trusted: no symlink is followed.
 fn volume(path: &str, recursive: bool) -> Result<OwnedFd, Failed> {
     let volumes = rustix::fs::open(VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -97,23 +162,18 @@ fn volume(path: &str, recursive: bool) -> Result<OwnedFd, Failed> {
     mounts::bind(source.as_fd(), recursive)
 }
 
-fn attach(root: BorrowedFd<'_>, mount: &ContainerMount, source: Option<OwnedFd>) -> Result<(), Failed> {
+fn attach(root: BorrowedFd<'_>, mount: &ContainerMount, source: &OwnedFd) -> Result<(), Failed> {
     let destination = mount.destination.as_str();
     let options = &mount.options;
-    let (fd, is_bind) = match (source, &mount.what) {
-        (Some(fd), what) => (fd, matches!(what, MountKind::Bind(_))),
-        (None, MountKind::Kernel(kind)) => (kernel(kind, options)?, false),
-        (None, _) => return Err(Failed::new("mount", destination, rustix::io::Errno::INVAL)),
-    };
-    if is_bind && (options.set | options.clear) != 0 {
-        mounts::set_attributes(fd.as_fd(), false, options.set, options.clear, 0)?;
+    if matches!(mount.what, MountKind::Bind(_)) && (options.set | options.clear) != 0 {
+        mounts::set_attributes(source.as_fd(), false, options.set, options.clear, 0)?;
     }
     if options.set_below != 0 {
-        mounts::set_attributes(fd.as_fd(), true, options.set_below, 0, 0)?;
+        mounts::set_attributes(source.as_fd(), true, options.set_below, 0, 0)?;
     }
-    mounts::attach(fd.as_fd(), target(root, destination, &fd)?.as_fd(), destination)?;
+    mounts::attach(source.as_fd(), target(root, destination, source)?.as_fd(), destination)?;
     if let Some((propagation, recursive)) = options.propagation.filter(|&(kind, _)| kind != mounts::PRIVATE) {
-        mounts::set_attributes(fd.as_fd(), recursive, 0, 0, propagation)?;
+        mounts::set_attributes(source.as_fd(), recursive, 0, 0, propagation)?;
     }
     Ok(())
 }
@@ -130,7 +190,7 @@ fn target(root: BorrowedFd<'_>, destination: &str, mount: &OwnedFd) -> Result<Ow
     if exact { inside::find_exact(root, destination).step("mount target is a link", destination) } else { Ok(made) }
 }
 
-fn kernel(kind: &str, options: &mounts::Options) -> Result<OwnedFd, Failed> {
+fn kernel(kind: &str, options: &mounts::Options, own: &Namespaces) -> Result<OwnedFd, Failed> {
     match kind {
         // A second instance would be the guest's own; devpts always is a new one.
         "devpts" => {
@@ -139,6 +199,12 @@ fn kernel(kind: &str, options: &mounts::Options) -> Result<OwnedFd, Failed> {
             mounts::filesystem(kind, "devpts", &options)
         }
         "cgroup2" => mounts::filesystem(kind, "cgroup", &mounts::Options { data: Vec::new(), ..options.clone() }),
+        // It shows the network namespace, and is only given to who owns that.
+        "sysfs" if own.user.is_some() && !own.net => {
+            let sys = mounts::bind_path("/sys", true)?;
+            mounts::set_attributes(sys.as_fd(), true, options.set, 0, 0)?;
+            Ok(sys)
+        }
         _ => mounts::filesystem(kind, kind, options),
     }
 }

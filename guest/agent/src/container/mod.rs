@@ -10,6 +10,7 @@ pub mod inside;
 mod paths;
 mod resources;
 mod rootfs;
+pub mod userns;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -90,6 +91,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
     let Prepared { config, lowers, mounted } = prepared;
     rootfs::make_lower_dirs(lowers.len())?;
     let cgroup = agent.guest.cgroups.child(&config.id)?;
+    let held = config.namespaces.user.as_ref().map(|_| agent.reaper.hold());
     let started = start_init(agent, &cgroup, init::Plan { config: &config, lowers, mounted, names: &ready.names });
     let (init, report) = match started {
         Ok(started) => started,
@@ -98,15 +100,24 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             return Err(failed.into());
         }
     };
-    let (tx, gone) = watch::channel(None);
     let exit = agent.reaper.watch(init);
+    let told = report.read().await;
+    let (init, exit) = match told.as_ref().map(|told| told.init) {
+        Ok(Some(brother)) => {
+            let _ = exit.await;
+            (brother, agent.reaper.watch(brother))
+        }
+        _ => (init, exit),
+    };
+    let (tx, gone) = watch::channel(None);
     tokio::spawn(async move {
         let _ = tx.send(exit.await.ok());
     });
     let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
     let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
     let memory_events = cgroup.open("memory.events");
-    let result = match report.read().await {
+    drop(held);
+    let result = match told.map(|told| told.report) {
         // Only now: init itself had to open the disks.
         Ok(Report::Ok) => config
             .device_filter
@@ -147,39 +158,13 @@ fn start_init(agent: &Agent, cgroup: &Cgroup, plan: init::Plan<'_>) -> Result<(i
     resources::apply(cgroup, &plan.config.resources, resources::default_pids(agent.guest.memory_total))?;
     let (report, reporter) = stdio::report_pipe()?;
     let namespaces = &plan.config.namespaces;
-    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
-    for (own, flag) in [
-        (namespaces.uts, libc::CLONE_NEWUTS),
-        (namespaces.ipc, libc::CLONE_NEWIPC),
-        (namespaces.net, libc::CLONE_NEWNET),
-    ] {
-        flags |= if own { flag } else { 0 };
-    }
-    // SAFETY: the agent has one thread, and the child ends in `idle` or `_exit`.
+    // With a user namespace it is only init's elder brother, which needs a mount namespace to work in.
+    let flags = if namespaces.user.is_some() { libc::CLONE_NEWNS } else { init::clone_flags(namespaces) };
+    // SAFETY: the agent has one thread, and the child goes to `init::main`, which never returns.
     match unsafe { sys::clone_into(flags as u64, Some(cgroup.as_fd())) }.step("clone", "container init")? {
         Cloned::Parent { pid } => Ok((pid, report)),
-        Cloned::Child => match init::build(&plan) {
-            Ok(()) => {
-                reporter.send(&Report::Ok);
-                // SAFETY: nothing of this process uses a descriptor from here on; `forever` never returns.
-                unsafe { close_all() };
-                idle::forever()
-            }
-            Err(failed) => {
-                reporter.send(&Report::from(failed));
-                sys::exit_now(1)
-            }
-        },
+        Cloned::Child => init::main(&plan, &reporter),
     }
-}
-
-/// Closes every descriptor.
-///
-/// # Safety
-/// No owner of a descriptor may be used or dropped afterwards.
-unsafe fn close_all() {
-    // SAFETY: as the caller vouches.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
 }
 
 async fn wait_gone(mut gone: watch::Receiver<Option<Exit>>) -> Option<Exit> {

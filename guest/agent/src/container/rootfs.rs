@@ -35,17 +35,26 @@ pub fn make_lower_dirs(count: usize) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Detached mounts of the layers, topmost first; with a user namespace, its ids are those of their files.
+pub fn open_lowers(lowers: &[Found], user_namespace: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>, Failed> {
+    let open = |lower: &Found| {
+        let mount = lower.mount()?;
+        user_namespace.map_or(Ok(()), |namespace| mounts::map_ids(mount.as_fd(), namespace))?;
+        Ok(mount)
+    };
+    lowers.iter().map(open).collect()
+}
+
 /// Mounts the root at its place in the guest's tree.
-pub fn mount(rootfs: &Rootfs, lowers: &[Found]) -> Result<(), Failed> {
+pub fn mount(rootfs: &Rootfs, lowers: &[OwnedFd], in_user_namespace: bool) -> Result<(), Failed> {
     if let ([only], 0) = (lowers, rootfs.writable_bytes) {
-        let mount = only.mount()?;
-        mounts::set_attributes(mount.as_fd(), false, NODEV | RDONLY, 0, 0)?;
-        return mounts::attach_at(mount.as_fd(), ROOT);
+        mounts::set_attributes(only.as_fd(), false, NODEV | RDONLY, 0, 0)?;
+        return mounts::attach_at(only.as_fd(), ROOT);
     }
     let mut options = Options { set: NODEV, ..Options::default() };
     for (index, lower) in lowers.iter().enumerate() {
         let dir = lower_dir(index);
-        mounts::attach_at(lower.mount()?.as_fd(), &dir)?;
+        mounts::attach_at(lower.as_fd(), &dir)?;
         options.data.push(("lowerdir+".to_owned(), Some(dir)));
     }
     if rootfs.writable_bytes > 0 {
@@ -54,6 +63,9 @@ pub fn mount(rootfs: &Rootfs, lowers: &[Found]) -> Result<(), Failed> {
         options.data.push(("workdir".to_owned(), Some(format!("{UPPER}/work"))));
     } else {
         options.set |= RDONLY;
+    }
+    if in_user_namespace {
+        options.data.push(("userxattr".to_owned(), None));
     }
     mounts::attach_at(mounts::filesystem("overlay", "overlay", &options)?.as_fd(), ROOT)
 }

@@ -10,6 +10,7 @@ use super::user::{self, Identity};
 use super::{Plan, lookup, rlimits};
 use crate::container::Container;
 use crate::container::inside::{self, Kind};
+use crate::container::userns;
 use crate::errno::{self, Failed, Step};
 use crate::stdio::{Report, Reporter};
 use crate::sys;
@@ -57,6 +58,10 @@ fn prepare(
     let defaults = &container.defaults;
     sys::reset_signals();
     rustix::process::setsid().step("setsid", "process")?;
+    let in_user_namespace = container.namespaces.user.is_some();
+    if in_user_namespace {
+        rlimits::apply(&plan.rlimits)?; // nobody in there may raise one
+    }
     join(container)?;
     take_stdio(stdio)?;
 
@@ -64,7 +69,9 @@ fn prepare(
         .step("open", "container root")?;
     let identity = plan.user.resolve(root.as_fd(), &defaults.user)?;
     enter_cwd(root.as_fd(), &plan.cwd)?;
-    rlimits::apply(&plan.rlimits)?;
+    if !in_user_namespace {
+        rlimits::apply(&plan.rlimits)?; // a low one may be in the way of the steps above
+    }
     rustix::process::umask(Mode::from_raw_mode(defaults.user.umask.unwrap_or(0o022) & 0o777));
 
     // Without no_new_privs a filter takes CAP_SYS_ADMIN to install: before that is given up. Else as late as can be.
@@ -86,19 +93,12 @@ fn prepare(
 /// The container's namespaces, but for the PID namespace, in which the child began, and the cgroup namespace: one rooted
 /// at the process's own cgroup shows it "/" in /proc/self/cgroup, while /sys/fs/cgroup shows the container's limits.
 fn join(container: &Container) -> Result<(), Failed> {
-    let own = &container.namespaces;
-    let mut flags = libc::CLONE_NEWNS;
-    for (own, flag) in [
-        (own.uts, libc::CLONE_NEWUTS),
-        (own.ipc, libc::CLONE_NEWIPC),
-        (own.net, libc::CLONE_NEWNET),
-        (own.user, libc::CLONE_NEWUSER),
-    ] {
-        flags |= if own { flag } else { 0 };
-    }
+    let user = if container.namespaces.user.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    let flags = libc::CLONE_NEWNS | container.namespaces.flags() | user;
     // SAFETY: a new cgroup namespace changes nothing that Rust's own rules are about.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }.step("unshare", "cgroup")?;
-    sys::setns(container.pidfd(), flags).step("setns", "container")
+    sys::setns(container.pidfd(), flags).step("setns", "container")?;
+    if user != 0 { userns::become_root() } else { Ok(()) }
 }
 
 /// Puts the pipes at 0, 1 and 2. Everything else is closed by exec.

@@ -166,44 +166,38 @@ mod tests {
         if ret < 0 { errno::last().raw_os_error() } else { 0 }
     }
 
+    /// A system call with integers as arguments.
+    fn call(number: libc::c_long, args: [libc::c_long; 3]) -> i32 {
+        // SAFETY: used with calls that take integers only, or that the filter stops before the kernel looks at them.
+        errno_of(unsafe { libc::syscall(number, args[0], args[1], args[2], 0, 0) })
+    }
+
     #[test]
     fn the_usual_goes_through() {
-        // SAFETY: getppid takes nothing; socket takes integers.
-        assert_eq!(under_default(0, || unsafe { errno_of(libc::syscall(libc::SYS_getppid)) }), 0);
-        // SAFETY: as above.
-        assert_eq!(
-            under_default(0, || unsafe { errno_of(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into()) }),
-            0
-        );
+        assert_eq!(under_default(0, || call(libc::SYS_getppid, [0; 3])), 0);
+        let unix = [libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0];
+        assert_eq!(under_default(0, || call(libc::SYS_socket, unix)), 0);
     }
 
     #[test]
     fn the_dangerous_does_not() {
-        // SAFETY: system calls with integers, which the filter stops before the kernel looks at them.
-        let cases: [(&str, fn() -> libc::c_long, i32); 7] = unsafe {
-            [
-                ("vsock", || libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).into(), libc::EPERM),
-                ("keyctl", || libc::syscall(libc::SYS_keyctl, 0, 0, 0, 0, 0), libc::EPERM),
-                ("unshare", || libc::unshare(libc::CLONE_NEWUSER).into(), libc::EPERM),
-                (
-                    "clone",
-                    || libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0),
-                    libc::EPERM,
-                ),
-                ("clone3", || libc::syscall(libc::SYS_clone3, 0, 0), libc::ENOSYS),
-                ("io_uring", || libc::syscall(libc::SYS_io_uring_setup, 1, 0), libc::EPERM),
-                ("the future", || libc::syscall(4000), libc::ENOSYS),
-            ]
-        };
-        for (name, call, want) in cases {
-            assert_eq!(under_default(0, || errno_of(call())), want, "{name}");
+        let new_user: libc::c_long = libc::CLONE_NEWUSER.into();
+        for (name, number, args, want) in [
+            ("vsock", libc::SYS_socket, [libc::AF_VSOCK.into(), libc::SOCK_STREAM.into(), 0], libc::EPERM),
+            ("keyctl", libc::SYS_keyctl, [0; 3], libc::EPERM),
+            ("unshare", libc::SYS_unshare, [new_user, 0, 0], libc::EPERM),
+            ("clone", libc::SYS_clone, [new_user | libc::c_long::from(libc::SIGCHLD), 0, 0], libc::EPERM),
+            ("clone3", libc::SYS_clone3, [0; 3], libc::ENOSYS),
+            ("io_uring", libc::SYS_io_uring_setup, [1, 0, 0], libc::EPERM),
+            ("the future", 4000, [0; 3], libc::ENOSYS),
+        ] {
+            assert_eq!(under_default(0, || call(number, args)), want, "{name}");
         }
     }
 
     #[test]
     fn capabilities_open_doors() {
-        // SAFETY: unshare(0) changes nothing.
-        let unshare = || unsafe { errno_of(libc::unshare(0).into()) };
+        let unshare = || call(libc::SYS_unshare, [0; 3]);
         assert_eq!(under_default(0, unshare), libc::EPERM);
         assert_eq!(under_default(crate::process::caps::bit("CAP_SYS_ADMIN"), unshare), 0);
     }

@@ -3,7 +3,7 @@
 mod clock;
 mod entropy;
 pub mod names;
-mod net;
+pub mod net;
 mod netlink;
 mod volumes;
 

@@ -123,13 +123,19 @@ fn parse_mac(text: &str) -> Result<[u8; 6], Invalid> {
 
 /// Sets up the loopback and all interfaces, waiting for those that aren't there yet.
 pub async fn apply(interfaces: &[Interface]) -> Result<(), NetError> {
+    loopback_up()?;
     let netlink = Netlink::open().step("socket", "netlink")?;
-    up(&netlink, LOOPBACK, |message| message).step("link up", "lo")?;
     for interface in interfaces {
         let index = find(&netlink, interface).await?;
         configure(&netlink, index, interface)?;
     }
     Ok(())
+}
+
+/// Switches the loopback on, in the network namespace one is in.
+pub fn loopback_up() -> Result<(), Failed> {
+    let netlink = Netlink::open().step("socket", "netlink")?;
+    up(&netlink, LOOPBACK, |message| message).step("link up", "lo")
 }
 
 async fn find(netlink: &Netlink, interface: &Interface) -> Result<u32, NetError> {

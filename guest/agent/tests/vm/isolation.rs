@@ -106,3 +106,53 @@ async fn a_hostile_rootfs_does_not_hurt_the_agent() {
     client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
     drop(stopper);
 }
+
+#[tokio::test]
+async fn a_user_namespace_and_a_network_of_its_own() {
+    let (_vm, mut client) = Vm::ready().await;
+    let map = r#"[{"containerID":0,"hostID":100000,"size":65536}]"#;
+    let spaces =
+        r#"[{"type":"pid"},{"type":"mount"},{"type":"uts"},{"type":"ipc"},{"type":"user"},{"type":"network"}]"#;
+    let spec = format!(
+        r#"{{"hostname":"box","linux":{{"namespaces":{spaces},"uidMappings":{map},"gidMappings":{map},"sysctl":{{"net.ipv4.ip_forward":"1"}}}}}}"#
+    );
+    client.create_container(create("c", &spec)).await.expect("created");
+    client.create_container(create("plain", "")).await.expect("created");
+    let (out, _) = sh(&mut client, "c", "id -u; cat /proc/self/uid_map | tr -s ' '; hostname; touch /etc/new && ls -ln /etc/new | tr -s ' ' | cut -d' ' -f3; ls -ln /bin/busybox | tr -s ' ' | cut -d' ' -f3; rm /bin/busybox.x /etc/group; ls /etc/group; cat /proc/sys/net/ipv4/ip_forward; ip link | grep -c UP; echo x > /dev/null && echo y > /etc/hosts && echo good").await;
+    assert_eq!(
+        out,
+        "0\n 0 100000 65536\nbox\n0\n0\nrm: can't remove '/bin/busybox.x': No such file or directory\nls: /etc/group: No such file or directory\n1\n1\ngood"
+    );
+    let mut p = process(
+        "p",
+        &["sh", "-c", "id -u; touch /dev/shm/mine && ls -ln /dev/shm/mine | tr -s ' ' | cut -d' ' -f3; pwd"],
+    );
+    p.user = "web".into();
+    p.cwd = "/made/here".into();
+    p.rlimits = vec![pykata_agent::proto::Rlimit { r#type: "RLIMIT_NOFILE".into(), soft: 900_000, hard: 900_000 }];
+    let done = crate::run::run(&mut client, "c", p.clone(), None).await.expect("runs");
+    assert_eq!((done.out().as_str(), done.err().as_str()), ("1000\n1000\n/made/here\n", ""));
+    p.user = "70000:70000".into();
+    assert!(crate::run::run(&mut client, "c", p, None).await.is_err(), "not in the map");
+    // The others do not notice.
+    assert_eq!(sh(&mut client, "plain", "ip link | grep -c UP; cat /proc/sys/net/ipv4/ip_forward").await.0, "1\n0");
+    // Without a network of its own, too.
+    let spec = spec
+        .replace(r#",{"type":"network"}"#, "")
+        .replace("net.ipv4.ip_forward", "kernel.msgmax")
+        .replace(":\"1\"", ":\"9000\"");
+    client.create_container(create("d", &spec)).await.expect("created");
+    assert_eq!(
+        sh(&mut client, "d", "ls /sys/class/net; cat /proc/sys/kernel/msgmax; ls /sys/fs/cgroup | grep -c pids.max")
+            .await
+            .0,
+        "lo\n9000\n1"
+    );
+    for id in ["c", "d"] {
+        client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: id.into() }).await.expect("removed");
+    }
+    let refused = client
+        .create_container(create("e", r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"mount"},{"type":"user"}]}}"#))
+        .await;
+    assert_eq!(refused.expect_err("no maps").code(), tonic::Code::InvalidArgument);
+}

@@ -123,3 +123,62 @@ async fn what_does_not_come_is_an_error() {
     assert!((5..30).contains(&began.elapsed().as_secs()));
     client.create_container(create("c", "")).await.expect("the id is free again");
 }
+
+/// A removed container's disk is not in use any more: the kernel refuses to mount a disk both writable and read-only at
+/// the same time, so one after the other only works if the one is really gone.
+#[tokio::test]
+async fn a_removed_container_lets_go_of_its_disks() {
+    let disk = std::env::temp_dir().join(format!("pykata-letgo-{}.ext4", std::process::id()));
+    std::fs::File::create(&disk).and_then(|f| f.set_len(8 << 20)).expect("create");
+    let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk).status().expect("mkfs.ext4 is installed");
+    assert!(made.success());
+    let drive =
+        format!(r#"{{"driver":"raw","node-name":"vol","file":{{"driver":"file","filename":"{}"}}}}"#, disk.display());
+    let vm =
+        Vm::boot_with(256, &[], &["-blockdev", &drive, "-device", "virtio-blk-device,drive=vol,serial=vol-1"]).await;
+    let mut client = vm.connect().await;
+    client.setup(setup()).await.expect("setup");
+    for round in 0..10 {
+        let mode = if round % 2 == 0 { "rw" } else { "ro" };
+        let spec = format!(
+            r#"{{"mounts":[{{"destination":"/proc","type":"proc"}},{{"destination":"/data","type":"ext4","source":"vol-1","options":["{mode}"]}}]}}"#
+        );
+        client.create_container(create("c", &spec)).await.expect("created");
+        let _ = start(&mut client, "c", process("p", &["sh", "-c", "cd /data; exec sleep 1000 < lost+found"]), None)
+            .await
+            .expect("starts");
+        let (out, _) = sh(&mut client, "c", "grep -c ' /data ext4' /proc/mounts").await;
+        assert_eq!(out, "1", "{mode}");
+        client.remove_container(proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
+    }
+    std::fs::remove_file(disk).expect("rm");
+}
+
+#[tokio::test]
+async fn layers_lie_on_top_of_each_other() {
+    let dir = std::env::temp_dir().join(format!("pykata-layers-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("top/etc")).expect("mkdir");
+    std::fs::write(dir.join("top/etc/passwd"), "top:x:7:7::/:\n").expect("write");
+    let image = dir.join("top.sqfs");
+    let made = std::process::Command::new("mksquashfs")
+        .arg(dir.join("top"))
+        .arg(&image)
+        .args(["-quiet", "-comp", "lz4"])
+        .output();
+    assert!(made.expect("mksquashfs is installed").status.success());
+    let vm = Vm::boot_with(256, &[("top", &image)], &[]).await;
+    let mut client = vm.connect().await;
+    client.setup(setup()).await.expect("setup");
+    for bytes in [0, 1 << 20] {
+        let mut request = create("c", "");
+        let rootfs = request.rootfs.as_mut().expect("is there");
+        let mut top = rootfs.lowers[0].clone();
+        top.source = Some(Source::DiskSerial("top".into()));
+        rootfs.lowers.insert(0, top);
+        rootfs.writable_bytes = bytes;
+        client.create_container(request).await.expect("created");
+        assert_eq!(sh(&mut client, "c", "cat /etc/passwd; ls /etc/group").await.0, "top:x:7:7::/:\n/etc/group");
+        client.remove_container(proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
+    }
+    std::fs::remove_dir_all(dir).expect("rm");
+}
