@@ -24,7 +24,7 @@ from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bun
 
 BUSYBOX = "builtin:busybox"
 PIECE = 64 * 1024
-TIMEOUT = 0.05
+TIMEOUT = 0.2
 """Seconds after which a command that would run for ever is ended. Nothing depends on how long that takes."""
 
 
