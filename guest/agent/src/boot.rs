@@ -9,7 +9,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::agent::Agent;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup;
 use crate::container;
 use crate::errno::{Failed, Step};
 use crate::log;
@@ -34,7 +34,7 @@ pub struct Guest {
     pub agent_ns: i64,
     pub memory_total: u64,
     /// The parent of all containers' cgroups.
-    pub cgroups: Cgroup,
+    pub cgroups: cgroup::Parent,
     /// The guest's own PID namespace, to come back to.
     pub pid_namespace: OwnedFd,
     pub oom_score: OomScore,
@@ -186,6 +186,10 @@ fn protect() -> Result<(), Failed> {
     let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
     setrlimit(Resource::Nofile, files).step("setrlimit", "files")?;
     std::fs::write("/proc/sys/kernel/threads-max", MAX_TASKS.to_string()).step("write", "threads-max")?;
+    // As every distribution has it: nobody is led astray by another user's links in /tmp.
+    for name in ["protected_symlinks", "protected_hardlinks"] {
+        std::fs::write(format!("/proc/sys/fs/{name}"), "1").step("write", name)?;
+    }
     // Half of what threads-max was at the kernel's start, by user: containers are limited by their cgroups instead.
     setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).step("setrlimit", "processes")
 }

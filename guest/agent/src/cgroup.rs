@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
@@ -27,15 +28,44 @@ pub struct Cgroup {
     name: String,
 }
 
-/// Makes the parent of all containers, with what is left for them of `memory` (bytes) and `pids`. Once, at boot.
-pub fn prepare(memory: u64, pids: u64) -> Result<Cgroup, Failed> {
+/// The parent of all containers.
+#[derive(Debug)]
+pub struct Parent {
+    pub cgroup: Cgroup,
+    /// The guest's memory as the parent's limit reflects it.
+    memory: AtomicU64,
+    /// What of it is not for containers.
+    spare: u64,
+}
+
+/// Makes the parent of all containers, with what is left for them of `available` bytes of memory and of `pids`. Once, at
+/// boot.
+pub fn prepare(available: u64, pids: u64) -> Result<Parent, Failed> {
     let root = Cgroup { dir: open_dir(ROOT)?, name: String::new() };
     root.write("cgroup.subtree_control", ALWAYS)?;
     let parent = root.child("pykata")?;
     parent.write("cgroup.subtree_control", ALWAYS)?;
-    parent.write("memory.max", memory.saturating_sub(SPARE_MEMORY).max(SPARE_MEMORY))?;
+    let limit = available.saturating_sub(SPARE_MEMORY).max(SPARE_MEMORY);
+    parent.write("memory.max", limit)?;
     parent.write("pids.max", pids - SPARE_PIDS)?;
-    Ok(parent)
+    let total = total_memory();
+    Ok(Parent { cgroup: parent, memory: AtomicU64::new(total), spare: total.saturating_sub(limit) })
+}
+
+fn total_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram as u64 * u64::from(info.mem_unit)
+}
+
+impl Parent {
+    /// Fits the limit to the guest's memory, which the host may have added to or taken from (hotplug, balloon).
+    pub fn follow_memory(&self) -> Result<(), Failed> {
+        let total = total_memory();
+        if self.memory.swap(total, Ordering::Relaxed) == total {
+            return Ok(());
+        }
+        self.cgroup.write("memory.max", total.saturating_sub(self.spare).max(SPARE_MEMORY))
+    }
 }
 
 /// Switches a controller on for containers.

@@ -89,14 +89,15 @@ pub async fn prepare(request: proto::CreateContainerRequest) -> Result<Prepared,
 pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, Status> {
     let ready = agent.ready()?;
     let Prepared { config, lowers, mounted } = prepared;
+    agent.guest.cgroups.follow_memory()?;
     rootfs::make_lower_dirs(lowers.len())?;
-    let cgroup = agent.guest.cgroups.child(&config.id)?;
+    let cgroup = agent.guest.cgroups.cgroup.child(&config.id)?;
     let held = config.namespaces.user.as_ref().map(|_| agent.reaper.hold());
     let started = start_init(agent, &cgroup, init::Plan { config: &config, lowers, mounted, names: &ready.names });
     let (init, report) = match started {
         Ok(started) => started,
         Err(failed) => {
-            let _ = agent.guest.cgroups.remove_child(&config.id);
+            let _ = agent.guest.cgroups.cgroup.remove_child(&config.id);
             return Err(failed.into());
         }
     };
@@ -148,7 +149,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             let _ = sys::kill(init, libc::SIGKILL);
             let exit = wait_gone(gone).await;
             log!("container {id}: init ended early: {exit:?}");
-            remove_cgroup(&agent.guest.cgroups, &id).await?;
+            remove_cgroup(&agent.guest.cgroups.cgroup, &id).await?;
             Err(status)
         }
     }
@@ -180,7 +181,7 @@ pub async fn remove(agent: &Agent, id: &str) -> Result<(), Status> {
     if !agent.is_current(&container) {
         return Ok(()); // another call was faster
     }
-    remove_cgroup(&agent.guest.cgroups, id).await?;
+    remove_cgroup(&agent.guest.cgroups.cgroup, id).await?;
     agent.forget(id);
     Ok(())
 }

@@ -101,6 +101,7 @@ pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<S
     if !container.is_alive() {
         return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
     }
+    agent.guest.cgroups.follow_memory()?;
     let (stdin, child_stdin) = Input::pipe()?;
     let (stdout, child_stdout) = Output::pipe()?;
     let (stderr, child_stderr) = Output::pipe()?;

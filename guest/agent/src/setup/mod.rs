@@ -51,9 +51,7 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     entropy::add(&request.entropy)?;
     names::set_hostname(&request.hostname)?;
     net::apply(&plan.interfaces).await?;
-    for volume in plan.volumes {
-        volume.mount().await?;
-    }
+    volumes::mount_all(plan.volumes).await?;
     Ok(Ready { names: plan.names })
 }
 

@@ -2,16 +2,20 @@
 
 use std::os::fd::AsFd;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{UnmountFlags, unmount};
 use tonic::Status;
 
 use crate::container::VOLUMES;
 use crate::container::filesystems::{self, GuestMount};
-use crate::errno::{Failed, Step};
+use crate::container::inside::{self, Kind};
+use crate::errno::Step;
 use crate::mounts;
 use crate::proto;
 use crate::validate::{self, Invalid, shown};
 
 pub struct Volume {
+    /// Below [`VOLUMES`].
     target: String,
     mount: GuestMount,
 }
@@ -20,16 +24,40 @@ impl Volume {
     pub fn new(from: proto::Mount) -> Result<Self, Invalid> {
         validate::path("mounts.target", &from.target)?;
         let below = from.target.strip_prefix(VOLUMES).and_then(|rest| rest.strip_prefix('/'));
-        if below.is_none_or(str::is_empty) {
+        let Some(target) = below.filter(|below| !below.is_empty()).map(str::to_owned) else {
             return Err(Invalid::new("mounts.target", format!("{} is not below {VOLUMES}", shown(&from.target))));
-        }
-        Ok(Self { target: from.target.clone(), mount: filesystems::check("mounts", from)? })
+        };
+        Ok(Self { target, mount: filesystems::check("mounts", from)? })
     }
 
-    pub async fn mount(self) -> Result<(), Status> {
+    async fn mount(self) -> Result<Mounted, Status> {
         let found = self.mount.find().await?;
-        std::fs::create_dir_all(&self.target).step("mkdir", &self.target)?;
         let mount = found.mount()?;
-        mounts::attach_at(mount.as_fd(), &self.target).map_err(|failed: Failed| failed.into())
+        // The place may lie in a volume mounted before, whose links lead nowhere.
+        let volumes = rustix::fs::open(VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .step("open", VOLUMES)?;
+        inside::make(volumes.as_fd(), &self.target, Kind::Dir)?;
+        let place = inside::find_exact(volumes.as_fd(), &self.target).step("open", &self.target)?;
+        mounts::attach(mount.as_fd(), place.as_fd(), &self.target)?;
+        Ok(Mounted(format!("{VOLUMES}/{}", self.target)))
     }
+}
+
+/// A volume that is unmounted again unless it is kept.
+struct Mounted(String);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.as_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    }
+}
+
+/// Mounts all of them, or none.
+pub async fn mount_all(volumes: Vec<Volume>) -> Result<(), Status> {
+    let mut mounted = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        mounted.insert(0, volume.mount().await?);
+    }
+    mounted.into_iter().for_each(std::mem::forget);
+    Ok(())
 }

@@ -156,3 +156,28 @@ async fn a_user_namespace_and_a_network_of_its_own() {
         .await;
     assert_eq!(refused.expect_err("no maps").code(), tonic::Code::InvalidArgument);
 }
+
+#[tokio::test]
+async fn frozen_and_nested_cgroups_are_no_hiding_place() {
+    let (_vm, mut client) = Vm::ready().await;
+    let spec = format!(
+        r#"{{"process":{{"capabilities":{{"bounding":{ROOT_ALL},"permitted":{ROOT_ALL},"effective":{ROOT_ALL}}}}}}}"#
+    );
+    client.create_container(create("c", &spec)).await.expect("created");
+    let script = "mkdir /tmp/cg; mount -t cgroup2 none /tmp/cg; mkdir -p /tmp/cg/x/y; sleep 1000 & echo $! > /tmp/cg/x/y/cgroup.procs; \
+                  echo 1 > /tmp/cg/x/cgroup.freeze; sleep 0.1; cat /tmp/cg/x/cgroup.events; cat /tmp/cg/cgroup.procs | wc -l; echo max > /tmp/cg/pids.max";
+    let (out, _) = sh(&mut client, "c", script).await;
+    assert!(out.starts_with("populated 1\nfrozen 1\n"), "{out}");
+    // A reset call takes its frozen descendants, too.
+    let script = format!("exec 2>&1; umount /tmp/cg; {script}; echo ready; sleep 1000");
+    let mut running = start(&mut client, "c", process("p", &["sh", "-c", &script]), None).await.expect("starts");
+    while !matches!(running.next().await, Ok(Some(pykata_agent::proto::run_response::Response::Stdout(data))) if data.ends_with(b"ready\n"))
+    {
+    }
+    assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep 1000'").await.0, "3");
+    drop(running);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep 1000'").await.0, "1");
+    client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
+    client.create_container(create("c", "")).await.expect("nothing is left of it");
+}

@@ -81,3 +81,40 @@ async fn the_rootfs_is_limited_or_read_only() {
     let (out, _) = sh(&mut client, "fixed", "touch /x; echo y > /dev/shm/y && cat /dev/shm/y").await;
     assert_eq!(out, "touch: /x: Read-only file system\ny");
 }
+
+#[tokio::test]
+async fn other_limits_reach_the_kernel() {
+    let (_vm, mut client) = Vm::ready().await;
+    let spec = r#"{"linux":{"resources":{"memory":{"limit":33554432,"reservation":1048576,"swap":33554432},
+        "cpu":{"cpus":"0","idle":1},"blockIO":{"weight":500,"throttleReadBpsDevice":[{"major":254,"minor":0,"rate":100000000}]},
+        "unified":{"memory.high":"30000000","pids.max":"77"}}}}"#;
+    client.create_container(create("c", spec)).await.expect("created");
+    let (out, _) = sh(
+        &mut client,
+        "c",
+        "cd /sys/fs/cgroup; cat memory.low memory.high memory.swap.max cpuset.cpus cpu.idle pids.max io.max",
+    )
+    .await;
+    assert!(out.starts_with("1048576\n29999104\n0\n0\n1\n77\n"), "{out}");
+    let refused = client
+        .create_container(create("d", r#"{"linux":{"resources":{"cpu":{"cpus":"77"}}}}"#))
+        .await
+        .expect_err("no such CPU");
+    assert!(refused.message().contains("cpuset.cpus"), "{refused:?}");
+    client.create_container(create("d", "")).await.expect("nothing was left behind");
+}
+
+#[tokio::test]
+async fn many_processes_come_and_go_at_once() {
+    let vm = Vm::boot_with(512, &[], &[]).await;
+    let mut client = vm.connect().await;
+    client.setup(crate::harness::setup()).await.expect("setup");
+    client.create_container(create("c", "")).await.expect("created");
+    let script = "i=0; while [ $i -lt 1500 ]; do sleep 1000 & i=$((i+1)); done; echo ready; wait";
+    let mut running = start(&mut client, "c", process("p", &["sh", "-c", script]), None).await.expect("starts");
+    running.next().await.expect("ready");
+    assert_eq!(sh(&mut client, "c", "cat /sys/fs/cgroup/pids.current").await.0, "1504");
+    client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
+    assert_eq!(running.finish().await.expect("ends").exited.signal, 9);
+    client.create_container(create("c", "")).await.expect("created again");
+}
