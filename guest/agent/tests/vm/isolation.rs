@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::harness::{Vm, create, process};
-use crate::run::{sh, start};
+use crate::harness::{Client, Vm, create, process};
+use crate::run::{sh, start, until};
 
 const ROOT_ALL: &str = r#"["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_FOWNER","CAP_KILL","CAP_SETGID","CAP_SETUID","CAP_MKNOD","CAP_SYS_ADMIN","CAP_SYS_PTRACE","CAP_SYS_CHROOT","CAP_NET_ADMIN","CAP_SYS_MODULE","CAP_SYS_RAWIO"]"#;
 
@@ -174,10 +174,10 @@ async fn frozen_and_nested_cgroups_are_no_hiding_place() {
     while !matches!(running.next().await, Ok(Some(pykata_agent::proto::run_response::Response::Stdout(data))) if data.ends_with(b"ready\n"))
     {
     }
-    assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep 1000'").await.0, "3");
+    let sleeps = async |client: &Client| sh(&mut client.clone(), "c", "ps -o args | grep -c '^sleep 1000'").await.0;
+    until("three sleeps", async || sleeps(&client).await == "3").await;
     drop(running);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(sh(&mut client, "c", "ps -o args | grep -c '^sleep 1000'").await.0, "1");
+    until("one sleep", async || sleeps(&client).await == "1").await;
     client.remove_container(pykata_agent::proto::RemoveContainerRequest { id: "c".into() }).await.expect("removed");
     client.create_container(create("c", "")).await.expect("nothing is left of it");
 }

@@ -6,7 +6,7 @@ use pykata_agent::proto::{RemoveContainerRequest, SignalRequest, StatsRequest, S
 use tonic::Code;
 
 use crate::harness::{Client, Vm, create, process};
-use crate::run::{run, sh, start};
+use crate::run::{run, sh, start, until};
 
 async fn stats(client: &mut Client) -> StatsResponse {
     client.stats(StatsRequest {}).await.expect("stats").into_inner()
@@ -14,17 +14,6 @@ async fn stats(client: &mut Client) -> StatsResponse {
 
 async fn remove(client: &mut Client, id: &str) {
     client.remove_container(RemoveContainerRequest { id: id.into() }).await.expect("removed");
-}
-
-/// Waits for what is to come about by itself.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..500 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("{what}: still not so");
 }
 
 #[tokio::test]

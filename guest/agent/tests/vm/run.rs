@@ -136,3 +136,14 @@ pub async fn sh(client: &mut Client, container: &str, script: &str) -> (String, 
     let done = run(client, container, process, None).await.expect("runs");
     (done.out().trim_end().to_owned(), done.exited.exit_code)
 }
+
+/// Waits for what is to come about by itself.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: still not so");
+}
