@@ -32,10 +32,15 @@ from pykata.errors import (
     ImageError,
     ImageNotFoundError,
     ImageReferenceError,
+    ImageUnauthorizedError,
     ImageUnsupportedError,
     IsolationError,
     NotPermittedError,
     PykataError,
+    RateLimitedError,
+    RegistryError,
+    RegistryTLSError,
+    RegistryUnreachableError,
     SandboxClosedError,
     ToolFailedError,
     ToolMissingError,
@@ -50,7 +55,7 @@ from pykata.hypervisors.qemu import QEMU
 from pykata.net.none import NoNetwork
 from pykata.process import Process
 from pykata.sandbox import Sandbox
-from pykata.spec import Features, Image, ImageConfig, Timings
+from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
 
 __all__ = [
     "QEMU",
@@ -84,12 +89,19 @@ __all__ = [
     "ImageError",
     "ImageNotFoundError",
     "ImageReferenceError",
+    "ImageUnauthorizedError",
     "ImageUnsupportedError",
     "IsolationError",
     "NoNetwork",
     "NotPermittedError",
     "Process",
+    "PullEvent",
     "PykataError",
+    "RateLimitedError",
+    "Registries",
+    "RegistryError",
+    "RegistryTLSError",
+    "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
     "Timings",

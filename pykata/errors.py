@@ -20,7 +20,12 @@
     │   ├── ImageReferenceError (ValueError)
     │   ├── ImageNotFoundError
     │   ├── ImageCorruptError             a blob or layer isn't what its digest or format says
-    │   └── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
+    │   ├── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
+    │   ├── ImageUnauthorizedError        its registry wants other credentials; carries which were tried
+    │   └── RegistryError                 its registry
+    │       ├── RegistryUnreachableError  ... doesn't answer, or stops in the middle of it
+    │       ├── RegistryTLSError          ... can't prove that it is who it should be
+    │       └── RateLimitedError          ... wants fewer requests; carries when it wants the next
     ├── VMError                           the virtual machine; carries the tail of the guest's console
     │   ├── BootError                     it never got as far as the agent
     │   │   └── BootTimeoutError (TimeoutError)
@@ -143,6 +148,36 @@ class ImageCorruptError(ImageError):
 
 class ImageUnsupportedError(ImageError):
     """The image is valid, but we can't run it: another platform, an unknown compression."""
+
+
+class ImageUnauthorizedError(ImageError):
+    """The registry refuses the image to these credentials. ``tried`` says where they came from, never what they are."""
+
+    def __init__(self, message: str, *, tried: tuple[str, ...] = (), reference: str = "", hint: str = "") -> None:
+        super().__init__(message, reference=reference, hint=hint)
+        self.tried = tried
+
+
+class RegistryError(ImageError):
+    """The image's registry answered what it shouldn't: a failure of its own, a redirect that isn't followed."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """The registry can't be connected, doesn't answer, or ends in the middle of an answer, several times."""
+
+
+class RegistryTLSError(RegistryError):
+    """The registry's certificate isn't valid, or it speaks no TLS."""
+
+
+class RateLimitedError(RegistryError):
+    """The registry wants fewer requests. ``retry_after`` is when it takes the next, in seconds, if it said so."""
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, reference: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message, reference=reference, hint=hint)
+        self.retry_after = retry_after
 
 
 class VMError(PykataError):

@@ -11,7 +11,7 @@ from pykata.errors import ConfigError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.spec import MIB, Isolation
+from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
@@ -91,6 +91,13 @@ def check_hostname(hostname: str) -> str:
     return hostname
 
 
+def check_pull(pull: PullPolicy) -> PullPolicy:
+    """When a registry is asked for an image."""
+    if pull not in ("missing", "always", "never"):
+        raise ConfigError(f"pull={pull!r} is unknown", hint='"missing", "always" or "never"')
+    return pull
+
+
 @frozen(kw_only=True)
 class Options:
     """A sandbox as it was asked for; memory in MiB, the writable layer in bytes, times in seconds."""
@@ -106,6 +113,9 @@ class Options:
     timeout: float | None = None
     boot_timeout: float = 60.0
     isolation: Isolation | None = None
+    pull: PullPolicy = "missing"
+    registries: Registries | None = None
+    progress: Progress | None = None
 
     def __attrs_post_init__(self) -> None:
         self._check_cpus()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from pykata.images import resolve
+from pykata.images import Pulling, resolve
 from pykata.running import Running
 from pykata.spec import Attachment, Disk, Image
 
@@ -26,7 +26,9 @@ class Prepared:
 @asynccontextmanager
 async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
     """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then."""
-    image = await resolve(reference, architecture=running.bundle.arch, builtin=builtin_images(running))
+    options = running.options
+    how = Pulling(options.pull, options.registries, options.progress)
+    image = await resolve(reference, architecture=running.bundle.arch, builtin=builtin_images(running), how=how)
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {

@@ -17,10 +17,10 @@ from pykata.errors import ConfigError, SandboxClosedError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.options import Options, check_env, check_hostname, check_seconds, parse_size
+from pykata.options import Options, check_env, check_hostname, check_pull, check_seconds, parse_size
 from pykata.process import Process
 from pykata.running import Running
-from pykata.spec import MIB, Accel, Features, Isolation, Timings
+from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Timings
 from pykata.strategies import strategy
 
 
@@ -38,7 +38,8 @@ class Sandbox:
     guest's memory; half of that by default). ``env`` is for every process. ``timeout`` (seconds) is the default for
     each command, ``boot_timeout`` that for the boot, counted from when it got its turn: no more virtual machines boot
     at a time than there are cores. ``isolation="hardware"`` refuses to run where there is no hardware virtualization,
-    ``"emulated"`` accepts that without a warning.
+    ``"emulated"`` accepts that without a warning. ``pull`` says when a registry is asked for an image: for one that is
+    ``"missing"`` here, ``"always"`` or ``"never"``; ``registries`` how, and ``progress`` is told each step of that.
 
     Raises :class:`ConfigError` at once for what can't be right. Entering raises :class:`BundleError`,
     :class:`HostError`, :class:`BootError` and :class:`AgentError`.
@@ -58,6 +59,9 @@ class Sandbox:
         boot_timeout: float = 60.0,
         hostname: str | None = None,
         isolation: Isolation | None = None,
+        pull: PullPolicy = "missing",
+        registries: Registries | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if isolation not in ("hardware", "emulated", None):
             raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", or None for what the host has')
@@ -74,6 +78,9 @@ class Sandbox:
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
             isolation=isolation,
+            pull=check_pull(pull),
+            registries=registries,
+            progress=progress,
         )
         """What was asked for, checked and completed."""
         self._stack = AsyncExitStack()

@@ -13,6 +13,8 @@ from attrs import field, frozen
 Accel = Literal["kvm", "tcg"]
 Isolation = Literal["hardware", "emulated"]
 Reason = Literal["exit", "signal", "oom", "timeout", "vm_died"]
+PullPolicy = Literal["missing", "always", "never"]
+"""When a registry is asked: for an image that isn't here, every time, or not at all."""
 
 MIB = 1024 * 1024
 
@@ -167,6 +169,49 @@ class Image:
     write_tar: Callable[[IO[bytes]], None] | None = field(default=None, eq=False)
     disk: Path | None = None
     disk_type: str = "squashfs"
+
+
+@frozen(kw_only=True)
+class Registries:
+    """How registries are reached, beyond what the files of Docker and Podman on this machine say.
+
+    ::
+
+        Registries(insecure=("registry.test:5000",), mirrors={"docker.io": ("mirror.test",)})
+
+    ``insecure`` are hosts that may speak plain HTTP or have any certificate; those on this machine may anyway.
+    ``mirrors`` are tried before the registry they are for, each a host with an optional path. ``ca_file`` has the
+    certificates of further authorities (PEM). ``credentials`` are user and password by host, and win over those of
+    files and helpers. ``timeout`` is in seconds, for a connection and between two pieces of an answer. A request is
+    repeated ``retries`` times, as long as that makes no progress. ``parallel`` layers are downloaded at a time.
+    """
+
+    insecure: tuple[str, ...] = ()
+    mirrors: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    ca_file: Path | None = None
+    credentials: Mapping[str, tuple[str, str]] = field(factory=dict, repr=False)
+    timeout: float = 30.0
+    retries: int = 5
+    parallel: int = 4
+
+
+@frozen
+class PullEvent:
+    """A step of a pull. ``done`` and ``total`` are bytes of the layer ``digest``, as it is stored in the registry.
+
+    ``status`` is ``"downloading"``, ``"retrying"``, ``"downloaded"`` (verified and stored), ``"exists"`` (it was here)
+    or ``"converted"``: the image is ready, and ``digest`` is empty.
+    """
+
+    reference: str
+    digest: str
+    status: Literal["downloading", "retrying", "downloaded", "exists", "converted"]
+    done: int = 0
+    total: int = 0
+
+
+Progress = Callable[[PullEvent], object]
+"""Told each step of a pull, in the event loop of who asked for it."""
 
 
 @frozen

@@ -6,14 +6,11 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
-from attrs import define
 
 from pykata import host
 from pykata.errors import DiskFullError, HostError
@@ -38,7 +35,7 @@ def _open_kept(path: Path) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if _is_at(descriptor, path) and _is_whole(descriptor):
+        if host.is_at(descriptor, path) and _is_whole(descriptor):
             with suppress(PermissionError):     # another user's cache, shared with us
                 os.utime(descriptor)
             return descriptor
@@ -59,7 +56,7 @@ async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> None
     """
     with _translated(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        async with _turn(path), _locked(_lock_path(path)):
+        async with host.locked(_lock_path(path)):
             if (descriptor := open_kept(path)) is not None:
                 os.close(descriptor)
                 return
@@ -77,96 +74,21 @@ def collect(folder: Path) -> None:
     """Remove what makers left behind that were killed: the kernel has released their locks."""
     for lock in {_lock_path(found) for pattern in ("*.part", "*.lock") for found in folder.glob(pattern)}:
         with suppress(FileNotFoundError, BlockingIOError):
-            descriptor = _open_lock(lock)
+            descriptor = host.open_lock(lock)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, lock):
+                if host.is_at(descriptor, lock):
                     lock.with_suffix(".part").unlink(missing_ok=True)
                     lock.unlink()
             finally:
                 os.close(descriptor)
 
 
-# --- locks ---
-
-
-@define
-class _Turn:
-    """Of those in this event loop who want the same file. They needn't each wait for the lock on disk."""
-
-    lock: anyio.Lock
-    users: int = 0
-
-
-_turns: RunVar[dict[Path, _Turn]] = RunVar("pykata_kept_turns")
-
-
-@asynccontextmanager
-async def _turn(path: Path) -> AsyncIterator[None]:
-    try:
-        turns = _turns.get()
-    except LookupError:
-        turns = {}
-        _turns.set(turns)
-    turn = turns.setdefault(path, _Turn(anyio.Lock()))
-    turn.users += 1
-    try:
-        async with turn.lock:
-            yield
-    finally:
-        turn.users -= 1
-        if not turn.users:
-            del turns[path]
-
-
-@asynccontextmanager
-async def _locked(lock: Path) -> AsyncIterator[None]:
-    """Hold a file lock that other processes respect. It goes with us, however we end."""
-    while True:
-        descriptor = _open_lock(lock)
-        try:
-            await _wait_for_lock(descriptor)
-            if not _is_at(descriptor, lock):        # who had it before has removed it: it is nobody's lock any more
-                continue
-            try:
-                yield
-            finally:
-                _remove(lock)
-            return
-        finally:
-            os.close(descriptor)
-
-
-async def _wait_for_lock(descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        # A thread in flock(2) can't be cancelled; a process can. The lock belongs to the open file description
-        # (flock(2)), so it is ours when flock(1) has it, and stays when that ends.
-        flock = host.find_tool("flock", package="util-linux")
-        await host.run_tool([str(flock), "--exclusive", str(descriptor)], pass_fds=[descriptor])
-
-
-def _remove(lock: Path) -> None:
-    lock.unlink(missing_ok=True)
+# --- files ---
 
 
 def _lock_path(path: Path) -> Path:
     return path.with_suffix(".lock")
-
-
-def _open_lock(lock: Path) -> int:
-    return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-# --- files ---
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _is_whole(descriptor: int) -> bool:

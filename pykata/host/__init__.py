@@ -9,6 +9,7 @@ Nothing is started, opened or created by importing this module.
 from pykata.host.cleanup import finish
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root
 from pykata.host.identity import Identity, ephemeral_identity
+from pykata.host.locks import is_at, locked, open_lock, try_lock
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
     DEVNULL,
@@ -46,8 +47,12 @@ __all__ = [
     "ephemeral_identity",
     "find_tool",
     "finish",
+    "is_at",
+    "locked",
+    "open_lock",
     "run_dir",
     "run_root",
     "run_tool",
     "spawn",
+    "try_lock",
 ]

@@ -9,39 +9,50 @@ from pathlib import Path
 from attrs import frozen
 
 from pykata.errors import ImageReferenceError
+from pykata.images.name import Name, parse_name
 
-FORMS = "oci:DIR[:TAG], docker-archive:FILE[:TAG], dir:ROOTFS, tar:FILE, builtin:NAME, ./PATH[:TAG]"
+FORMS = (
+    "NAME[:TAG] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker-daemon:NAME, "
+    "dir:ROOTFS, tar:FILE, disk:FILE, builtin:NAME, ./PATH[:TAG]"
+)
 
 
 class Source(Enum):
     """Where an image comes from; the value is the prefix of the reference. What a mere path is, its content says."""
 
+    REGISTRY = "docker"
     OCI = "oci"
+    OCI_ARCHIVE = "oci-archive"
     DOCKER_ARCHIVE = "docker-archive"
+    DOCKER_DAEMON = "docker-daemon"
     DIRECTORY = "dir"
     TARBALL = "tar"
+    DISK = "disk"
     BUILTIN = "builtin"
     PATH = ""
 
 
 @frozen
 class Reference:
-    """An image's name, taken apart. ``location`` is a path or a builtin's name; ``tag`` is empty if none is given."""
+    """An image's name, taken apart. ``location`` is a path or a name; ``tag`` is empty if none is given.
+
+    ``name`` is that of an image in a registry.
+    """
 
     text: str
     source: Source
     location: str
     tag: str = ""
+    name: Name | None = None
 
     @property
     def path(self) -> Path:
         return Path(self.location)
 
 
-_TAGGED = {Source.OCI, Source.DOCKER_ARCHIVE, Source.PATH}
-_PREFIXES = {source.value for source in Source} - {""}
+_TAGGED = {Source.OCI, Source.OCI_ARCHIVE, Source.DOCKER_ARCHIVE, Source.PATH}
+_PREFIXES = {source.value for source in Source} - {"", "docker"}
 _PATH = re.compile(r"\.{0,2}/")
-_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*(:[0-9]+/[a-z0-9._/-]+)?(:[\w.-]+)?(@[a-z0-9]+:[0-9a-f]+)?", re.ASCII)
 
 
 def parse(text: str) -> Reference:
@@ -49,7 +60,8 @@ def parse(text: str) -> Reference:
 
     What follows the first colon after ``oci:DIR`` or ``docker-archive:FILE`` is the tag, as skopeo has it: there a path
     can't have a colon in it. A reference that starts with ``/``, ``./`` or ``../`` is the path of an OCI layout or of
-    an archive. Raises :class:`~pykata.errors.ImageReferenceError`.
+    an archive. Everything else without a known prefix is a name in a registry, also as ``docker://NAME``. Raises
+    :class:`~pykata.errors.ImageReferenceError`.
     """
     if not isinstance(text, str) or "\0" in text:
         raise ImageReferenceError(f"{text!r} is not an image reference", reference=str(text), hint=f"one of {FORMS}")
@@ -58,7 +70,7 @@ def parse(text: str) -> Reference:
     else:
         prefix, colon, location = text.partition(":")
         if not colon or prefix not in _PREFIXES:
-            raise ImageReferenceError(f"{text!r} names no kind of image", reference=text, hint=_hint(text))
+            return _in_registry(text)
         source = Source(prefix)
     tag = ""
     if source in _TAGGED:
@@ -68,9 +80,8 @@ def parse(text: str) -> Reference:
     return Reference(text, source, location, tag)
 
 
-def _hint(text: str) -> str:
-    if _PLAIN_NAME.fullmatch(text) or text.startswith(("docker:", "docker://")):
-        name = text.removeprefix("docker:").removeprefix("//")
-        return (f"names in a registry aren't supported yet: copy it first, for example with "
-                f"skopeo copy docker://{name} oci:DIR:TAG, and use oci:DIR:TAG; or one of {FORMS}")
-    return f"one of {FORMS}"
+def _in_registry(text: str) -> Reference:
+    name = parse_name(text.removeprefix("docker://"))
+    if name is None:
+        raise ImageReferenceError(f"{text[:300]!r} names no image", reference=text, hint=f"one of {FORMS}")
+    return Reference(text, Source.REGISTRY, f"{name.registry}/{name.repository}", name.tag, name)

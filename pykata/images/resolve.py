@@ -11,11 +11,12 @@ from typing import IO
 import anyio.to_thread
 from attrs import evolve
 
-from pykata.errors import ImageError, ImageReferenceError
+from pykata.errors import ImageError, ImageReferenceError, ImageUnsupportedError
 from pykata.images.builtin import Builtin, find_builtin
 from pykata.images.docker_archive import MANIFEST, find_docker_archive, find_in_archive
 from pykata.images.limits import DEFAULT_LIMITS, Limits
 from pykata.images.oci import INDEX, find_in_layout, find_oci
+from pykata.images.pulled import DEFAULT_PULLING, Pulling, find_pulled
 from pykata.images.reference import Reference, Source, parse
 from pykata.images.store import has, open_store
 from pykata.images.tarball import find_tarball
@@ -23,7 +24,8 @@ from pykata.spec import Image
 
 
 async def resolve(
-    reference: str, *, architecture: str, builtin: Builtin | None = None, limits: Limits = DEFAULT_LIMITS
+    reference: str, *, architecture: str, builtin: Builtin | None = None, limits: Limits = DEFAULT_LIMITS,
+    how: Pulling = DEFAULT_PULLING,
 ) -> Image:
     """Find the image that ``reference`` names, for a guest of this ``architecture`` (``x86_64``, ``aarch64``).
 
@@ -32,9 +34,14 @@ async def resolve(
         image = await resolve("oci:./images/debian-python", architecture="x86_64")
 
     Only metadata is read and verified; the layers are when ``write_tar`` reads them. ``builtin`` are the images that
-    ``builtin:NAME`` can name, with their disks and OCI configs. Raises :class:`~pykata.errors.ImageError`.
+    ``builtin:NAME`` can name, with their disks and OCI configs. ``how`` is about images in registries. Raises
+    :class:`~pykata.errors.ImageError`.
     """
     parsed = parse(reference)
+    if parsed.source is Source.REGISTRY:
+        with _about(parsed):
+            image = await find_pulled(parsed, architecture, limits, how)
+        return _explained(parsed, image)
     stop = Event()
 
     def poll() -> None:
@@ -58,6 +65,10 @@ def _find(
 ) -> Image:
     with _about(reference):
         image = _look(reference, architecture, builtin, limits, poll)
+    return _explained(reference, image)
+
+
+def _explained(reference: Reference, image: Image) -> Image:
     if image.write_tar is None:
         return image
     return evolve(image, write_tar=partial(_write_tar, reference, image.write_tar))
@@ -84,6 +95,8 @@ def _look(
     match reference.source:
         case Source.OCI:
             return find_oci(reference, architecture, limits)
+        case Source.OCI_ARCHIVE:
+            return find_oci(reference, architecture, limits)
         case Source.DOCKER_ARCHIVE:
             return find_docker_archive(reference, architecture, limits)
         case Source.DIRECTORY:
@@ -96,6 +109,8 @@ def _look(
             return find_builtin(reference, architecture, builtin)
         case Source.PATH:
             return _look_at_path(reference, architecture, limits)
+        case _:
+            raise ImageUnsupportedError(f"{reference.source.value}: can't be read yet")
 
 
 def _look_at_path(reference: Reference, architecture: str, limits: Limits) -> Image:

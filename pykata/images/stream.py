@@ -96,10 +96,16 @@ class Reader:
 
 
 def read_chunks(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:
-    """A file's bytes in chunks: the first ``size`` of them where that is given, else all."""
+    """A file's bytes in chunks: the first ``size`` of them where that is given, else all.
+
+    A chunk is empty where the file says that there is nothing yet (None, as :mod:`io` has it).
+    """
     left = size
     while left is None or left > 0:
-        chunk = file.read(CHUNK if left is None else min(CHUNK, left))
+        chunk: bytes | None = file.read(CHUNK if left is None else min(CHUNK, left))
+        if chunk is None:
+            yield b""
+            continue
         if not chunk:
             return
         if left is not None:

@@ -307,7 +307,7 @@ async def test_collecting_spares_what_is_being_made(tmp_path: Path, cache: Path)
     cache.mkdir(parents=True)
     for name in ("a.part", "b.lock", "c.squashfs", "d.part"):
         (cache / name).touch()
-    async with kept._locked(cache / "d.lock"):
+    async with host.locked(cache / "d.lock"):
         kept.collect(cache)
         assert left(cache) == ["c.squashfs", "d.lock", "d.part"]
 
