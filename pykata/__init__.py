@@ -11,6 +11,8 @@ from pykata.boot import EmulationWarning
 from pykata.check import CheckItem, CheckReport, check
 from pykata.completed import Completed
 from pykata.container import Container
+from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
+from pykata.detached.logs import LogPiece
 from pykata.errors import (
     AgentError,
     AgentLostError,
@@ -25,6 +27,11 @@ from pykata.errors import (
     BundleMissingError,
     CommandFailedError,
     ConfigError,
+    DetachedEndedError,
+    DetachedError,
+    DetachedLostError,
+    DetachedNotFoundError,
+    DetachedTakenError,
     DiskFullError,
     GuestPanicError,
     HostError,
@@ -78,6 +85,12 @@ __all__ = [
     "Completed",
     "ConfigError",
     "Container",
+    "Detached",
+    "DetachedEndedError",
+    "DetachedError",
+    "DetachedLostError",
+    "DetachedNotFoundError",
+    "DetachedTakenError",
     "DiskFullError",
     "EmulationWarning",
     "Features",
@@ -92,6 +105,7 @@ __all__ = [
     "ImageUnauthorizedError",
     "ImageUnsupportedError",
     "IsolationError",
+    "LogPiece",
     "NoNetwork",
     "NotPermittedError",
     "Process",
@@ -113,5 +127,8 @@ __all__ = [
     "VMError",
     "build_bundle",
     "check",
+    "collect_garbage",
     "find_bundle",
+    "find_detached",
+    "list_detached",
 ]

@@ -144,10 +144,11 @@ async def _removed(running: Running, identity: str) -> AsyncIterator[str]:
     try:
         yield identity
     finally:
-        await finish(_remove(running, identity))
+        await finish(remove_container(running, identity))
 
 
-async def _remove(running: Running, identity: str) -> None:
+async def remove_container(running: Running, identity: str) -> None:
+    """See to it that a container is gone; a guest that doesn't manage that is marked broken. Never fails."""
     if running.broken is not None:
         return
     try:

@@ -36,6 +36,11 @@
     │   ├── AgentProtocolError            the guest sent what the protocol doesn't allow
     │   ├── AgentTimeoutError (TimeoutError)
     │   └── AgentRefusedError             it answered, and said no; carries the gRPC status
+    ├── DetachedError                     a detached sandbox; carries its name
+    │   ├── DetachedNotFoundError         there is none of this name
+    │   ├── DetachedTakenError            another one has this name
+    │   ├── DetachedEndedError            it has ended, so nothing can be done in it
+    │   └── DetachedLostError             its keeper was killed, and its virtual machine with it
     ├── SandboxClosedError                used before it was entered or after it was left
     └── CommandFailedError                ``check=True`` or :meth:`Completed.check`; carries the Completed
 
@@ -226,6 +231,30 @@ class AgentRefusedError(AgentError):
     def __init__(self, message: str, *, status: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class DetachedError(PykataError):
+    """Something is wrong with a detached sandbox. ``name`` is what it is called."""
+
+    def __init__(self, message: str, *, name: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+
+
+class DetachedNotFoundError(DetachedError):
+    """There is no detached sandbox of this name."""
+
+
+class DetachedTakenError(DetachedError):
+    """Another detached sandbox, running or ended, has this name."""
+
+
+class DetachedEndedError(DetachedError):
+    """The detached sandbox has ended."""
+
+
+class DetachedLostError(DetachedError):
+    """The process that kept the detached sandbox was killed; its virtual machine went with it."""
 
 
 class SandboxClosedError(PykataError):

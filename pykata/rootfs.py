@@ -9,7 +9,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+from pykata.guest import Bundle
 from pykata.images import Pulling, resolve
+from pykata.options import Options
 from pykata.running import Running
 from pykata.spec import Attachment, Disk, Image
 
@@ -26,9 +28,7 @@ class Prepared:
 @asynccontextmanager
 async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
     """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then."""
-    options = running.options
-    how = Pulling(options.pull, options.registries, options.progress)
-    image = await resolve(reference, architecture=running.bundle.arch, builtin=builtin_images(running), how=how)
+    image = await found(running.options, running.bundle, reference)
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {
@@ -39,7 +39,12 @@ async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
         yield Prepared(image, attachment, serials)
 
 
-def builtin_images(running: Running) -> Mapping[str, tuple[Path, dict[str, object]]]:
+async def found(options: Options, bundle: Bundle, reference: str) -> Image:
+    """The image of this name, pulled if need be. Raises ImageError."""
+    how = Pulling(options.pull, options.registries, options.progress)
+    return await resolve(reference, architecture=bundle.arch, builtin=builtin_images(bundle), how=how)
+
+
+def builtin_images(bundle: Bundle) -> Mapping[str, tuple[Path, dict[str, object]]]:
     """The images that came with the guest bundle: name -> disk and OCI config."""
-    bundle = running.bundle
     return {"busybox": (bundle.busybox, json.loads(bundle.busybox_config.read_bytes()))}

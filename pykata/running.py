@@ -41,11 +41,13 @@ class Running:
     timings: Timings
     broken: PykataError | None = None
     """Why nothing more can be done in this sandbox."""
+    namespace: str = ""
+    """In each id, so that several processes can use one sandbox."""
     _numbers: count[int] = field(factory=lambda: count(1))
 
     def new_id(self, prefix: str) -> str:
         """A name for a container or process, unique in this sandbox."""
-        return f"{prefix}{next(self._numbers)}"
+        return f"{prefix}{self.namespace}{next(self._numbers)}"
 
     def check(self) -> None:
         """Raise why the sandbox can't be used any more, if it can't."""

@@ -8,11 +8,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import Self
 
-from pykata.boot import boot, isolation_of
+from pykata.boot import boot, check_isolation, isolation_of
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, collection, command
 from pykata.completed import Completed
 from pykata.container import Container, kept_container, single_process
+from pykata.detached.handle import Detached, find_detached
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
@@ -20,7 +21,7 @@ from pykata.net.base import Network
 from pykata.options import Options, check_env, check_hostname, check_pull, check_seconds, parse_size
 from pykata.process import Process
 from pykata.running import Running
-from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Timings
+from pykata.spec import MIB, Accel, Features, Image, Isolation, Progress, PullPolicy, Registries, Timings
 from pykata.strategies import strategy
 
 
@@ -86,6 +87,7 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._entered = False
         self._running: Running | None = None
+        self._main: tuple[str, Image] | None = None
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -164,6 +166,77 @@ class Sandbox:
     def container(self, image: str) -> AbstractAsyncContextManager[Container]:
         """A container of ``image`` for several commands, which share its filesystem; gone when the block is left."""
         return kept_container(self._open, image)
+
+    async def detach(
+        self,
+        name: str,
+        image: str | None = None,
+        cmd: Sequence[str] | None = None,
+        *,
+        entrypoint: Sequence[str] | None = None,
+        own_command: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Detached:
+        """Boot this sandbox in a process of its own, where it outlives this program; instead of entering it.
+
+        ::
+
+            await Sandbox(memory="1G").detach("worker", "./images/app", ["serve"])
+
+        It has a container of ``image``, if one is given, and in it the main command ``cmd``: it is running when this
+        returns, what it writes goes to a log, and the sandbox ends when it ends. Without a command (``own_command``
+        asks for the image's) the sandbox stays until it is stopped. ``name`` is its own among this user's.
+
+        Raises what entering and :meth:`process` raise, and DetachedTakenError. If it fails, nothing is left.
+        """
+        from pykata.detached.directory import check_name
+        from pykata.detached.start import start
+        from pykata.detached.welcome import Request
+
+        check_name(name)
+        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
+        asked = cmd is not None or entrypoint is not None or own_command
+        if asked and image is None:
+            raise ConfigError("a command needs an image", hint="pass image=, or leave the command out")
+        if self._entered:
+            raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
+        check_isolation(self.options)
+        await start(Request(name=name, options=self.options, image=image, command=what if asked else None))
+        return find_detached(name)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, name: str) -> AsyncIterator[Self]:
+        """A detached sandbox, from any process of its user, also from many at once::
+
+            async with Sandbox.connect("worker") as sb:
+                done = await sb.main.run(["ps"])
+
+        What is started in it ends when the block is left, as always; the sandbox stays.
+
+        Raises DetachedNotFoundError, DetachedEndedError and DetachedLostError.
+        """
+        from pykata.detached.remote import remote
+
+        async with remote(name) as connected:
+            sandbox = cls.__new__(cls)
+            sandbox.options = connected.running.options
+            sandbox._stack, sandbox._entered = AsyncExitStack(), True
+            sandbox._running, sandbox._main = connected.running, connected.main
+            try:
+                yield sandbox
+            finally:
+                sandbox._running = None
+
+    @property
+    def main(self) -> Container:
+        """The container that a detached sandbox was started with. Raises ConfigError if there is none."""
+        running = self._open
+        if self._main is None:
+            raise ConfigError("this sandbox has no main container", hint="only one detached with an image has")
+        return Container(running, *self._main)
 
     @property
     def accel(self) -> Accel:

@@ -15,6 +15,8 @@ Isolation = Literal["hardware", "emulated"]
 Reason = Literal["exit", "signal", "oom", "timeout", "vm_died"]
 PullPolicy = Literal["missing", "always", "never"]
 """When a registry is asked: for an image that isn't here, every time, or not at all."""
+StreamName = Literal["stdout", "stderr"]
+Phase = Literal["starting", "running", "ended", "lost"]
 
 MIB = 1024 * 1024
 

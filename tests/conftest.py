@@ -39,7 +39,7 @@ SLOW_TEST = 3600.0
 
 # A socket's path has at most 107 bytes (unix(7)): this one is short, and tmp_path isn't.
 HOME = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
-PLACES = leaks.Places(run=HOME / "run", cache=HOME / "cache", tmp=HOME / "tmp")
+PLACES = leaks.Places(run=HOME / "run", cache=HOME / "cache", tmp=HOME / "tmp", state=HOME / "state")
 USER_CACHE = os.environ.get("PYKATA_CACHE")
 
 pytest_plugins = ["pytester"]
@@ -59,7 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for place in PLACES.all:
         place.mkdir(mode=0o700)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())      # tmp_path isn't a leak
-    os.environ.update(PYKATA_RUN=str(PLACES.run), PYKATA_CACHE=str(PLACES.cache), TMPDIR=str(PLACES.tmp))
+    os.environ.update(
+        PYKATA_RUN=str(PLACES.run), PYKATA_CACHE=str(PLACES.cache), PYKATA_STATE=str(PLACES.state),
+        TMPDIR=str(PLACES.tmp),
+    )  # fmt: skip
     tempfile.tempdir = None
     leaks.adopt_orphans()
     # The argv of every program and the steps of a start are in the report of a test that fails.

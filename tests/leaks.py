@@ -23,8 +23,8 @@ Things = Mapping[str, str]
 SETTLE = 3.0
 """Seconds that something killed or told to stop may take to be gone; nothing else is given any time."""
 
-UIDS = ".uids"
-"""In the run directory for good: whoever holds a lock in it has a uid to itself. Removing it would break that."""
+FOR_GOOD = {".uids", ".lock"}
+"""In the run and state directories for good: what matters of them is who holds a lock. Removing it would break that."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -36,11 +36,12 @@ class Places:
     run: Path
     cache: Path
     tmp: Path
+    state: Path
 
     @property
     def all(self) -> tuple[Path, ...]:
         """All of them."""
-        return (self.run, self.cache, self.tmp)
+        return (self.run, self.cache, self.tmp, self.state)
 
 
 Snapshot = Mapping[str, Things]
@@ -165,8 +166,10 @@ def sockets(places: Places) -> Things:
 
 def files(places: Places) -> Things:
     """What is in the run and temporary directories, and unfinished in the cache."""
-    entries = [*_entries(places.run), *_entries(places.tmp), *_unfinished(places.cache)]
-    return {str(path): str(path) for path in entries if path != places.run / UIDS}
+    entries = [
+        *_entries(places.run), *_entries(places.tmp), *_unfinished(places.cache), *_entries(places.state / "sandboxes"),
+    ]  # fmt: skip
+    return {str(path): str(path) for path in entries if path.name not in FOR_GOOD}
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pykata_cli import exits
+from pykata_cli.parser_detached import add_detached
+from pykata_cli.parser_shared import add_identity, add_verbose
 
 EXITS = f"""\
 exit codes:
@@ -19,6 +21,7 @@ examples:
   pykata run builtin:busybox -- uname -a
   pykata run ./images/debian-python -- python3 -c 'print(6 * 7)'
   echo 'print(6 * 7)' | pykata run ./images/debian-python -- python3 -
+  pykata run --detach --name worker ./images/debian-python -- python3 -m http.server
   pykata run --memory 1G --cpus 2 --timeout 30 --env KEY=value ./images/debian-python -- sh -c 'echo $KEY'
 """
 
@@ -27,6 +30,7 @@ examples:
   pykata check                               is this machine ready, and what would make it so?
   pykata guest build                         build the guest's kernel and agent, once
   pykata run builtin:busybox -- echo hello   run a command in a virtual machine of its own
+  pykata run --detach --name box builtin:busybox, then: pykata exec box -- ls, pykata ps, pykata stop box
 """
 
 
@@ -49,6 +53,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_run(commands)
+    add_detached(commands)
     _add_check(commands)
     _add_guest(commands)
     return parser
@@ -59,17 +64,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None and not arguments.version:
-        parser.error("say what to do: run, check or guest")
-    if arguments.command == "run" and arguments.cmd[:1] == ["--"]:
+        parser.error("say what to do: run, exec, ps, stop, check, ...")
+    if arguments.command in ("run", "exec") and arguments.cmd[:1] == ["--"]:
         del arguments.cmd[0]
     return arguments
-
-
-def _add_verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-v", "--verbose", action="store_true",
-        help="tell the whole story on stderr: programs started, timings, the guest's console, tracebacks",
-    )
 
 
 def _add_run(commands: Any) -> None:
@@ -80,10 +78,13 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "image", metavar="IMAGE", help="builtin:busybox, or the path of an OCI layout (a directory, or a tar of it)"
     )
-    run.add_argument("cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says")
+    run.add_argument(
+        "cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says; with --detach: none"
+    )
     _add_machine(run.add_argument_group("the virtual machine"))
     _add_process(run.add_argument_group("the command"))
-    _add_verbose(run)
+    _add_detach(run.add_argument_group("leaving it to itself"))
+    add_verbose(run)
 
 
 def _add_machine(group: Any) -> None:
@@ -103,12 +104,7 @@ def _add_machine(group: Any) -> None:
 
 
 def _add_process(group: Any) -> None:
-    group.add_argument(
-        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[],
-        help="set a variable; without a value: pass ours on; repeatable",
-    )
-    group.add_argument("-w", "--cwd", metavar="DIR", help="directory to run in")
-    group.add_argument("-u", "--user", metavar="USER[:GROUP]", help="names or numbers")
+    add_identity(group)
     group.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's entrypoint; empty for none")
     group.add_argument(
         "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
@@ -118,13 +114,22 @@ def _add_process(group: Any) -> None:
     )
 
 
+def _add_detach(group: Any) -> None:
+    group.add_argument(
+        "-d", "--detach", action="store_true",
+        help="leave it running and print its name; it ends when COMMAND does, or without one when it is stopped",
+    )
+    group.add_argument("--name", metavar="NAME", help="what it is called; default: something unique")
+    group.add_argument("--own-command", action="store_true", help="run the image's own command")
+
+
 def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="is this machine ready?",
         description="Look at everything pykata needs on this machine, and boot a virtual machine to see it work.",
         epilog=f"exit codes:\n  0 when all is well, {exits.UNHEALTHY} when something is missing\n",
     )
-    _add_verbose(check)
+    add_verbose(check)
 
 
 def _add_guest(commands: Any) -> None:
@@ -136,6 +141,6 @@ def _add_guest(commands: Any) -> None:
         "build", help="build it, unless it is there", description="Build the guest bundle from the sources, once."
     )
     build.add_argument("--force", action="store_true", help="build every part anew")
-    _add_verbose(build)
+    add_verbose(build)
     info = verbs.add_parser("info", help="where it is and what it is made of", description="Describe the guest bundle.")
-    _add_verbose(info)
+    add_verbose(info)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 from attrs import define
 
 from pykata import Process, PykataError
+from pykata_cli import exits
 
 RELAYED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
@@ -49,3 +51,15 @@ class Relay:
                 await self.process.send_signal(number)
         except PykataError:
             pass                # whoever reads the command's output hears of it too, and says it
+
+
+async def relayed(work: Callable[[argparse.Namespace, Relay], Awaitable[int]], arguments: argparse.Namespace) -> int:
+    """Do the work of a command that takes signals; returns its exit code, or that of the signal that ended us."""
+    # The receiver outlives the sandbox: an impatient Ctrl-C must not interrupt the clean-up.
+    with anyio.open_signal_receiver(*RELAYED) as signals:
+        async with anyio.create_task_group() as tasks:
+            relay = Relay(tasks.cancel_scope)
+            tasks.start_soon(relay.serve, signals)
+            code = await work(arguments, relay)
+            tasks.cancel_scope.cancel()
+    return exits.SIGNAL + relay.ended_by if relay.ended_by else code

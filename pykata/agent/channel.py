@@ -172,6 +172,13 @@ class Channel(asyncio.BufferedProtocol):
     def has_failed(self) -> bool:
         return self._failure is not None
 
+    async def ended(self) -> AgentError:
+        """Wait until the connection has ended; returns what ended it."""
+        await self._closed.wait()
+        assert self._failure is not None
+        kind, message = self._failure
+        return kind(message)
+
     def fail(self, kind: type[AgentError], message: str) -> None:
         """End the connection: every call in progress raises ``kind(message)``. Only the first reason counts."""
         if self._failure:

@@ -33,7 +33,7 @@ from pykata.agent.v1 import (
     StatsRequest,
     StatsResponse,
 )
-from pykata.errors import AgentTimeoutError, ConfigError, printable
+from pykata.errors import AgentError, AgentTimeoutError, ConfigError, printable
 from pykata.host import finish
 
 __all__ = [
@@ -114,6 +114,24 @@ class AgentClient:
             yield RunStream(stream, timeout)
         finally:
             stream.close()
+
+    @asynccontextmanager
+    async def call(self, name: str) -> AsyncIterator[Stream]:
+        """A call as it is, for who passes on messages without knowing them. Reset when left before its end."""
+        stream = await self._channel.open(request_headers(name))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    async def lost(self) -> AgentError:
+        """Wait until the connection has ended; returns why."""
+        return await self._channel.ended()
+
+    @property
+    def is_lost(self) -> bool:
+        """The connection has ended."""
+        return self._channel.has_failed
 
     async def _call(self, name: str, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
         data = encoded(request)

@@ -108,13 +108,17 @@ class Stream:
         if self._reset is not None:
             status = STATUS_OF_RESET.get(self._reset, "INTERNAL")
             raise AgentRefusedError(f"the agent reset the call (HTTP/2 error {self._reset})", status=status)
+        status, said = self.status()
+        if status != "OK":
+            raise AgentRefusedError(f"the agent refused: {said or status}", status=status)
+
+    def status(self) -> tuple[str, str]:
+        """The name of the status with which the call ended, and what the agent said to it."""
         fields = self._trailers if self._trailers is not None else self._headers or {}
         raw = fields.get(b"grpc-status")
         if raw is None or not raw.isdigit() or len(raw) > 2 or int(raw) >= len(STATUS):
             self.broken("ended a call without a valid status")
-        if (status := STATUS[int(raw)]) != "OK":
-            said = printable(unquote_to_bytes(fields.get(b"grpc-message", b"")[:4000]), 1000)
-            raise AgentRefusedError(f"the agent refused: {said or status}", status=status)
+        return STATUS[int(raw)], printable(unquote_to_bytes(fields.get(b"grpc-message", b"")[:4000]), 1000)
 
     def broken(self, what: str) -> NoReturn:
         """The agent did what the protocol doesn't allow: end the connection, and raise what :meth:`receive` raises."""
@@ -159,6 +163,11 @@ class Stream:
         if end and not data:
             h2.end_stream(self.id)
         self._channel.flush(len(data))
+
+    @property
+    def was_reset(self) -> bool:
+        """The peer left the call before its end."""
+        return self._reset is not None
 
     @property
     def is_gone(self) -> bool:

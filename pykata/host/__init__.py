@@ -6,8 +6,10 @@ thread of the event loop, so a process can't outlive the loop that owns it, even
 Nothing is started, opened or created by importing this module.
 """
 
+from pykata.host.byte_locks import byte_is_locked, lock_byte
 from pykata.host.cleanup import finish
-from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root
+from pykata.host.daemon import start_daemon
+from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, state_dir
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.locks import is_at, locked, open_lock, try_lock
 from pykata.host.pipes import PipeReader, PipeWriter
@@ -42,17 +44,21 @@ __all__ = [
     "PipeReader",
     "PipeWriter",
     "abandoned_run_dirs",
+    "byte_is_locked",
     "cache_dir",
     "describe_exit",
     "ephemeral_identity",
     "find_tool",
     "finish",
     "is_at",
+    "lock_byte",
     "locked",
     "open_lock",
     "run_dir",
     "run_root",
     "run_tool",
     "spawn",
+    "start_daemon",
+    "state_dir",
     "try_lock",
 ]

@@ -42,13 +42,28 @@ def run_root() -> Path:
         import tempfile  # costs 5 ms, and few come here
 
         path = Path(tempfile.gettempdir(), f"pykata-{os.geteuid()}")
-    with _explained(path, "PYKATA_RUN"):
+    return _of_our_own(path, "PYKATA_RUN")
+
+
+def state_dir() -> Path:
+    """What must outlive the user's session: ``$PYKATA_STATE``, else ``$XDG_STATE_HOME/pykata``, else
+    ``~/.local/state/pykata``. Not below the run directory, which goes when the user logs out."""
+    if named := os.environ.get("PYKATA_STATE"):
+        path = Path(named)
+    else:
+        path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pykata"
+    return _of_our_own(path, "PYKATA_STATE")
+
+
+def _of_our_own(path: Path, variable: str) -> Path:
+    """The directory, made if it is missing. Raises NotPermittedError if another user can write to it."""
+    with _explained(path, variable):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     # In /tmp anyone may have been there first: with a symlink, or with a directory of their own.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise NotPermittedError(f"{path} is not a directory that only uid {os.geteuid()} can write",
-                                hint="set PYKATA_RUN to a directory of your own")
+                                hint=f"set {variable} to a directory of your own")
     return path.absolute()
 
 

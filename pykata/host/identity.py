@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
+from pykata.host.byte_locks import lock_byte
 from pykata.host.directories import run_root
 
 # systemd's table of uids (UIDS-GIDS.md) gives the numbers from 1879048192 on to nobody. Each VMM that root starts gets
@@ -46,9 +45,7 @@ def ephemeral_identity(*, groups: Collection[int] = ()) -> Iterator[Identity | N
     try:
         while True:
             offset = int.from_bytes(os.urandom(8)) % UIDS
-            with suppress(BlockingIOError):
-                request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)   # struct flock
-                fcntl.fcntl(lock, fcntl.F_OFD_SETLK, request)
+            if lock_byte(lock, offset):
                 break
         yield Identity(FIRST_UID + offset, FIRST_UID + offset, tuple(groups))
     finally:

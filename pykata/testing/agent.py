@@ -16,12 +16,12 @@ import betterproto2
 from attrs import define, field
 
 from pykata.agent import v1
+from pykata.agent.server import Call, Handler, serve
 from pykata.concurrency import alongside
 from pykata.errors import AgentRefusedError
 from pykata.testing.commands import BUILTINS, Command
 from pykata.testing.faults import Moment
 from pykata.testing.process import FakeProcess
-from pykata.testing.server import Call, Handler, serve
 
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,64}")
 MEMORY = 256 * 1024 * 1024

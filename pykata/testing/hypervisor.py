@@ -135,6 +135,10 @@ class FakeHypervisor(Hypervisor):
     disk_slots: int = 4
     machines: list[FakeVM] = field(factory=list, init=False, eq=False, repr=False)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """To be handed to the keeper of a detached sandbox, whose machines are its own."""
+        return FakeHypervisor, (self.commands, self.faults, self.accel, self.disk_slots)
+
     @property
     def features(self) -> Features:
         return Features(

@@ -9,8 +9,8 @@ import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from attrs import define, field
 
+from pykata.agent.server import Call
 from pykata.agent.v1 import Exited, RunRequest, RunResponse, Started
-from pykata.testing.server import Call
 
 PIECE = 64 * 1024
 
@@ -107,5 +107,5 @@ async def _feed(call: Call, stdin: ObjectSendStream[bytes]) -> None:
 
 
 async def _kill_on_reset(call: Call, scope: anyio.CancelScope) -> None:
-    await call.was_reset.wait()
+    await call.left.wait()
     scope.cancel()

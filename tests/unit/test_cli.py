@@ -21,7 +21,8 @@ from attrs import define, field, frozen
 from pykata_cli.complaint import first_cause, one_line
 from pykata_cli.parser import parse
 from pykata_cli.progress import CLEAR, ChangingLine, Lines
-from pykata_cli.run import environment, sandbox_options
+from pykata_cli.run import sandbox_options
+from pykata_cli.streams import environment
 
 import pykata
 
@@ -340,7 +341,7 @@ def test_a_guest_that_says_nothing_after_the_kill(scripted: Script, monkeypatch:
         async def kill(self) -> None:
             pass
 
-    monkeypatch.setattr("pykata_cli.run.DRAIN", 0.01)
+    monkeypatch.setattr("pykata_cli.streams.DRAIN", 0.01)
     ScriptedSandbox.process_ = Silent(output=(b"partial",), exit=None)
     assert run("--timeout", "0.01", "image") == 124
     assert ScriptedSandbox.left

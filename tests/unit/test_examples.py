@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,17 @@ async def test_the_guide_to_testing(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"pykata": pykata}
     exec(block((ROOT / "docs" / "guides" / "testing.md").read_text(), "python"), namespace)  # noqa: S102
     await namespace["test_greeting"](tmp_path)
+
+
+@pytest.mark.vm
+async def test_the_guide_to_detached_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
+    code = block((ROOT / "docs" / "guides" / "detached.md").read_text(), "python")
+    namespace: dict[str, Any] = {"pykata": pykata}
+    exec("async def main():\n" + textwrap.indent(code, "    "), namespace)  # noqa: S102
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pykata.EmulationWarning)
+        await namespace["main"]()
+    assert capsys.readouterr().out == "143\n"
 
 
 def test_the_readme_is_honest_about_make() -> None:

@@ -1,4 +1,7 @@
-"""The far end of the agent's connection: as much of a gRPC server as an agent in memory needs."""
+"""The far end of the agent's connection: as much of a gRPC server as who stands in for an agent needs.
+
+That is an agent in memory, and the keeper of a detached sandbox, which passes on what its clients ask of the real one.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ class Call(Stream):
 
     def __init__(self, channel: Channel, stream_id: int) -> None:
         super().__init__(channel, stream_id)
-        self.was_reset = asyncio.Event()
+        self.left = asyncio.Event()
         """The host has left the call before its end."""
 
     def ended(self, reset: int | None) -> None:
         super().ended(reset)
         if reset is not None:
-            self.was_reset.set()
+            self.left.set()
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -41,13 +44,13 @@ class ServerChannel(Channel):
         super().__init__(client_side=False)
         self._calls: asyncio.Queue[tuple[Call, str]] = asyncio.Queue()
 
-    async def serve(self, methods: Mapping[str, Handler]) -> None:
-        """Answer calls by their names, each in a task of its own, until the connection ends."""
+    async def serve(self, find: Callable[[str], Handler | None]) -> None:
+        """Answer calls, each in a task of its own, until the connection ends; ``find`` knows who answers, by name."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._until_closed, group.cancel_scope)
             while True:
                 call, name = await self._calls.get()
-                group.start_soon(self._answer, call, methods.get(name), name)
+                group.start_soon(self._answer, call, find(name), name)
 
     def _accept(self, stream_id: int, headers: Headers) -> None:
         path = dict(headers).get(b":path", b"").decode("ascii", "replace")
@@ -92,6 +95,6 @@ async def serve(sock: socket.socket, methods: Mapping[str, Handler]) -> None:
     """Take calls over ``sock`` until the other end closes it."""
     channel = await ServerChannel.over(sock)
     try:
-        await channel.serve(methods)
+        await channel.serve(methods.get)
     finally:
         await finish(channel.aclose())

@@ -1,0 +1,14 @@
+"""``pykata gc``."""
+
+from __future__ import annotations
+
+import argparse
+
+import pykata
+
+
+async def command(arguments: argparse.Namespace) -> int:
+    """Clean up, and say what was removed."""
+    for path in await pykata.collect_garbage():
+        print(f"removed {path}")
+    return 0

@@ -1,0 +1,56 @@
+"""``pykata ps``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Sequence
+
+import attrs
+
+import pykata
+
+HEADER = ("NAME", "STATUS", "AGE", "IMAGE", "COMMAND")
+COMMAND = 40        # characters of a command that are shown
+
+
+async def command(arguments: argparse.Namespace) -> int:
+    """List what there is."""
+    found = [one for one in pykata.list_detached() if arguments.all or one.phase != "ended"]
+    if arguments.format == "json":
+        print(json.dumps([attrs.asdict(one) for one in found], indent=2))
+    else:
+        print_table([HEADER, *(row(one) for one in found)])
+    return 0
+
+
+def row(one: pykata.Detached) -> tuple[str, ...]:
+    """A sandbox in the table."""
+    words = shlex.join(one.args)
+    return (one.name, status(one), age(time.time() - one.created), one.image or "-",
+            words if len(words) <= COMMAND else words[: COMMAND - 1] + "…")
+
+
+def status(one: pykata.Detached) -> str:
+    """How it does, in a few words."""
+    if one.phase == "ended":
+        return f"ended ({one.exit_code})" if one.exit_code is not None else f"ended ({one.reason or 'stopped'})"
+    return "lost (keeper killed)" if one.phase == "lost" else one.phase
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they must be; what a terminal would take for a command is escaped."""
+    lines = [[c if c.isprintable() else c.encode("unicode_escape").decode() for c in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,28 @@
+"""Locks on a byte of an open file (fcntl(2), "Open file description locks").
+
+Such a lock belongs to the open file description: a process that inherits the descriptor has it too, and the kernel
+frees it with the last copy, however its holders end. Unlike with flock(2), one can ask who is locked without locking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+_FLOCK = struct.Struct("hhqqi4x")       # l_type, l_whence, l_start, l_len, l_pid
+
+
+def lock_byte(descriptor: int, byte: int = 0) -> bool:
+    """Lock a byte of the file, or say that someone else has."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    except (BlockingIOError, PermissionError):      # EAGAIN or EACCES: fcntl(2)
+        return False
+    return True
+
+
+def byte_is_locked(descriptor: int, byte: int = 0) -> bool:
+    """Has someone else locked the byte? Nobody notices the question."""
+    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

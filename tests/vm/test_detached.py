@@ -1,0 +1,213 @@
+"""Detached sandboxes for real: keeper, QEMU, and the command line over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pykata import Sandbox, VMDiedError, collect_garbage, find_detached, list_detached
+
+PYKATA = [sys.executable, "-m", "pykata_cli"]
+BUSYBOX = "builtin:busybox"
+
+
+def pykata(*argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*PYKATA, *argv], input=stdin, capture_output=True, check=False)
+
+
+@contextmanager
+def detached(*cmd: str, name: str = "worker", options: tuple[str, ...] = ()) -> Iterator[str]:
+    """A sandbox that the command line has started, and that is gone when the block is left."""
+    tail = ["--", *cmd] if cmd else []
+    started = pykata("run", "--isolation", "emulated", "--detach", "--name", name, *options, BUSYBOX, *tail)
+    try:
+        assert (started.returncode, started.stdout) == (0, f"{name}\n".encode()), started.stderr
+        yield name
+    finally:
+        pykata("stop", "-t", "0", name)
+        pykata("rm", name)
+
+
+def dead(pid: int, patience: float = 20) -> bool:
+    """Wait for the end of a process that isn't our child."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], patience)[0])
+    finally:
+        os.close(pidfd)
+
+
+def test_a_life_on_the_command_line() -> None:
+    script = "trap 'echo bye; exit 5' TERM; echo hello; echo oops >&2; while :; do sleep 0.1; done"
+    with detached("sh", "-c", script, options=("-e", "A=b")) as name:
+        assert pykata("exec", "-w", "/tmp", name, "--", "sh", "-c", "echo $A; pwd; exit 7").stdout == b"b\n/tmp\n"
+        assert pykata("exec", name, "--", "sh", "-c", "exit 7").returncode == 7
+        assert pykata("exec", "-u", "nobody", name, "id", "-u").stdout == b"65534\n"
+        assert pykata("exec", name, "cat", stdin=b"x" * 200_000).stdout == b"x" * 200_000
+        assert b"sleep" in pykata("exec", name, "ps").stdout
+        listed = pykata("ps").stdout.decode().splitlines()
+        assert listed[0].split() == ["NAME", "STATUS", "AGE", "IMAGE", "COMMAND"]
+        assert listed[1].startswith("worker  running  ")
+        assert pykata("stop", name).stdout == b"worker\n"
+        assert pykata("ps").stdout.count(b"\n") == 1
+        (ended,) = json.loads(pykata("ps", "--all", "--format", "json").stdout)
+        assert (ended["name"], ended["phase"], ended["exit_code"]) == ("worker", "ended", 5)
+        logs = pykata("logs", name)
+        # The signal is for the process group, and a shell says what became of its child.
+        assert (logs.stdout, logs.stderr) == (b"hello\nbye\n", b"oops\nTerminated\n")
+        refused = pykata("exec", name, "true")
+        assert refused.returncode == 125
+        assert b"has ended" in refused.stderr
+    assert pykata("ps", "--all", "--format", "json").stdout == b"[]\n"
+
+
+def test_without_a_command_it_waits_for_exec() -> None:
+    with detached() as name:
+        assert pykata("exec", name, "sh", "-c", "echo kept > /file").returncode == 0
+        assert pykata("exec", name, "cat", "/file").stdout == b"kept\n"
+        keeper = find_detached(name).keeper
+        assert keeper is not None
+        assert pykata("kill", name).returncode == 0
+        assert dead(keeper)
+        assert list_detached() == []
+
+
+def test_following_the_logs_until_the_end() -> None:
+    with (
+        detached("sh", "-c", "echo ready; sleep 1000") as name,
+        subprocess.Popen([*PYKATA, "logs", "-f", name], stdout=subprocess.PIPE) as follower,
+    ):
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"ready\n"
+        assert pykata("kill", "-s", "TERM", name).returncode == 0
+        assert follower.wait() == 0
+
+
+def test_errors_are_one_line() -> None:
+    for argv in (("exec", "nobody", "true"), ("stop", "nobody"), ("kill", "-s", "NONSENSE", "x"), ("logs", "a/b"),
+                 ("rm", "nobody"), ("run", "--name", "x", BUSYBOX), ("exec", "nobody"),
+                 ("run", "--detach", "--timeout", "3", BUSYBOX)):  # fmt: skip
+        done = pykata(*argv)
+        assert done.returncode == 125
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith("pykata: ")
+        assert "bug" not in line
+
+
+async def test_a_killed_keeper_takes_its_machine_with_it() -> None:
+    handle = await Sandbox(isolation="emulated").detach("worker", BUSYBOX)
+    assert handle.keeper is not None
+    assert handle.vmm is not None
+    async with Sandbox.connect("worker") as sb, sb.main.process(["sleep", "1000"]) as process:
+        os.kill(handle.keeper, signal.SIGKILL)
+        with pytest.raises(VMDiedError, match="keeper"):
+            await process.wait()
+    assert await anyio.to_thread.run_sync(dead, handle.vmm)
+    assert b"lost (keeper killed)" in (await anyio.to_thread.run_sync(pykata, "ps")).stdout
+    said = (await anyio.to_thread.run_sync(pykata, "gc")).stdout.decode().splitlines()
+    assert len(said) == 2, "its own directory, and the machine's"
+    assert all(line.startswith("removed /") for line in said)
+    again = await Sandbox(isolation="emulated").detach("worker", BUSYBOX)
+    await again.stop()
+
+
+async def test_a_client_that_is_killed_takes_its_process_with_it() -> None:
+    handle = await Sandbox(isolation="emulated").detach("worker", BUSYBOX)
+    try:
+        async with Sandbox.connect("worker") as sb:
+            argv = [*PYKATA, "exec", "worker", "--", "sh", "-c", "echo ready; sleep 12345"]
+            async with await anyio.open_process(argv) as client:
+                assert client.stdout is not None
+                assert await client.stdout.receive() == b"ready\n"
+                client.kill()
+            # The test's time limit is the patience: the keeper has to notice, and the guest to kill.
+            while "12345" in (await sb.main.run(["ps"])).stdout:
+                pass
+    finally:
+        await handle.stop(grace=0)
+        await collect_garbage()     # the run directory of the one that was killed
+
+
+async def test_a_machine_that_is_killed() -> None:
+    handle = await Sandbox(isolation="emulated").detach("worker", BUSYBOX, ["sleep", "1000"])
+    assert handle.vmm is not None
+    async with Sandbox.connect("worker") as sb:
+        os.kill(handle.vmm, signal.SIGKILL)
+        with pytest.raises(VMDiedError, match="SIGKILL"):
+            await sb.run(BUSYBOX, ["true"])
+    ended = await handle.wait()
+    assert (ended.phase, ended.reason) == ("ended", "vm_died")
+    assert "SIGKILL" in ended.why
+    await ended.remove()
+
+
+def test_ctrl_c_at_the_start_leaves_nothing() -> None:
+    argv = [*PYKATA, "run", "-v", "--detach", "--name", "worker", BUSYBOX]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"start: " not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait() == 128 + signal.SIGINT
+    assert list_detached() == []
+
+
+def test_two_processes_race_for_a_name() -> None:
+    argv = [*PYKATA, "run", "--isolation", "emulated", "--detach", "--name", "worker", BUSYBOX]
+    racers = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        said = [racer.communicate() for racer in racers]
+        assert sorted(racer.returncode for racer in racers) == [0, 125]
+        assert any(b"there is a sandbox 'worker' already" in error for _, error in said)
+    finally:
+        pykata("stop", "-t", "0", "worker")
+
+
+def test_the_program_that_started_it_may_be_killed() -> None:
+    script = (
+        "import anyio, os, pykata, signal\n"
+        "async def main():\n"
+        f"    await pykata.Sandbox(isolation='emulated').detach('worker', {BUSYBOX!r}, ['sleep', '1000'])\n"
+        "    async with pykata.Sandbox(isolation='emulated') as own:\n"
+        f"        await own.run({BUSYBOX!r}, ['true'])\n"
+        "        print(own._running.vm.pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "anyio.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False)
+    try:
+        assert done.returncode == -signal.SIGKILL
+        assert dead(int(done.stdout), 5), "its own machine ends with it"
+        assert pykata("exec", "worker", "echo", "alive").stdout == b"alive\n"
+    finally:
+        pykata("stop", "-t", "0", "worker")
+        pykata("rm", "worker")
+        pykata("gc")
+
+
+def test_the_log_is_bounded() -> None:
+    with detached("sh", "-c", "head -c 20000000 /dev/zero | tr '\\0' x; echo; echo the end; sleep 1000") as name:
+        with subprocess.Popen([*PYKATA, "logs", "-f", name], stdout=subprocess.PIPE) as follower:
+            assert follower.stdout is not None
+            while not follower.stdout.readline().endswith(b"the end\n"):
+                pass
+            follower.terminate()
+        folder = Path(os.environ["PYKATA_STATE"], "sandboxes", name)
+        assert sum(file.stat().st_size for file in folder.glob("log*")) <= 16 * 1024 * 1024
+        kept = pykata("logs", name).stdout
+        assert len(kept) > 7 * 1024 * 1024
+        assert kept.endswith(b"x\nthe end\n")
