@@ -12,8 +12,9 @@ from pykata.agent import v1
 from pykata.command import Command
 from pykata.rootfs import Prepared
 from pykata.running import Running
-from pykata.runtime_spec import container_json
 from pykata.spec import Attachment, Mount
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
@@ -48,14 +49,19 @@ def mount_message(mount: Mount, serials: Mapping[str, str]) -> v1.Mount:
 def container_request(running: Running, container: str, rootfs: Prepared) -> v1.CreateContainerRequest:
     """A container on a plugged root filesystem."""
     options = running.options
+    config = rootfs.image.config
+    env = {"PATH": DEFAULT_PATH, **config.env, **options.env}
     return v1.CreateContainerRequest(
         id=container,
         rootfs=v1.Rootfs(
             lowers=[mount_message(mount, rootfs.serials) for mount in rootfs.attachment.mounts],
             writable_bytes=options.disk,
         ),
-        oci_spec=container_json(
-            rootfs.image.config, hostname=options.hostname, env=options.env, memory_limit=running.memory_limit
+        usual=v1.Usual(
+            hostname=options.hostname,
+            env=[f"{name}={value}" for name, value in env.items()],
+            cwd=config.workdir,
+            memory_limit=running.memory_limit,
         ),
     )
 

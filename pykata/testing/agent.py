@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
@@ -201,14 +200,11 @@ class FakeAgent:
 
 
 def new_process(container: FakeContainer, request: v1.Process) -> FakeProcess:
-    """A process with what its container's OCI spec and the request say together."""
-    try:
-        spec = json.loads(container.request.oci_spec or b"{}").get("process", {})
-    except ValueError as exc:
-        raise refused("INVALID_ARGUMENT", f"oci_spec: {exc}") from None
-    env = dict(pair.partition("=")[::2] for pair in [*spec.get("env", ()), *request.env])
+    """A process with what its container and the request say together."""
+    usual = container.request.usual or v1.Usual()
+    env = dict(pair.partition("=")[::2] for pair in [*usual.env, *request.env])
     return FakeProcess(
-        args=tuple(request.args), env=env, cwd=request.cwd or spec.get("cwd", "/"), user=request.user,
+        args=tuple(request.args), env=env, cwd=request.cwd or usual.cwd or "/", user=request.user,
         pid=next(container.pids),
     )  # fmt: skip
 

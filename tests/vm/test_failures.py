@@ -40,8 +40,10 @@ from pykata import (
     VMDiedError,
     VMError,
 )
+from pykata.agent import v1
 from pykata.agent.client import AgentClient
 from pykata.host import run_root
+from pykata.requests import container_request
 from tests.conftest import ROOT
 from tests.images_fixtures import Layout, file, layout_of, tar_of
 
@@ -371,7 +373,12 @@ async def test_killed_with_many_commands_under_way(bundle: Bundle) -> None:
 
 async def test_a_panic_in_the_middle_of_a_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     # A container can't reach what makes the kernel panic. One that is made with a writable /proc/sys can.
-    monkeypatch.setattr("pykata.runtime_spec.READONLY", ())
+    def reckless(*args: Any) -> v1.CreateContainerRequest:
+        request = container_request(*args)
+        request.oci_spec = b'{"linux": {"readonlyPaths": []}}'
+        return request
+
+    monkeypatch.setattr("pykata.requests.container_request", reckless)
     async with Sandbox(isolation="emulated", disk="8M") as sandbox:
         script = "echo so far; echo 2 > /proc/sys/vm/panic_on_oom; exec tail /dev/zero"
         with anyio.fail_after(GUARD):

@@ -165,12 +165,20 @@ fn mount_all() -> Result<(), Failed> {
     mount_at("tmpfs", "shm", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777"])
 }
 
-/// 0, 1 and 2 have to be taken, so that no other descriptor gets these numbers.
+/// 0, 1 and 2 have to be taken, so that no other descriptor gets these numbers. The console, which is there at first,
+/// stays open elsewhere: its last close would wait for the serial line, and under emulation takes 7 ms.
 fn take_null_stdio() -> Result<(), Failed> {
+    if let Ok(console) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
+        std::mem::forget(console);
+    }
+    replace_stdio()
+}
+
+fn replace_stdio() -> Result<(), Failed> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).step("open", "/dev/null")?;
     if null.as_raw_fd() <= 2 {
         std::mem::forget(null);
-        return take_null_stdio();
+        return replace_stdio();
     }
     rustix::stdio::dup2_stdin(&null).step("dup2", "stdin")?;
     rustix::stdio::dup2_stdout(&null).step("dup2", "stdout")?;

@@ -37,19 +37,22 @@ pub async fn find(serial: &str) -> Result<PathBuf, DiskError> {
     found.ok_or_else(|| DiskError::Missing { serial: shown(serial), seconds: PATIENCE.as_secs() })
 }
 
+/// Goes through the names that most guests have, in order: each look at a serial is a request to the device, and the
+/// first disks are those in use.
 fn look(block: &Path, serial: &str) -> Option<PathBuf> {
-    for entry in fs::read_dir(block).ok()?.flatten() {
-        let name = entry.file_name();
-        if !name.as_encoded_bytes().starts_with(b"vd") {
-            continue;
-        }
-        // Not trimmed but for the newline: the kernel adds one, the serial is the host's.
-        let found = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        if found.strip_suffix('\n').unwrap_or(&found) == serial {
-            return Some(Path::new("/dev").join(name));
-        }
-    }
-    None
+    let usual = ('a'..='z').map(|letter| format!("vd{letter}")).take_while(|name| block.join(name).exists());
+    let found = usual.into_iter().find(|name| has_serial(block, name, serial));
+    let name = found.or_else(|| {
+        let all = fs::read_dir(block).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        all.into_iter().find(|name| name.starts_with("vd") && has_serial(block, name, serial))
+    })?;
+    Some(Path::new("/dev").join(name))
+}
+
+/// Not trimmed but for the newline: the kernel adds one, the serial is the host's.
+fn has_serial(block: &Path, name: &str, serial: &str) -> bool {
+    let found = fs::read_to_string(block.join(name).join("serial")).unwrap_or_default();
+    found.strip_suffix('\n').unwrap_or(&found) == serial
 }
 
 #[cfg(test)]

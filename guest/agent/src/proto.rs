@@ -131,6 +131,25 @@ pub struct CreateContainerRequest {
     /// no filter at all, in place of the default profile
     #[prost(bool, tag = "4")]
     pub seccomp_unconfined: bool,
+    /// for an empty oci_spec
+    #[prost(message, optional, tag = "5")]
+    pub usual: ::core::option::Option<Usual>,
+}
+/// What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
+/// agent longer to read than all the rest of the request.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Usual {
+    #[prost(string, tag = "1")]
+    pub hostname: ::prost::alloc::string::String,
+    /// "NAME=value", for all its processes
+    #[prost(string, repeated, tag = "2")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// absolute path; empty: "/"
+    #[prost(string, tag = "3")]
+    pub cwd: ::prost::alloc::string::String,
+    /// bytes; 0: the guest's own limit alone
+    #[prost(uint64, tag = "4")]
+    pub memory_limit: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {}

@@ -129,6 +129,24 @@ pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     }
 }
 
+/// Switches a network interface on (netdevice(7), SIOCSIFFLAGS).
+pub fn interface_up(name: &std::ffi::CStr) -> Result<(), Errno> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: a plain record; zero is a value of each of its fields.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the kernel reads the record, whose name ends in NUL, during the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(errno::last()),
+    }
+}
+
 /// How many bytes wait in a pipe.
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
     let mut count: libc::c_int = 0;

@@ -27,6 +27,7 @@ __all__ = (
     "Started",
     "StatsRequest",
     "StatsResponse",
+    "Usual",
 )
 
 from dataclasses import dataclass
@@ -108,6 +109,11 @@ class CreateContainerRequest(betterproto2.Message):
     seccomp_unconfined: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
     """
     no filter at all, in place of the default profile
+    """
+
+    usual: "Usual | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    for an empty oci_spec
     """
 
 
@@ -537,3 +543,31 @@ class StatsResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "StatsResponse", StatsResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Usual(betterproto2.Message):
+    """
+    What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
+    agent longer to read than all the rest of the request.
+    """
+
+    hostname: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    env: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    "NAME=value", for all its processes
+    """
+
+    cwd: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    absolute path; empty: "/"
+    """
+
+    memory_limit: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    bytes; 0: the guest's own limit alone
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "Usual", Usual)

@@ -8,24 +8,10 @@ use crate::validate::{self, Invalid, shown};
 
 use super::device_filter::DeviceFilter;
 use super::filesystems::{self, GuestMount};
+use super::usual;
 
 /// Where Setup mounts volumes, and the only place a bind mount may come from.
 pub const VOLUMES: &str = "/run/pykata/volumes";
-
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 pub struct Config {
     pub id: String,
@@ -39,7 +25,8 @@ pub struct Config {
     pub readonly_paths: Vec<String>,
     pub sysctl: Vec<(String, String)>,
     pub resources: oci::Resources,
-    pub device_filter: DeviceFilter,
+    /// None: the container's devices are those that are mounted for it, and it can mount no file system of its own.
+    pub device_filter: Option<DeviceFilter>,
     pub seccomp: Option<Filter>,
     pub process: Defaults,
 }
@@ -100,10 +87,14 @@ pub enum SeccompChoice {
 }
 
 impl Config {
-    pub fn new(request: proto::CreateContainerRequest) -> Result<Self, Invalid> {
+    pub fn new(mut request: proto::CreateContainerRequest) -> Result<Self, Invalid> {
         validate::id("id", &request.id)?;
-        let spec = oci::Spec::parse(&request.oci_spec)
-            .map_err(|err| Invalid::new("oci_spec", format!("no OCI runtime specification: {err}")))?;
+        let usual = request.oci_spec.is_empty();
+        let spec = match usual {
+            true => usual::spec(request.usual.take().unwrap_or_default())?,
+            false => oci::Spec::parse(&request.oci_spec)
+                .map_err(|err| Invalid::new("oci_spec", format!("no OCI runtime specification: {err}")))?,
+        };
         if let Some((name, _)) = spec.hooks.iter().find(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty())) {
             return Err(Invalid::new("oci_spec.hooks", format!("{} can't run in the guest", shown(name))));
         }
@@ -112,8 +103,8 @@ impl Config {
         }
         let linux = spec.linux;
         validate::list("oci_spec.linux.devices", &linux.devices, 256)?;
-        let masked = or_default(linux.masked_paths, &MASKED);
-        let readonly = or_default(linux.readonly_paths, &READONLY);
+        let masked = or_default(linux.masked_paths, &usual::MASKED);
+        let readonly = or_default(linux.readonly_paths, &usual::READONLY);
         for path in masked.iter().chain(&readonly) {
             validate::path("oci_spec.linux.maskedPaths", path)?;
         }
@@ -123,18 +114,21 @@ impl Config {
             (false, None) => SeccompChoice::Default,
         };
         let process = Defaults::new(spec.process)?;
+        // The usual container can neither open a device node that it makes (its file systems have none) nor mount a
+        // file system that has; to load a program into the kernel would double the time of its start.
+        let filter = if usual { None } else { Some(DeviceFilter::new(&linux.resources.devices)?) };
         Ok(Self {
             id: request.id,
             rootfs: rootfs(request.rootfs, spec.root.unwrap_or_default().readonly, linux.rootfs_propagation)?,
             hostname: spec.hostname.filter(|name| !name.is_empty()),
             domainname: spec.domainname.filter(|name| !name.is_empty()),
             namespaces: namespaces(linux.namespaces, IdMaps { uids: linux.uid_mappings, gids: linux.gid_mappings })?,
-            mounts: spec.mounts.unwrap_or_else(default_mounts).into_iter().map(mount).collect::<Result<_, _>>()?,
+            mounts: spec.mounts.unwrap_or_else(usual::mounts).into_iter().map(mount).collect::<Result<_, _>>()?,
             devices: linux.devices,
             masked_paths: masked,
             readonly_paths: readonly,
             sysctl: linux.sysctl.into_iter().map(sysctl).collect::<Result<_, _>>()?,
-            device_filter: DeviceFilter::new(&linux.resources.devices)?,
+            device_filter: filter,
             resources: linux.resources,
             seccomp: seccomp::filter(choice, process.caps.bounding)?,
             process,
@@ -253,24 +247,6 @@ fn sysctl((key, value): (String, String)) -> Result<(String, String), Invalid> {
     Ok((path, value))
 }
 
-fn default_mounts() -> Vec<oci::Mount> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| oci::Mount {
-        destination: destination.to_owned(),
-        kind: kind.to_owned(),
-        source: kind.to_owned(),
-        options: options.iter().map(|&o| o.to_owned()).collect(),
-    };
-    vec![
-        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +263,7 @@ mod tests {
             rootfs: Some(rootfs),
             oci_spec: spec.as_bytes().to_vec().into(),
             seccomp_unconfined: false,
+            usual: None,
         }
     }
 
@@ -304,7 +281,7 @@ mod tests {
                 && config.namespaces.user.is_none()
         );
         assert_eq!(config.mounts.len(), 7);
-        assert_eq!(config.masked_paths.len(), MASKED.len());
+        assert_eq!(config.masked_paths.len(), usual::MASKED.len());
         assert!(config.seccomp.is_some());
         assert_eq!(config.rootfs.lowers[0].options.set & crate::mounts::RDONLY, crate::mounts::RDONLY);
     }

@@ -99,8 +99,14 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
     if config.namespaces.net {
         setup::net::loopback_up()?;
     }
-    rootfs::mount(&config.rootfs, &opened.lowers, config.namespaces.user.is_some())?;
-    let files = rootfs::write_files(&config.rootfs, plan.names, config.hostname.as_deref())?;
+    let own = plan.names.files(config.hostname.as_deref());
+    let wanted = own.into_iter().filter(|(path, _)| !config.mounts.iter().any(|mount| mount.destination == *path));
+    let files = rootfs::Files {
+        list: wanted.collect(),
+        // What is mounted over /etc would hide them.
+        directly: !config.mounts.iter().any(|mount| mount.destination.trim_end_matches('/') == "/etc"),
+    };
+    let files = rootfs::mount(&config.rootfs, &opened.lowers, config.namespaces.user.is_some(), files)?;
     // Before the guest's own are out of sight: in a user namespace nobody gets a /proc who didn't have one before.
     let kernel = |(mount, source): (&ContainerMount, Option<OwnedFd>)| match (&mount.what, source) {
         (MountKind::Kernel(kind), _) => kernel(kind, &mount.options, &config.namespaces),
@@ -117,9 +123,7 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
     }
     dev::populate(root.as_fd(), opened.devices, &config.mounts)?;
     for (path, file) in files {
-        if !config.mounts.iter().any(|mount| mount.destination == path) {
-            rootfs::attach_file(root.as_fd(), path, file)?;
-        }
+        rootfs::attach_file(root.as_fd(), path, file)?;
     }
     paths::mask(root.as_fd(), &config.masked_paths)?;
     paths::make_readonly(root.as_fd(), &config.readonly_paths)?;

@@ -3,6 +3,7 @@
 pub mod config;
 mod dev;
 mod device_filter;
+mod etc;
 pub mod filesystems;
 mod idle;
 mod init;
@@ -11,6 +12,7 @@ mod paths;
 mod resources;
 mod rootfs;
 pub mod userns;
+mod usual;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -122,7 +124,8 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
         // Only now: init itself had to open the disks.
         Ok(Report::Ok) => config
             .device_filter
-            .attach(cgroup.as_fd())
+            .as_ref()
+            .map_or(Ok(()), |filter| filter.attach(cgroup.as_fd()))
             .and_then(|()| Ok((pidfd?, memory_events?)))
             .map_err(Status::from),
         Ok(report) => Err(report.status()),

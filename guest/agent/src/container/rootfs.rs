@@ -6,20 +6,30 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::config::Rootfs;
+use super::etc;
 use super::filesystems::Found;
 use super::inside::{self, Kind};
 use crate::errno::{Failed, Step};
 use crate::mounts::{self, NODEV, Options, RDONLY};
-use crate::setup::names::Names;
 
 /// Mount points that each init uses in its own mount namespace.
 pub const LOWERS: &str = "/run/pykata/lower";
-const UPPER: &str = "/run/pykata/upper";
+pub const UPPER: &str = "/run/pykata/upper";
 const ROOT: &str = "/run/pykata/rootfs";
+/// The path of one of the container's own files, and its text.
+pub type TextFile = (&'static str, String);
+
+/// The container's own files.
+pub struct Files {
+    pub list: Vec<TextFile>,
+    /// They may be made in the upper layer; else they are mounts.
+    pub directly: bool,
+}
+
 /// The directories the agent makes at boot.
 pub const DIRS: [&str; 4] = ["/run/pykata", LOWERS, UPPER, ROOT];
 
-fn lower_dir(index: usize) -> String {
+pub fn lower_dir(index: usize) -> String {
     format!("{LOWERS}/{index}")
 }
 
@@ -45,11 +55,18 @@ pub fn open_lowers(lowers: &[Found], user_namespace: Option<BorrowedFd<'_>>) -> 
     lowers.iter().map(open).collect()
 }
 
-/// Mounts the root at its place in the guest's tree.
-pub fn mount(rootfs: &Rootfs, lowers: &[OwnedFd], in_user_namespace: bool) -> Result<(), Failed> {
+/// Mounts the root at its place in the guest's tree. Gives detached mounts of those of `files` that still have to be put
+/// into it.
+pub fn mount(
+    rootfs: &Rootfs,
+    lowers: &[OwnedFd],
+    in_user_namespace: bool,
+    files: Files,
+) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
     if let ([only], 0) = (lowers, rootfs.writable_bytes) {
         mounts::set_attributes(only.as_fd(), false, NODEV | RDONLY, 0, 0)?;
-        return mounts::attach_at(only.as_fd(), ROOT);
+        mounts::attach_at(only.as_fd(), ROOT)?;
+        return shared_files(files.list);
     }
     let mut options = Options { set: NODEV, ..Options::default() };
     for (index, lower) in lowers.iter().enumerate() {
@@ -57,17 +74,23 @@ pub fn mount(rootfs: &Rootfs, lowers: &[OwnedFd], in_user_namespace: bool) -> Re
         mounts::attach_at(lower.as_fd(), &dir)?;
         options.data.push(("lowerdir+".to_owned(), Some(dir)));
     }
+    let mut left = Vec::new();
     if rootfs.writable_bytes > 0 {
         make_upper(rootfs)?;
+        if !files.directly || !etc::write(lowers.len(), &files.list)? {
+            left = write_all(&format!("{UPPER}/files"), files.list, false)?;
+        }
         options.data.push(("upperdir".to_owned(), Some(format!("{UPPER}/upper"))));
         options.data.push(("workdir".to_owned(), Some(format!("{UPPER}/work"))));
     } else {
         options.set |= RDONLY;
+        left = shared_files(files.list)?;
     }
     if in_user_namespace {
         options.data.push(("userxattr".to_owned(), None));
     }
-    mounts::attach_at(mounts::filesystem("overlay", "overlay", &options)?.as_fd(), ROOT)
+    mounts::attach_at(mounts::filesystem("overlay", "overlay", &options)?.as_fd(), ROOT)?;
+    Ok(left)
 }
 
 fn make_upper(rootfs: &Rootfs) -> Result<(), Failed> {
@@ -92,41 +115,31 @@ fn make_upper(rootfs: &Rootfs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Detached mounts of /etc/hosts, /etc/hostname and /etc/resolv.conf: files of the container's own where it may write,
-/// else the guest's, read-only.
-pub fn write_files(
-    rootfs: &Rootfs,
-    names: &Names,
-    hostname: Option<&str>,
-) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
-    let dir = if rootfs.writable_bytes > 0 { format!("{UPPER}/files") } else { return shared_files(names, hostname) };
-    write_all(&dir, names, hostname, false)
-}
-
-fn shared_files(names: &Names, hostname: Option<&str>) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
+/// Of a container that may not write: read-only files beside its root.
+fn shared_files(files: Vec<TextFile>) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
     // In this mount namespace alone, over the mount point of the upper layer that isn't needed.
     mounts::mount_at("tmpfs", "files", UPPER, &["mode=755", "size=256k"])?;
-    write_all(UPPER, names, hostname, true)
+    write_all(UPPER, files, true)
 }
 
-fn write_all(
-    dir: &str,
-    names: &Names,
-    hostname: Option<&str>,
-    readonly: bool,
-) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
-    let mut out = Vec::with_capacity(3);
-    for (target, text) in names.files(hostname) {
+/// Writes files and gives detached mounts of them.
+fn write_all(dir: &str, files: Vec<TextFile>, readonly: bool) -> Result<Vec<(&'static str, OwnedFd)>, Failed> {
+    let mut out = Vec::with_capacity(files.len());
+    for (target, text) in files {
         let path = format!("{dir}/{}", target.trim_start_matches("/etc/"));
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o644)).step("write", target)?;
-        rustix::io::write(&file, text.as_bytes()).step("write", target)?;
+        write_text(&path, &text)?;
         let mount = mounts::bind_path(&path, false)?;
         let set = NODEV | mounts::NOSUID | mounts::NOEXEC | if readonly { RDONLY } else { 0 };
         mounts::set_attributes(mount.as_fd(), false, set, 0, 0)?;
         out.push((target, mount));
     }
     Ok(out)
+}
+
+pub fn write_text(path: &str, text: &str) -> Result<(), Failed> {
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).step("write", path)?;
+    rustix::io::write(&file, text.as_bytes()).step("write", path).map(drop)
 }
 
 /// Puts one of these files in its place. A read-only image without a place for it goes without.

@@ -39,7 +39,7 @@ pub fn compile(policy: &Policy) -> Filter {
     let mut program =
         vec![op(LOAD, ARCH_FIELD), branch(IF_EQ, ARCH, 1, 0), ret(Action::KILL_PROCESS), op(LOAD, NUMBER)];
     program.extend(search(&ranges));
-    Filter(program)
+    Filter(program.into())
 }
 
 /// First numbers of ranges and their rules, covering all numbers.

@@ -11,11 +11,14 @@ mod table;
 mod compile;
 mod default;
 mod spec;
+mod usual;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::container::config::SeccompChoice;
 use crate::errno::{self, Failed};
+use crate::process::caps::CapSets;
 use crate::validate::Invalid;
 
 /// What happens to a system call: the filter's return value.
@@ -85,7 +88,7 @@ pub struct Policy {
 
 /// A program ready to be installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter(Vec<Instruction>);
+pub struct Filter(Cow<'static, [Instruction]>);
 
 /// `struct sock_filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,9 @@ fn last_number() -> u32 {
 pub fn filter(choice: SeccompChoice, caps: u64) -> Result<Option<Filter>, Invalid> {
     match choice {
         SeccompChoice::Unconfined => Ok(None),
+        SeccompChoice::Default if caps == CapSets::DEFAULT.bounding && !usual::FILTER.is_empty() => {
+            Ok(Some(Filter(Cow::Borrowed(usual::FILTER))))
+        }
         SeccompChoice::Default => Ok(Some(compile::compile(&default::policy(caps)))),
         SeccompChoice::Spec(spec) => {
             let filter = compile::compile(&spec::policy(&spec)?);
@@ -211,6 +217,23 @@ mod tests {
             0
         });
         assert_eq!(code, 128 + libc::SIGSYS);
+    }
+
+    /// `PYKATA_WRITE=1 cargo test usual_filter` writes it.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_usual_filter_is_that_of_the_default_policy() {
+        let filter = compile::compile(&default::policy(CapSets::DEFAULT.bounding));
+        if std::env::var_os("PYKATA_WRITE").is_some() {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp/usual.rs");
+            let text = std::fs::read_to_string(path).expect("read");
+            let head = text.rsplit_once("&[\n").expect("a list").0;
+            let line = |i: &Instruction| format!("    i(0x{:x}, {}, {}, 0x{:x}),\n", i.code, i.jt, i.jf, i.k);
+            let list: String = filter.0.iter().map(line).collect();
+            std::fs::write(path, format!("{head}&[\n{list}];\n")).expect("write");
+            return;
+        }
+        assert_eq!(*filter.0, *usual::FILTER);
     }
 
     #[test]

@@ -164,7 +164,7 @@ async fn frozen_and_nested_cgroups_are_no_hiding_place() {
         r#"{{"process":{{"capabilities":{{"bounding":{ROOT_ALL},"permitted":{ROOT_ALL},"effective":{ROOT_ALL}}}}}}}"#
     );
     client.create_container(create("c", &spec)).await.expect("created");
-    let script = "mkdir /tmp/cg; mount -t cgroup2 none /tmp/cg; mkdir -p /tmp/cg/x/y; sleep 1000 & echo $! > /tmp/cg/x/y/cgroup.procs; \
+    let script = "mkdir /tmp/cg; mount -t cgroup2 none /tmp/cg; mkdir -p /tmp/cg/x/y; sleep 1000 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > /tmp/cg/x/y/cgroup.procs; \
                   echo 1 > /tmp/cg/x/cgroup.freeze; sleep 0.1; cat /tmp/cg/x/cgroup.events; cat /tmp/cg/cgroup.procs | wc -l; echo max > /tmp/cg/pids.max";
     let (out, _) = sh(&mut client, "c", script).await;
     assert!(out.starts_with("populated 1\nfrozen 1\n"), "{out}");

@@ -44,7 +44,7 @@ async fn a_fork_bomb_stays_in_its_container() {
         .create_container(create("bomb", r#"{"linux":{"resources":{"pids":{"limit":200}}}}"#))
         .await
         .expect("created");
-    client.create_container(create("c", "")).await.expect("created");
+    client.create_container(create("c", "{}")).await.expect("created");
     let bomb = start(&mut client, "bomb", process("p", &["sh", "-c", "f() { f | f & }; f; sleep 1000"]), None)
         .await
         .expect("starts");
