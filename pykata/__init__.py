@@ -37,6 +37,7 @@ from pykata.errors import (
     HostError,
     ImageCorruptError,
     ImageError,
+    ImageInUseError,
     ImageNotFoundError,
     ImageReferenceError,
     ImageUnauthorizedError,
@@ -63,6 +64,7 @@ from pykata.net.none import NoNetwork
 from pykata.process import Process
 from pykata.sandbox import Sandbox
 from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
+from pykata.stock import StoredImage, list_images, pull_image, remove_image
 
 __all__ = [
     "QEMU",
@@ -100,6 +102,7 @@ __all__ = [
     "ImageConfig",
     "ImageCorruptError",
     "ImageError",
+    "ImageInUseError",
     "ImageNotFoundError",
     "ImageReferenceError",
     "ImageUnauthorizedError",
@@ -118,6 +121,7 @@ __all__ = [
     "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
+    "StoredImage",
     "Timings",
     "ToolFailedError",
     "ToolMissingError",
@@ -131,4 +135,7 @@ __all__ = [
     "find_bundle",
     "find_detached",
     "list_detached",
+    "list_images",
+    "pull_image",
+    "remove_image",
 ]
