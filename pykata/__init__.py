@@ -33,11 +33,16 @@ from pykata.errors import (
     DetachedNotFoundError,
     DetachedTakenError,
     DiskFullError,
+    FileDeniedError,
+    FileError,
+    FileIsDirectoryError,
+    FileMissingError,
+    FileNotDirectoryError,
+    FilePresentError,
     GuestPanicError,
     HostError,
     ImageCorruptError,
     ImageError,
-    ImageInUseError,
     ImageNotFoundError,
     ImageReferenceError,
     ImageUnauthorizedError,
@@ -54,9 +59,11 @@ from pykata.errors import (
     ToolMissingError,
     ToolTooOldError,
     UnknownStrategyError,
+    UnsafeTreeError,
     VMDiedError,
     VMError,
 )
+from pykata.files import FileEntry, Files, FileStat, Transfer
 from pykata.fs.block import Block
 from pykata.guest import Bundle, build_bundle, find_bundle
 from pykata.hypervisors.qemu import QEMU
@@ -64,7 +71,6 @@ from pykata.net.none import NoNetwork
 from pykata.process import Process
 from pykata.sandbox import Sandbox
 from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
-from pykata.stock import StoredImage, list_images, pull_image, remove_image
 
 __all__ = [
     "QEMU",
@@ -96,13 +102,21 @@ __all__ = [
     "DiskFullError",
     "EmulationWarning",
     "Features",
+    "FileDeniedError",
+    "FileEntry",
+    "FileError",
+    "FileIsDirectoryError",
+    "FileMissingError",
+    "FileNotDirectoryError",
+    "FilePresentError",
+    "FileStat",
+    "Files",
     "GuestPanicError",
     "HostError",
     "Image",
     "ImageConfig",
     "ImageCorruptError",
     "ImageError",
-    "ImageInUseError",
     "ImageNotFoundError",
     "ImageReferenceError",
     "ImageUnauthorizedError",
@@ -121,12 +135,13 @@ __all__ = [
     "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
-    "StoredImage",
     "Timings",
     "ToolFailedError",
     "ToolMissingError",
     "ToolTooOldError",
+    "Transfer",
     "UnknownStrategyError",
+    "UnsafeTreeError",
     "VMDiedError",
     "VMError",
     "build_bundle",
@@ -135,7 +150,4 @@ __all__ = [
     "find_bundle",
     "find_detached",
     "list_detached",
-    "list_images",
-    "pull_image",
-    "remove_image",
 ]

@@ -10,6 +10,7 @@ from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, Command, collection, command
 from pykata.completed import Completed
 from pykata.errors import AgentError, ConfigError, SandboxClosedError
+from pykata.files import Files
 from pykata.host import finish
 from pykata.process import Process, ProcessId
 from pykata.running import Running
@@ -28,11 +29,18 @@ class Container:
         """Its name in the guest."""
         self.image = image
         """What it was made from."""
+        self.files = Files(running, identity, image.config.user, self.check)
+        """Its files, as the user that its commands run as."""
         self._left = False
 
     def leave(self) -> None:
         """Its block is left."""
         self._left = True
+
+    def check(self) -> None:
+        """Raise :class:`SandboxClosedError` if its block was left."""
+        if self._left:
+            raise SandboxClosedError("this container is gone", hint="use it inside its 'async with' block")
 
     async def run(
         self,
@@ -70,8 +78,7 @@ class Container:
         user: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command in this container; it and its descendants are killed when the block is left."""
-        if self._left:
-            raise SandboxClosedError("this container is gone", hint="use it inside its 'async with' block")
+        self.check()
         what = command(cmd, env=env, cwd=cwd, user=user)
         if what.args is None:
             raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
@@ -97,6 +104,7 @@ async def kept_container(running: Running, image: str) -> AsyncIterator[Containe
             yield container
         finally:
             container.leave()
+            await finish(container.files.aclose())
 
 
 @asynccontextmanager

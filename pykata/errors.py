@@ -21,7 +21,6 @@
     │   ├── ImageNotFoundError
     │   ├── ImageCorruptError             a blob or layer isn't what its digest or format says
     │   ├── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
-    │   ├── ImageInUseError               it can't be removed while a sandbox has it
     │   ├── ImageUnauthorizedError        its registry wants other credentials; carries which were tried
     │   └── RegistryError                 its registry
     │       ├── RegistryUnreachableError  ... doesn't answer, or stops in the middle of it
@@ -42,6 +41,13 @@
     │   ├── DetachedTakenError            another one has this name
     │   ├── DetachedEndedError            it has ended, so nothing can be done in it
     │   └── DetachedLostError             its keeper was killed, and its virtual machine with it
+    ├── FileError (OSError)               a file of a container; carries errno and the path
+    │   ├── FileMissingError (FileNotFoundError)
+    │   ├── FilePresentError (FileExistsError)
+    │   ├── FileDeniedError (PermissionError)
+    │   ├── FileIsDirectoryError (IsADirectoryError)
+    │   └── FileNotDirectoryError (NotADirectoryError)
+    ├── UnsafeTreeError                   what came from a container can't be written to the host safely
     ├── SandboxClosedError                used before it was entered or after it was left
     └── CommandFailedError                ``check=True`` or :meth:`Completed.check`; carries the Completed
 
@@ -156,10 +162,6 @@ class ImageUnsupportedError(ImageError):
     """The image is valid, but we can't run it: another platform, an unknown compression."""
 
 
-class ImageInUseError(ImageError):
-    """The image can't be removed: a sandbox, in whatever process, has it."""
-
-
 class ImageUnauthorizedError(ImageError):
     """The registry refuses the image to these credentials. ``tried`` says where they came from, never what they are."""
 
@@ -260,6 +262,46 @@ class DetachedEndedError(DetachedError):
 
 class DetachedLostError(DetachedError):
     """The process that kept the detached sandbox was killed; its virtual machine went with it."""
+
+
+class FileError(PykataError, OSError):
+    """An operation on a container's files failed. ``errno``, ``strerror`` and ``filename`` are those of the container.
+
+    ``errno`` tells what has no class of its own: ``ENOSPC``, ``EROFS``, ``ENOTEMPTY``, ...
+    """
+
+    def __init__(self, message: str, *, errno: int, strerror: str, filename: str, hint: str = "") -> None:
+        PykataError.__init__(self, message, hint=hint)
+        # What OSError itself would take from its arguments.
+        self.errno, self.strerror, self.filename = errno, strerror, filename
+
+
+class FileMissingError(FileError, FileNotFoundError):
+    """There is no such file in the container."""
+
+
+class FilePresentError(FileError, FileExistsError):
+    """There is such a file in the container already."""
+
+
+class FileDeniedError(FileError, PermissionError):
+    """The user in the container may not do this."""
+
+
+class FileIsDirectoryError(FileError, IsADirectoryError):
+    """It is a directory, where a file was expected."""
+
+
+class FileNotDirectoryError(FileError, NotADirectoryError):
+    """It isn't a directory, where one was expected."""
+
+
+class UnsafeTreeError(PykataError):
+    """What came from a container isn't something that may be written to the host. ``path`` names it there."""
+
+    def __init__(self, message: str, *, path: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
 
 
 class SandboxClosedError(PykataError):

@@ -16,12 +16,13 @@ from pykata.container import Container, kept_container, single_process
 from pykata.detached.handle import Detached, find_detached
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.fs.base import SharedFs
+from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
 from pykata.options import Options, check_env, check_hostname, check_pull, check_seconds, parse_size
 from pykata.process import Process
 from pykata.running import Running
-from pykata.spec import MIB, Accel, Features, Image, Isolation, Progress, PullPolicy, Registries, Timings
+from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Timings
 from pykata.strategies import strategy
 
 
@@ -87,7 +88,7 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._entered = False
         self._running: Running | None = None
-        self._main: tuple[str, Image] | None = None
+        self._main: Container | None = None
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -224,19 +225,23 @@ class Sandbox:
             sandbox = cls.__new__(cls)
             sandbox.options = connected.running.options
             sandbox._stack, sandbox._entered = AsyncExitStack(), True
-            sandbox._running, sandbox._main = connected.running, connected.main
+            sandbox._running = connected.running
+            sandbox._main = Container(connected.running, *connected.main) if connected.main else None
             try:
                 yield sandbox
             finally:
                 sandbox._running = None
+                if sandbox._main is not None:
+                    sandbox._main.leave()
+                    await finish(sandbox._main.files.aclose())
 
     @property
     def main(self) -> Container:
         """The container that a detached sandbox was started with. Raises ConfigError if there is none."""
-        running = self._open
+        self._open  # noqa: B018  a closed sandbox is named first
         if self._main is None:
             raise ConfigError("this sandbox has no main container", hint="only one detached with an image has")
-        return Container(running, *self._main)
+        return self._main
 
     @property
     def accel(self) -> Accel:

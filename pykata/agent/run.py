@@ -72,6 +72,11 @@ class RunStream:
             raise AgentTimeoutError(f"the agent didn't start the process within {self._timeout:g} s")
         return self._pid
 
+    @property
+    def gone(self) -> bool:
+        """The process takes no more input; what it said before its end may still be there to be read."""
+        return self._stream.is_gone
+
     def __aiter__(self) -> RunStream:
         return self
 

@@ -29,7 +29,7 @@ class Entry:
     ``path`` has no leading slash and no empty, ``.`` or ``..`` component; the root is empty. ``link`` is the target of
     a symlink verbatim, or the path of a hard link's target in the same form as ``path``. ``extents`` are the parts of
     a sparse file that have data, as offset and length; ``None`` for an ordinary file. ``stored`` bytes of data are in
-    the archive at ``offset``.
+    the archive at ``offset``. ``nanoseconds`` belong to ``mtime``; images do without them.
     """
 
     path: bytes
@@ -45,6 +45,7 @@ class Entry:
     extents: tuple[tuple[int, int], ...] | None = None
     stored: int = 0
     offset: int = field(default=0, eq=False)
+    nanoseconds: int = field(default=0, eq=False)
 
 
 class BadEntryError(ValueError):

@@ -48,6 +48,14 @@ class Records:
             return seconds
         return -seconds - bool(fraction.strip(b"0"))
 
+    def nanoseconds(self, key: bytes) -> int:
+        """What :meth:`seconds` has left out of a time."""
+        fraction = (self.values.get(key) or b"").partition(b".")[2][:9]
+        if not fraction.isdigit():
+            return 0
+        nanoseconds = int(fraction.ljust(9, b"0"))
+        return (10**9 - nanoseconds) % 10**9 if self.values[key].startswith(b"-") else nanoseconds
+
     def xattrs(self) -> tuple[tuple[bytes, bytes], ...]:
         """The extended attributes, but for overlayfs's own: those say where it finds a file, and aren't the image's."""
         return tuple(sorted(

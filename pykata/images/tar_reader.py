@@ -125,7 +125,7 @@ class TarReader:
             mtime=_number(header[136:148]) if (mtime := records.seconds(b"mtime")) is None else mtime,
             link=_link(kind, records.text(b"linkpath") or long_link or _text(header[157:257])),
             device=_device(header) if kind in (Kind.CHAR, Kind.BLOCK) else (0, 0),
-            xattrs=records.xattrs(), offset=self._source.position,
+            xattrs=records.xattrs(), offset=self._source.position, nanoseconds=records.nanoseconds(b"mtime"),
         )
 
     def _old_sparse(self, header: bytes) -> tuple[int, tuple[tuple[int, int], ...]]:

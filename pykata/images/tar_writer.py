@@ -11,8 +11,11 @@ _OCTAL7 = 0o7777777
 _OCTAL11 = 0o77777777777
 
 
-def header(entry: Entry) -> bytes:
-    """The header blocks of an entry. Its data follows, if it has any, and :func:`padding`."""
+def header(entry: Entry, *, exact: bool = False) -> bytes:
+    """The header blocks of an entry. Its data follows, if it has any, and :func:`padding`.
+
+    ``exact`` keeps the nanoseconds of its time.
+    """
     records: list[tuple[bytes, bytes]] = []
     size, name = entry.stored, entry.path or b"."
     sparse_block = b""
@@ -32,7 +35,9 @@ def header(entry: Entry) -> bytes:
         (b"uid", entry.uid, _OCTAL7), (b"gid", entry.gid, _OCTAL7), (b"size", size, _OCTAL11),
         (b"mtime", entry.mtime, _OCTAL11),
     ):
-        if not 0 <= number <= limit:
+        if exact and key == b"mtime" and entry.nanoseconds:
+            records.append((key, _time(entry.mtime, entry.nanoseconds)))
+        elif not 0 <= number <= limit:
             records.append((key, b"%d" % number))
     records += [(b"SCHILY.xattr." + key, value) for key, value in entry.xattrs]
     main = _block(entry, name, entry.kind.value, size)
@@ -61,6 +66,12 @@ def _octal(value: int, width: int) -> bytes:
     # What doesn't fit is in a pax record, and the field means nothing.
     digits = b"%0*o\0" % (width - 1, value)
     return digits if len(digits) == width else b"%0*o\0" % (width - 1, 0)
+
+
+def _time(seconds: int, nanoseconds: int) -> bytes:
+    if seconds >= 0:
+        return b"%d.%09d" % (seconds, nanoseconds)
+    return b"-%d.%09d" % (-seconds - 1, 10**9 - nanoseconds)
 
 
 def _record(key: bytes, value: bytes) -> bytes:

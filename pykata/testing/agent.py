@@ -50,12 +50,13 @@ class FakeAgent:
 
     ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
     rootfs on any other one is refused. None stands for a guest that has them all. ``before_call`` is awaited with the
-    name of each call as it arrives.
+    name of each call as it arrives. ``tool`` runs in place of the agent's own programs for files (files.proto).
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
     disks: set[str] | None = None
     before_call: Callable[[Moment], Awaitable[None]] | None = None
+    tool: Command | None = None
     requests: list[betterproto2.Message] = field(factory=list, init=False)
     setup: v1.SetupRequest | None = field(default=None, init=False)
     containers: dict[str, FakeContainer] = field(factory=dict, init=False)
@@ -161,8 +162,8 @@ class FakeAgent:
 
     async def _run(self, call: Call) -> None:
         start = (await self._request(call, v1.RunRequest)).start
-        if start is None or start.process is None or not start.process.args:
-            raise refused("INVALID_ARGUMENT", "the first request of Run has no command")
+        if start is None or start.process is None or bool(start.process.args) == bool(start.process.tool):
+            raise refused("INVALID_ARGUMENT", "the first request of Run has no command, or two")
         if start.create is not None:
             if start.create.id != start.container_id:
                 raise refused("INVALID_ARGUMENT", f"create.id: {start.create.id}, not {start.container_id}")
@@ -179,7 +180,8 @@ class FakeAgent:
             raise refused("ALREADY_EXISTS", f"process {request.id}")
         process = container.processes[request.id] = new_process(container, request)
         try:
-            await process.run(call, self.program(process.args[0]) or not_found)
+            tool = self.tool or not_found
+            await process.run(call, (self.program(process.args[0]) or not_found) if process.args else tool)
         finally:
             container.processes.pop(request.id, None)
 
@@ -211,7 +213,7 @@ def new_process(container: FakeContainer, request: v1.Process) -> FakeProcess:
 
 async def not_found(process: FakeProcess) -> int:
     """What runs in place of a program that doesn't exist."""
-    await process.write_error(f"{process.args[0]}: not found\n".encode())
+    await process.write_error(f"{process.args[0] if process.args else 'tool'}: not found\n".encode())
     return 127
 
 

@@ -34,7 +34,9 @@ class FakeVM(VM):
         self.accel = hypervisor.accel
         self.spawned_at = self.ready_at = time.monotonic()
         self.spec = spec
-        self.agent = FakeAgent(hypervisor.commands, disks=set(), before_call=self._before_call)
+        self.agent = FakeAgent(
+            hypervisor.commands, disks=set(), before_call=self._before_call, tool=hypervisor.tool
+        )
         self.plugged: dict[str, Disk] = {}
         self._faults = hypervisor.faults
         self._slots = anyio.Semaphore(hypervisor.disk_slots)
@@ -125,14 +127,16 @@ class FakeHypervisor(Hypervisor):
         async with Sandbox(hypervisor, FakeFs()) as sb:
             ...
 
-    ``commands`` are programs beside the built-in ones. ``faults`` say when the machines fail, and how; to fail at
-    another time, call :meth:`FakeVM.die` or :meth:`FakeVM.panic` of one in ``machines``, all that were booted.
+    ``commands`` are programs beside the built-in ones, ``tool`` is the agent's own for files. ``faults`` say when the
+    machines fail, and how; to fail at another time, call :meth:`FakeVM.die` or :meth:`FakeVM.panic` of one in
+    ``machines``, all that were booted.
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
     faults: Mapping[Moment, Fault] = field(factory=dict)
     accel: Accel = "kvm"
     disk_slots: int = 4
+    tool: Command | None = None
     machines: list[FakeVM] = field(factory=list, init=False, eq=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:

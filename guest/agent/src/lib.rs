@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod container;
 pub mod disk;
 pub mod errno;
+pub mod files;
 pub mod log;
 pub mod mounts;
 pub mod oci;

@@ -182,6 +182,53 @@ pub struct Process {
     /// replacing those of the OCI spec by type
     #[prost(message, repeated, tag = "6")]
     pub rlimits: ::prost::alloc::vec::Vec<Rlimit>,
+    #[prost(enumeration = "process::Tool", tag = "16")]
+    pub tool: i32,
+}
+/// Nested message and enum types in `Process`.
+pub mod process {
+    /// A program of the agent's own, run in place of `args`, which must be empty.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Tool {
+        None = 0,
+        /// works on the container's files for the host: files.proto says how
+        Files = 1,
+        /// the same, rooted in the container's writable layer, with the rights to read all of it
+        Changes = 2,
+    }
+    impl Tool {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::None => "NONE",
+                Self::Files => "FILES",
+                Self::Changes => "CHANGES",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "NONE" => Some(Self::None),
+                "FILES" => Some(Self::Files),
+                "CHANGES" => Some(Self::Changes),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rlimit {

@@ -11,6 +11,7 @@ __all__ = (
     "Interface",
     "Mount",
     "Process",
+    "ProcessTool",
     "RemoveContainerRequest",
     "RemoveContainerResponse",
     "Rlimit",
@@ -38,6 +39,24 @@ default_message_pool = betterproto2.MessagePool()
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+class ProcessTool(betterproto2.Enum):
+    """
+    A program of the agent's own, run in place of `args`, which must be empty.
+    """
+
+    NONE = 0
+
+    FILES = 1
+    """
+    works on the container's files for the host: files.proto says how
+    """
+
+    CHANGES = 2
+    """
+    the same, rooted in the container's writable layer, with the rights to read all of it
+    """
 
 
 class SignalRequestScope(betterproto2.Enum):
@@ -257,6 +276,8 @@ class Process(betterproto2.Message):
 
     replacing those of the OCI spec by type
     """
+
+    tool: "ProcessTool" = betterproto2.field(16, betterproto2.TYPE_ENUM, default_factory=lambda: ProcessTool(0))
 
 
 default_message_pool.register_message("pykata.agent.v1", "Process", Process)

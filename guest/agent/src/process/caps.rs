@@ -109,6 +109,13 @@ impl CapSets {
         }
         Ok(())
     }
+
+    /// Gives up all but the ambient ones, as exec does for a user who isn't root.
+    pub fn keep_ambient(&self) -> Result<(), Failed> {
+        let ambient = CapabilitySet::from_bits_retain(self.ambient & self.permitted & self.inheritable);
+        let sets = CapabilitySets { effective: ambient, permitted: ambient, inheritable: ambient };
+        rustix::thread::set_capabilities(None, sets).step("capset", "ambient")
+    }
 }
 
 #[cfg(test)]

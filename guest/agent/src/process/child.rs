@@ -12,6 +12,8 @@ use crate::container::Container;
 use crate::container::inside::{self, Kind};
 use crate::container::userns;
 use crate::errno::{self, Failed, Step};
+use crate::files;
+use crate::proto::process::Tool;
 use crate::stdio::{Report, Reporter};
 use crate::sys;
 use crate::validate::Invalid;
@@ -38,6 +40,7 @@ pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], repor
     match prepare(container, plan, stdio) {
         Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
         Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
+        Ok(_) if plan.tool == Tool::Files => become_tool(container, started, files::serve),
         Ok(home) => {
             let mut env = plan.env.clone();
             env.extend(home);
@@ -48,6 +51,24 @@ pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], repor
         }
     }
     sys::exit_now(1)
+}
+
+/// Runs a part of the agent in place of a command.
+fn become_tool(container: &Container, started: &Slot, serve: fn() -> !) -> ! {
+    // Exec leaves a user who isn't root only these.
+    let user = rustix::process::geteuid();
+    if !user.is_root() && container.defaults.caps.keep_ambient().is_err() {
+        sys::exit_now(1);
+    }
+    // Its memory is a copy of the agent's, and its executable file the agent's own: neither is for the container to see.
+    if sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).is_err() {
+        sys::exit_now(1);
+    }
+    started.set(rustix::process::getpid().as_raw_nonzero().get());
+    // What exec would close; the agent waits for the end of the report among it.
+    // SAFETY: nothing of this process uses a descriptor above the standard ones from here on.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    serve()
 }
 
 fn prepare(

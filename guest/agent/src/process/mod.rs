@@ -21,6 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::errno::{Failed, Step};
 use crate::proto;
+use crate::proto::process::Tool;
 use crate::reaper::Exit;
 use crate::stdio::{self, Input, Output, Reporting};
 use crate::sys::{self, Cloned};
@@ -41,6 +42,7 @@ pub struct Plan {
     pub cwd: String,
     pub user: UserRequest,
     pub rlimits: Vec<Rlimit>,
+    pub tool: Tool,
 }
 
 /// A process that runs, or is about to.
@@ -63,15 +65,19 @@ impl Plan {
         validate::list("process.args", &from.args, validate::MAX_LIST)?;
         validate::list("process.env", &from.env, validate::MAX_LIST)?;
         validate::list("process.rlimits", &from.rlimits, 64)?;
-        if from.args.is_empty() {
-            return Err(Invalid::new("process.args", "is empty"));
+        let tool = Tool::try_from(from.tool)
+            .map_err(|_| Invalid::new("process.tool", format!("{} is none this agent has", from.tool)))?;
+        match (tool, from.args.is_empty()) {
+            (Tool::None, true) => return Err(Invalid::new("process.args", "is empty")),
+            (Tool::Files | Tool::Changes, false) => return Err(Invalid::new("process.args", "a tool takes none")),
+            _ => {}
         }
         let args = from.args.iter().map(|arg| validate::c_string("process.args", arg)).collect::<Result<_, _>>()?;
         let (env, path) = environment(&defaults.env, &from.env)?;
         let cwd = if from.cwd.is_empty() { defaults.cwd.clone() } else { from.cwd };
         validate::path("process.cwd", &cwd)?;
         let rlimits = rlimits::merge(&defaults.rlimits, &from.rlimits)?;
-        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits })
+        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits, tool })
     }
 }
 

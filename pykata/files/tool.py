@@ -1,0 +1,177 @@
+"""A process of the agent's own in a container that works on files there: files.proto over the stdio of a Run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import anyio
+
+from pykata.agent.run import Exited, RunStream, Stderr, Stdout
+from pykata.agent.v1 import Process, ProcessTool, Start
+from pykata.errors import AgentProtocolError, AgentTimeoutError, FileError
+from pykata.files import failures
+from pykata.files.v1 import Attributes, Request, Response
+from pykata.running import Running
+
+MAX_ANSWER = 2 * 1024 * 1024    # bytes; content comes in pieces of at most 1 MiB
+MAX_CHUNK = 512 * 1024          # bytes of data sent as one frame
+HEAD = 4                        # bytes of a frame's length
+DEADLINE = 60.0                 # seconds in which a guest that works gives any answer
+
+
+class Tool:
+    """One such process. At most one task may use it at a time. Made by :func:`tool`."""
+
+    def __init__(self, running: Running, stream: RunStream) -> None:
+        self._running = running
+        self._stream = stream
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._exited: Exited | None = None
+        self._path = b""
+        self.idle = True
+        """No answer is due: it can take the next request."""
+
+    @property
+    def gone(self) -> bool:
+        """It takes no more requests."""
+        return self._exited is not None or self._stream.gone
+
+    async def ask(self, request: Request, path: bytes) -> Response:
+        """Send a request and return its only answer. Raises :class:`FileError` for one about ``path`` that failed."""
+        await self.begin(request, path)
+        response = await self.answer()
+        self.idle = True
+        return response
+
+    async def begin(self, request: Request, path: bytes) -> None:
+        """Send a request that has several answers, or data."""
+        self.idle, self._path = False, path
+        message = bytes(request)
+        await self._send(len(message).to_bytes(HEAD) + message)
+
+    async def answer(self, deadline: float | None = DEADLINE) -> Response:
+        """The next answer. Raises :class:`FileError` if it is a failure; the tool is idle then."""
+        with anyio.move_on_after(deadline):
+            response = self._decoded(await self._frame())
+            if response.failure is not None:
+                self.idle = True
+                raise failures.from_guest(response.failure, self._path)
+            return response
+        raise AgentTimeoutError(f"the guest didn't answer a request for files within {deadline:g} s")
+
+    async def attributes(self) -> Attributes:
+        """The next answer, which has to be about a file."""
+        response = await self.answer(None)
+        if response.attributes is None:
+            self.broken("sent another answer than a file's attributes")
+        return response.attributes
+
+    async def done(self, deadline: float | None = DEADLINE) -> None:
+        """The next answer, which has to say that it is done."""
+        response = await self.answer(deadline)
+        if response.done is None:
+            self.broken("sent another answer than that it is done")
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send data. A failure to write it is raised now if it is known already, else by what comes after."""
+        view = memoryview(data)
+        while view:
+            piece, view = view[:MAX_CHUNK], view[MAX_CHUNK:]
+            await self._send(b"".join((len(piece).to_bytes(HEAD), piece)))
+            if self._stream.gone:
+                await self.answer()
+                self.broken("ended in the middle of the data that it was sent")
+
+    async def complete(self) -> None:
+        """Say that all data was sent, and wait until it is in its place."""
+        await self._send(bytes(HEAD))
+        await self.done(None)
+        self.idle = True
+
+    async def data(self) -> bytes:
+        """The next piece of data that it sends; empty at the end, which is only one if nothing failed."""
+        while not self._stdout and await self._advance():
+            pass
+        if self._stdout:
+            piece = bytes(self._stdout)
+            self._stdout.clear()
+            return piece
+        await self._check_end()
+        return b""
+
+    def broken(self, what: str) -> NoReturn:
+        """The guest did what files.proto doesn't allow."""
+        raise AgentProtocolError(f"the guest's process for files {what}")
+
+    async def _check_end(self) -> None:
+        if self._stderr:
+            self._stdout, self._stderr = self._stderr, bytearray()
+            await self.answer()
+            self.broken("reported no failure where it should have")
+        if self._exited is None or self._exited.exit_code != 0:
+            raise self._lost()
+
+    async def _frame(self) -> bytes:
+        while len(self._stdout) < HEAD or len(self._stdout) < HEAD + (size := int.from_bytes(self._stdout[:HEAD])):
+            if len(self._stdout) >= HEAD and size > MAX_ANSWER:
+                self.broken(f"announced an answer of {size} bytes")
+            if not await self._advance():
+                raise self._lost()
+        frame = bytes(self._stdout[HEAD : HEAD + size])
+        del self._stdout[: HEAD + size]
+        return frame
+
+    def _decoded(self, frame: bytes) -> Response:
+        try:
+            return Response.parse(frame)
+        except Exception:  # the decoder's errors aren't one family
+            self.broken("sent an answer that can't be decoded")
+
+    async def _advance(self) -> bool:
+        """Take in what comes next; False after the end."""
+        if self._exited is not None:
+            return False
+        async with self._running.explained():
+            event = await anext(self._stream)
+        match event:
+            case Stdout(data):
+                self._stdout += data
+            case Stderr(data) if len(self._stderr) + len(data) <= MAX_ANSWER:
+                self._stderr += data
+            case Stderr():
+                self.broken("complained without end")
+            case Exited():
+                self._exited = event
+        return True
+
+    async def _send(self, data: bytes) -> None:
+        async with self._running.explained():
+            await self._stream.send_stdin(data)
+
+    def _lost(self) -> FileError:
+        end = self._exited
+        how = "ended" if end is None or not end.signal else f"was killed by signal {end.signal}"
+        if end is not None and end.oom_killed:
+            how = "was killed: the container has no memory left"
+        return FileError(
+            f"the process that works on the container's files {how}", errno=errno.EIO, strerror="cut off",
+            filename=self._path.decode("utf-8", "surrogateescape"),
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def tool(
+    running: Running, container: str, user: str, kind: ProcessTool = ProcessTool.FILES
+) -> AsyncIterator[Tool]:
+    """A process of its own for files of a container, as a user of it; killed when the block is left."""
+    running.check()
+    start = Start(container_id=container, process=Process(id=running.new_id("f"), user=user, tool=kind))
+    # Nothing is awaited on the way out, so that a cancellation leaves nothing behind.
+    async with running.agent.run(start) as stream:
+        async with running.explained():
+            await stream.started()
+        yield Tool(running, stream)

@@ -1,0 +1,216 @@
+"""Trees of files between the host and a container, as tars on their way and unpacked at their end.
+
+Host files are read and written in a thread, at the other end of a pipe. Whatever ends the transfer closes our end, and
+that ends the thread; we never leave before it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar, cast
+
+import anyio
+from attrs import define
+
+from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingError, HostError
+from pykata.files import v1
+from pykata.files.extract import Bounds, Extractor
+from pykata.files.handle import Opening, opened
+from pykata.files.pack import PIECE, write_file, write_tree
+from pykata.files.session import Session
+from pykata.files.tool import Tool
+from pykata.files.values import Transfer
+from pykata.host import PipeReader, PipeWriter, finish
+
+PIPE_SIZE = 1024 * 1024
+
+T = TypeVar("T")
+
+
+async def upload(session: Session, source: Path, request: v1.Unpack) -> Transfer:
+    """Copy a file or a directory of the host to a path of the container."""
+    try:
+        found = await _in_host_thread(lambda: os.stat(source), source)
+    except HostError as exc:
+        raise ConfigError(f"source={str(source)!r} can't be read: {exc.__cause__}") from exc
+    if stat.S_ISDIR(found.st_mode):
+        return await upload_tree(session, source, request)
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"source={str(source)!r} is neither a file nor a directory")
+    if request.path.endswith(b"/") or await _is_directory(session, request.path):
+        request.path = request.path.rstrip(b"/") + b"/" + os.fsencode(source.name)
+    return await upload_file(session, source, request, found)
+
+
+async def _is_directory(session: Session, path: bytes) -> bool:
+    try:
+        return stat.S_ISDIR((await session.attributes(v1.Request(stat=v1.Stat(path=path, follow=True)), path)).mode)
+    except FileMissingError:
+        return False
+
+
+async def upload_tree(session: Session, source: Path, request: v1.Unpack) -> Transfer:
+    """Unpack what is in a directory of the host into one of the container."""
+    async with session.own() as tool:
+        await tool.begin(v1.Request(unpack=request), request.path)
+        await tool.done()
+        tool.idle = False
+        transfer = await _sent(tool.send, lambda pipe: write_tree(os.fsencode(source), pipe), source)
+        await tool.complete()
+        return transfer
+
+
+async def upload_file(session: Session, source: Path, how: v1.Unpack, found: os.stat_result) -> Transfer:
+    """Write a file of the host to a path of the container."""
+    permissions = found.st_mode & (0o7777 if how.keep_setuid else 0o1777)
+    async with opened(session, how.path, Opening(mode="wb", permissions=permissions)) as file:
+        transfer = await _sent(file.write, lambda pipe: write_file(os.fsencode(source), pipe), source)
+    uid, gid = (found.st_uid, found.st_gid) if how.keep_owners else (how.uid, how.gid)
+    times = v1.SetAttributes(path=how.path, follow=True, uid=uid, gid=gid, mtime_ns=found.st_mtime_ns)
+    await session.done(v1.Request(set_attributes=times), how.path)
+    return transfer
+
+
+async def download(session: Session, path: bytes, target: Path, bounds: Bounds) -> Transfer:
+    """Write a file, or what is in a directory of the container, to the host."""
+    request = v1.Request(stat=v1.Stat(path=path, follow=True))
+    is_directory = stat.S_ISDIR((await session.attributes(request, path)).mode)
+    name = None if is_directory else path.rstrip(b"/").rpartition(b"/")[2]
+    place = await _in_host_thread(lambda: open_target(target, name), target, undo=lambda place: place.close())
+    try:
+        async with session.own() as tool:
+            await tool.begin(v1.Request(pack=v1.Pack(path=path)), path)
+            await tool.done()
+            tool.idle = False
+            transfer = await _received(tool, Extractor(place.top, bounds, place.passing), target)
+        await _in_host_thread(place.keep, target)
+        return transfer
+    finally:
+        place.close()
+
+
+async def _sent(
+    send: Callable[[bytes], Awaitable[object]], write: Callable[[int], Transfer], source: Path
+) -> Transfer:
+    """Pass on what a thread writes to a pipe."""
+    reader, writer = _pipe()
+    pipe = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
+    work = _in_thread(lambda: write(writer))
+    try:
+        with suppress(anyio.EndOfStream):
+            while True:
+                await send(await pipe.receive(PIECE))
+    finally:
+        pipe.close()                # the thread, if it isn't done, gets a BrokenPipeError
+        await finish(_ended(work))
+        work.exception()            # asked for in any case: asyncio complains of a failure that nobody has looked at
+    return _result(work, source)
+
+
+async def _received(tool: Tool, extractor: Extractor, target: Path) -> Transfer:
+    """Pass on to a thread what a tool sends."""
+    reader, writer = _pipe()
+    pipe = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
+
+    def extract() -> Transfer:
+        with os.fdopen(reader, "rb", buffering=0) as file:
+            return extractor.extract(iter(lambda: file.read(PIECE), b""))
+
+    work = _in_thread(extract)
+    try:
+        with suppress(anyio.BrokenResourceError):       # the thread has refused it, and says why
+            while piece := await tool.data():
+                await pipe.send(piece)
+    finally:
+        pipe.close()                # the thread, if it isn't done, finds the archive cut off
+        await finish(_ended(work))
+        work.exception()
+    return _result(work, target)
+
+
+@define
+class Place:
+    """Where a download goes: a directory, or a file in one that gets its ``name`` when it is complete."""
+
+    top: int
+    name: bytes = b""
+    passing: bytes | None = None
+
+    def keep(self) -> None:
+        """It is complete."""
+        if self.passing is not None:
+            os.rename(self.passing, self.name, src_dir_fd=self.top, dst_dir_fd=self.top)
+            self.passing = None
+
+    def close(self) -> None:
+        """Give everything back; a file that isn't complete goes."""
+        if self.passing is not None:
+            with suppress(OSError):
+                os.unlink(self.passing, dir_fd=self.top)
+        os.close(self.top)
+
+
+def open_target(target: Path, name: bytes | None) -> Place:
+    """Where a directory is written to, or a file that is called ``name``.
+
+    As with ``shutil.copy``, a file goes into a directory that is there, under its own name.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if name is None:
+        target.mkdir(parents=True, exist_ok=True)
+        return Place(os.open(target, flags))
+    directory, only = (target, name) if target.is_dir() else (target.parent, os.fsencode(target.name))
+    if only in (b"", b".", b".."):
+        raise ConfigError(f"target={str(target)!r} names no file")
+    return Place(os.open(directory, flags), only, b".pykata-" + os.urandom(8).hex().encode())
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    with suppress(PermissionError):     # beyond what this user may have: the size it has will do
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return reader, writer
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Work whose task is out of reach of any cancellation: who starts it waits until it has ended."""
+    return asyncio.ensure_future(anyio.to_thread.run_sync(work))
+
+
+async def _ended(work: asyncio.Future[T]) -> None:
+    await asyncio.wait([work])
+
+
+def _result(work: asyncio.Future[T], path: Path) -> T:
+    try:
+        return work.result()
+    except OSError as exc:
+        raise host_error(exc, path) from exc
+
+
+async def _in_host_thread(work: Callable[[], T], path: Path, undo: Callable[[T], None] | None = None) -> T:
+    """What ``work`` returns; a result that a cancellation keeps from its caller is passed to ``undo``."""
+    task = _in_thread(work)
+    try:
+        await finish(_ended(task))
+    except BaseException:
+        if task.exception() is None and undo is not None:
+            undo(task.result())
+        raise
+    return _result(task, path)
+
+
+def host_error(exc: OSError, path: Path) -> Exception:
+    """What the host's kernel said, as an error of ours."""
+    if isinstance(exc, FileError):
+        return exc
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"no space left for {path}")
+    return HostError(f"can't copy from or to {path} on the host: {exc}")
