@@ -1,4 +1,4 @@
-"""What ``import pykata`` and ``pykata --version`` take, beside an interpreter that does nothing."""
+"""What importing pykata, its Sandbox, and ``pykata --version`` take, beside an interpreter that does nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ async def measure(rounds: int) -> list[Row]:
     async def package() -> float:
         return await anyio.to_thread.run_sync(command, "-c", "import pykata")
 
+    async def sandbox() -> float:
+        return await anyio.to_thread.run_sync(command, "-c", "from pykata import Sandbox")
+
     async def command_line() -> float:
         return await anyio.to_thread.run_sync(command, "-m", "pykata_cli", "--version")
 
-    nothing, imported, version = await interleaved(rounds, floor, package, command_line)
-    return [row("import pykata", "ms", imported, nothing), row("pykata --version", "ms", version, nothing)]
+    nothing, *measured = await interleaved(rounds, floor, package, sandbox, command_line)
+    names = ("import pykata", "from pykata import Sandbox", "pykata --version")
+    return [row(name, "ms", times, nothing) for name, times in zip(names, measured, strict=True)]
 
 
 if __name__ == "__main__":

@@ -7,70 +7,73 @@
         print(done.stdout)
 """
 
-from pykata.boot import EmulationWarning
-from pykata.check import CheckItem, CheckReport, check
-from pykata.completed import Completed
-from pykata.container import Container
-from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
-from pykata.detached.logs import LogPiece
-from pykata.errors import (
-    AgentError,
-    AgentLostError,
-    AgentProtocolError,
-    AgentRefusedError,
-    AgentTimeoutError,
-    BootError,
-    BootTimeoutError,
-    BundleBuildError,
-    BundleDamagedError,
-    BundleError,
-    BundleMissingError,
-    CommandFailedError,
-    ConfigError,
-    DetachedEndedError,
-    DetachedError,
-    DetachedLostError,
-    DetachedNotFoundError,
-    DetachedTakenError,
-    DiskFullError,
-    FileDeniedError,
-    FileError,
-    FileIsDirectoryError,
-    FileMissingError,
-    FileNotDirectoryError,
-    FilePresentError,
-    GuestPanicError,
-    HostError,
-    ImageCorruptError,
-    ImageError,
-    ImageNotFoundError,
-    ImageReferenceError,
-    ImageUnauthorizedError,
-    ImageUnsupportedError,
-    IsolationError,
-    NotPermittedError,
-    PykataError,
-    RateLimitedError,
-    RegistryError,
-    RegistryTLSError,
-    RegistryUnreachableError,
-    SandboxClosedError,
-    ToolFailedError,
-    ToolMissingError,
-    ToolTooOldError,
-    UnknownStrategyError,
-    UnsafeTreeError,
-    VMDiedError,
-    VMError,
-)
-from pykata.files import FileEntry, Files, FileStat, Transfer
-from pykata.fs.block import Block
-from pykata.guest import Bundle, build_bundle, find_bundle
-from pykata.hypervisors.qemu import QEMU
-from pykata.net.none import NoNetwork
-from pykata.process import Process
-from pykata.sandbox import Sandbox
-from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pykata.boot import EmulationWarning
+    from pykata.completed import Completed
+    from pykata.container import Container
+    from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
+    from pykata.detached.logs import LogPiece
+    from pykata.errors import (
+        AgentError,
+        AgentLostError,
+        AgentProtocolError,
+        AgentRefusedError,
+        AgentTimeoutError,
+        BootError,
+        BootTimeoutError,
+        BundleBuildError,
+        BundleDamagedError,
+        BundleError,
+        BundleMissingError,
+        CommandFailedError,
+        ConfigError,
+        DetachedEndedError,
+        DetachedError,
+        DetachedLostError,
+        DetachedNotFoundError,
+        DetachedTakenError,
+        DiskFullError,
+        FileDeniedError,
+        FileError,
+        FileIsDirectoryError,
+        FileMissingError,
+        FileNotDirectoryError,
+        FilePresentError,
+        GuestPanicError,
+        HostError,
+        ImageCorruptError,
+        ImageError,
+        ImageNotFoundError,
+        ImageReferenceError,
+        ImageUnauthorizedError,
+        ImageUnsupportedError,
+        IsolationError,
+        NotPermittedError,
+        PykataError,
+        RateLimitedError,
+        RegistryError,
+        RegistryTLSError,
+        RegistryUnreachableError,
+        SandboxClosedError,
+        ToolFailedError,
+        ToolMissingError,
+        ToolTooOldError,
+        UnknownStrategyError,
+        UnsafeTreeError,
+        VMDiedError,
+        VMError,
+    )
+    from pykata.files import FileEntry, Files, FileStat, Transfer
+    from pykata.fs.block import Block
+    from pykata.guest import Bundle, build_bundle, find_bundle
+    from pykata.hypervisors.qemu import QEMU
+    from pykata.net.none import NoNetwork
+    from pykata.probe import CheckItem, CheckReport, check
+    from pykata.process import Process
+    from pykata.sandbox import Sandbox
+    from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
 
 __all__ = [
     "QEMU",
@@ -151,3 +154,36 @@ __all__ = [
     "find_detached",
     "list_detached",
 ]
+
+# Imported when they are first used: all of them take 0.1 s, and who only wants an error needs none of the rest.
+# What isn't named here is in pykata.errors.
+_HOMES = {
+    "pykata.boot": "EmulationWarning",
+    "pykata.completed": "Completed",
+    "pykata.container": "Container",
+    "pykata.detached.handle": "Detached collect_garbage find_detached list_detached",
+    "pykata.detached.logs": "LogPiece",
+    "pykata.files": "FileEntry Files FileStat Transfer",
+    "pykata.fs.block": "Block",
+    "pykata.guest": "Bundle build_bundle find_bundle",
+    "pykata.hypervisors.qemu": "QEMU",
+    "pykata.net.none": "NoNetwork",
+    "pykata.probe": "CheckItem CheckReport check",
+    "pykata.process": "Process",
+    "pykata.sandbox": "Sandbox",
+    "pykata.spec": "Features Image ImageConfig PullEvent Registries Timings",
+}
+
+if not TYPE_CHECKING:       # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name not in __all__:
+            raise AttributeError(f"module 'pykata' has no attribute {name!r}")
+        home = next((module for module, names in _HOMES.items() if name in names.split()), "pykata.errors")
+        globals()[name] = value = getattr(import_module(home), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

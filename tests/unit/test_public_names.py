@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,9 +42,23 @@ def test_all_is_sorted() -> None:
 
 def test_all_is_all() -> None:
     tree = ast.parse(inspect.getsource(pykata))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    names = {alias.asname or alias.name for node in imports for alias in node.names}
-    assert names == set(pykata.__all__)
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
+    homes = {node.module: {each.name for each in node.names} for node in imports}
+    assert set().union(*homes.values()) == set(pykata.__all__) <= set(dir(pykata))
+    del homes["pykata.errors"]
+    assert homes == {module: set(names.split()) for module, names in pykata._HOMES.items()}
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Sandwich'"):
+        pykata.Sandwich  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_no_public_name_is_a_module_of_ours() -> None:
+    # Importing the module would put it in the name's place.
+    modules = {path.stem for path in Path(pykata.__file__).parent.iterdir()}
+    assert not modules & set(pykata.__all__)
 
 
 def test_every_error_is_public() -> None:
