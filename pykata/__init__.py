@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         HostError,
         ImageCorruptError,
         ImageError,
+        ImageInUseError,
         ImageNotFoundError,
         ImageReferenceError,
         ImageUnauthorizedError,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from pykata.process import Process
     from pykata.sandbox import Sandbox
     from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
+    from pykata.stock import StoredImage, list_images, pull_image, remove_image
 
 __all__ = [
     "QEMU",
@@ -120,6 +122,7 @@ __all__ = [
     "ImageConfig",
     "ImageCorruptError",
     "ImageError",
+    "ImageInUseError",
     "ImageNotFoundError",
     "ImageReferenceError",
     "ImageUnauthorizedError",
@@ -138,6 +141,7 @@ __all__ = [
     "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
+    "StoredImage",
     "Timings",
     "ToolFailedError",
     "ToolMissingError",
@@ -153,6 +157,9 @@ __all__ = [
     "find_bundle",
     "find_detached",
     "list_detached",
+    "list_images",
+    "pull_image",
+    "remove_image",
 ]
 
 # Imported when they are first used: all of them take 0.1 s, and who only wants an error needs none of the rest.
@@ -172,6 +179,7 @@ _HOMES = {
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
     "pykata.spec": "Features Image ImageConfig PullEvent Registries Timings",
+    "pykata.stock": "StoredImage list_images pull_image remove_image",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

@@ -21,6 +21,7 @@
     │   ├── ImageNotFoundError
     │   ├── ImageCorruptError             a blob or layer isn't what its digest or format says
     │   ├── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
+    │   ├── ImageInUseError               it can't be removed while a sandbox has it
     │   ├── ImageUnauthorizedError        its registry wants other credentials; carries which were tried
     │   └── RegistryError                 its registry
     │       ├── RegistryUnreachableError  ... doesn't answer, or stops in the middle of it
@@ -160,6 +161,10 @@ class ImageCorruptError(ImageError):
 
 class ImageUnsupportedError(ImageError):
     """The image is valid, but we can't run it: another platform, an unknown compression."""
+
+
+class ImageInUseError(ImageError):
+    """The image can't be removed: a sandbox, in whatever process, has it."""
 
 
 class ImageUnauthorizedError(ImageError):

@@ -9,16 +9,21 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
 from attrs import frozen
 
+from pykata.fs.block import Block
 from pykata.host import run_tool
+from pykata.images import Pulling, resolve
+from pykata.spec import Disk, Image
 from tests.http_server import Answer, Handler, Request, json_answer
+from tests.images_fixtures import look_into
 
 USER, PASSWORD = "alice", "correct horse"
 # What `htpasswd -Bbn alice 'correct horse'` (apache2-utils) prints; the registry takes bcrypt only.
@@ -65,8 +70,8 @@ def push(layout: str, host: str, name: str, *, credentials: str = "") -> None:
     """Copy an image of an OCI layout (``DIR:TAG``) into a registry."""
     given = ["--dest-creds", credentials] if credentials else []
     done = subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", "--all", "--dest-tls-verify=false", *given, f"oci:{layout}",
-         f"docker://{host}/{name}"], capture_output=True, text=True)
+        ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", "--dest-tls-verify=false", *given,
+         f"oci:{layout}", f"docker://{host}/{name}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -131,3 +136,32 @@ async def _token(by: Certificate, service: str, scope: str) -> str:
 
 def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+# --- in tests ---
+
+
+async def pulled(reference: str, architecture: str = "x86_64", **how: Any) -> tuple[Image, set[str]]:
+    """The image, and the names in what it was converted to."""
+    image = await resolve(reference, architecture=architecture, how=Pulling(**how))
+    async with Block().rootfs(image, Path("/nowhere")) as attachment:
+        [disk] = attachment.devices
+        assert isinstance(disk, Disk)
+        return image, set(await anyio.to_thread.run_sync(look_into, disk.path)) - {""}
+
+
+@asynccontextmanager
+async def another(folder: Path, layout: Path | None = None, **auth: Any) -> AsyncIterator[str]:
+    """A registry for one test, with the image of ``layout`` as ``app:1``."""
+    running = registry(folder, **auth)
+    host = await anyio.to_thread.run_sync(running.__enter__)
+    try:
+        if layout is not None:
+            await pushed(layout, host, "app:1")
+        yield host
+    finally:
+        await anyio.to_thread.run_sync(running.__exit__, None, None, None)
+
+
+async def pushed(layout: Path, host: str, name: str) -> None:
+    await anyio.to_thread.run_sync(push, f"{layout}:latest", host, name)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pykata_cli import exits
+from pykata_cli.image_parser import add_image_commands, add_pull_policy, add_registry_options
 from pykata_cli.parser_detached import add_detached
 from pykata_cli.parser_shared import add_identity, add_verbose
 
@@ -56,6 +57,7 @@ def make_parser() -> Parser:
     add_detached(commands)
     _add_check(commands)
     _add_guest(commands)
+    add_image_commands(commands)
     return parser
 
 
@@ -64,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None and not arguments.version:
-        parser.error("say what to do: run, exec, ps, stop, check, ...")
+        parser.error("say what to do: run, pull, exec, ps, stop, check, ...")
     if arguments.command in ("run", "exec") and arguments.cmd[:1] == ["--"]:
         del arguments.cmd[0]
     return arguments
@@ -76,7 +78,8 @@ def _add_run(commands: Any) -> None:
         description="Run a command of an image in a virtual machine of its own.", epilog=RUN_EXAMPLES + "\n" + EXITS,
     )
     run.add_argument(
-        "image", metavar="IMAGE", help="builtin:busybox, or the path of an OCI layout (a directory, or a tar of it)"
+        "image", metavar="IMAGE",
+        help="python:3.12-slim (in a registry), builtin:busybox, or the path of an OCI layout or an archive",
     )
     run.add_argument(
         "cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says; with --detach: none"
@@ -84,6 +87,9 @@ def _add_run(commands: Any) -> None:
     _add_machine(run.add_argument_group("the virtual machine"))
     _add_process(run.add_argument_group("the command"))
     _add_detach(run.add_argument_group("leaving it to itself"))
+    image = run.add_argument_group("the image")
+    add_pull_policy(image)
+    add_registry_options(image)
     add_verbose(run)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from typing import Any
 
 import pykata
+from pykata_cli.bars import bars
+from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
 
@@ -25,11 +28,13 @@ async def command(arguments: argparse.Namespace) -> int:
 
 async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
     options = {"env": environment(arguments.env), **_process_options(arguments)}
-    async with pykata.Sandbox(**sandbox_options(arguments)) as sandbox:
-        async with sandbox.process(arguments.image, arguments.cmd or None, **options) as process:
-            relay.process = process
-            code = await Streams(process, forward_stdin(arguments)).run(arguments.timeout)
-        log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)
+    with bars(sys.stderr) as show:
+        said = sandbox_options(arguments) | ({} if show is None else {"progress": show})
+        async with pykata.Sandbox(**said) as sandbox:
+            async with sandbox.process(arguments.image, arguments.cmd or None, **options) as process:
+                relay.process = process
+                code = await Streams(process, forward_stdin(arguments)).run(arguments.timeout)
+            log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)
     return code
 
 
@@ -60,8 +65,8 @@ def _process_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of the Sandbox: only what was said, so that the defaults are the library's."""
-    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation")
-    said = {name: getattr(arguments, name) for name in names}
+    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation", "pull")
+    said = {name: getattr(arguments, name) for name in names} | {"registries": registries(arguments)}
     return {
         "hypervisor": hypervisor(arguments),
         **{name: value for name, value in said.items() if value is not None},

@@ -64,8 +64,20 @@ class Block(SharedFs):
         return converter()
 
     def _path(self, image: Image) -> Path:
-        name = image.digest.replace(":", "-")
-        return host.cache_dir() / "rootfs" / f"{name}-{self.compression}-{FORMAT}.squashfs"
+        return _folder() / f"{_stem(image.digest)}-{self.compression}-{FORMAT}.squashfs"
+
+
+def kept_disks(digest: str) -> list[Path]:
+    """What was made of the image with this digest, and is kept."""
+    return sorted(_folder().glob(f"{_stem(digest)}-*.squashfs"))
+
+
+def _folder() -> Path:
+    return host.cache_dir() / "rootfs"
+
+
+def _stem(digest: str) -> str:
+    return digest.replace(":", "-")
 
 
 def _attachment(path: Path, kind: str) -> Attachment:

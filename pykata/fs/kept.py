@@ -66,6 +66,7 @@ async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> None
                 await make(part)
                 await anyio.to_thread.run_sync(_sync, part)
                 part.rename(path)
+                await anyio.to_thread.run_sync(host.trim_cache)
             finally:
                 part.unlink(missing_ok=True)
 

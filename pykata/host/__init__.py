@@ -28,6 +28,7 @@ from pykata.host.process import (
 )
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
+from pykata.host.trim import cache_limit, remove_unused, trim_cache
 
 __all__ = [
     "DEVNULL",
@@ -46,6 +47,7 @@ __all__ = [
     "abandoned_run_dirs",
     "byte_is_locked",
     "cache_dir",
+    "cache_limit",
     "describe_exit",
     "ephemeral_identity",
     "find_tool",
@@ -54,11 +56,13 @@ __all__ = [
     "lock_byte",
     "locked",
     "open_lock",
+    "remove_unused",
     "run_dir",
     "run_root",
     "run_tool",
     "spawn",
     "start_daemon",
     "state_dir",
+    "trim_cache",
     "try_lock",
 ]

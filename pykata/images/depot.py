@@ -10,11 +10,9 @@ import errno
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
 
@@ -24,11 +22,10 @@ from pykata.images.arriving import Arriving
 from pykata.images.config import Platform, parse_digest
 from pykata.images.document import Document, parse_document
 from pykata.images.manifest import Descriptor, parse_manifest
-from pykata.images.oci import read_document
+from pykata.images.oci import Described, describe, read_document
 from pykata.images.store import Folder
 
 FORMAT = 1
-ABANDONED = 24 * 3600.0         # seconds after which nobody comes back for a half of a blob
 
 
 @frozen
@@ -60,13 +57,14 @@ class Depot:
         return self.path / "names" / f"{stem}.json"
 
     def find(self, name: str, architecture: str) -> Record | None:
-        """The record of a name; it counts as used now."""
-        path = self.record_path(name, architecture)
-        record = _read(path)
-        if record is not None:
+        """The record of a name."""
+        return _read(self.record_path(name, architecture))
+
+    def use(self, record: Record) -> None:
+        """Note that an image is used now: what was not for the longest time is removed first."""
+        for path in (self.record_path(record.name, record.architecture), *map(self.blob, self.digests(record)[:2])):
             with suppress(OSError):
                 os.utime(path)
-        return record
 
     def records(self) -> Iterator[tuple[Record, float]]:
         """All there are, with the time of their last use, in seconds since 1970."""
@@ -99,6 +97,10 @@ class Depot:
             if digest not in kept:
                 self.blob(digest).unlink(missing_ok=True)
 
+    def describe(self, record: Record) -> Described:
+        """What the metadata of an image says. Raises :class:`~pykata.errors.ImageError` if it isn't here."""
+        return describe(Folder(self.path), record.manifest, record.architecture)
+
     def digests(self, record: Record) -> list[str]:
         """The blobs of an image: manifest, config, layers; those that are known."""
         try:
@@ -106,24 +108,6 @@ class Depot:
         except ImageError:
             return [record.manifest.digest]
         return [record.manifest.digest, config.digest, *(layer.digest for layer in layers)]
-
-    def collect(self) -> None:
-        """Remove what downloads left that nobody continued, and what was being written when its process was killed."""
-        now = time.time()
-        for folder in ("names", "blobs/sha256", "blobs/sha512"):
-            for path in (*(self.path / folder).glob("*.part"), *(self.path / folder).glob("*.new")):
-                with suppress(FileNotFoundError):
-                    if path.stat().st_mtime < now - ABANDONED and not self._in_use(path):
-                        path.unlink()
-
-    def _in_use(self, path: Path) -> bool:
-        lock = path.with_suffix(".lock")
-        descriptor = host.try_lock(lock)
-        if descriptor is None:
-            return lock.exists()
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-        return False
 
     def _write(self, path: Path, raw: bytes) -> None:
         with explained(path):
@@ -171,11 +155,11 @@ def explained(path: Path) -> Iterator[None]:
         raise HostError(f"can't write {path}: {exc.strerror}") from exc
 
 
-def write_all(descriptor: int, data: Any) -> None:
-    """Append ``data`` to a file."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view):]
+def write_all(descriptor: int, data: memoryview, at: int) -> None:
+    """Write all of ``data`` into a file at an offset."""
+    while data:
+        written = os.pwrite(descriptor, data, at)
+        data, at = data[written:], at + written
 
 
 def take(blob: Arriving, depot: Depot) -> bool:

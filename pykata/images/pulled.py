@@ -22,9 +22,8 @@ from pykata.images.depot import Depot, Record, find_depot, take
 from pykata.images.layer import Layer, write_merged
 from pykata.images.limits import Limits
 from pykata.images.name import Name
-from pykata.images.oci import Described, describe
+from pykata.images.oci import Described
 from pykata.images.reference import Reference
-from pykata.images.store import Folder
 from pykata.spec import Image, Progress, PullEvent, PullPolicy, Registries
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ async def find_pulled(reference: Reference, architecture: str, limits: Limits, h
         from pykata.images.registry.resolve import ask
 
         record, source = await ask(reference.name, architecture, depot, record, how.registries)
-    described = await anyio.to_thread.run_sync(describe, Folder(depot.path), record.manifest, architecture)
+    described = await anyio.to_thread.run_sync(depot.describe, record)
     fetch = _Fetch(depot, record, described, source, how, _reporter(reference, how.progress))
     return Image(
         reference=reference.text, digest=described.digest, config=described.config, architecture=architecture,
@@ -74,7 +73,8 @@ def _known(depot: Depot, name: Name, architecture: str) -> Record | None:
     record = depot.find(str(name), go_architecture(architecture))
     if record is not None:
         with suppress(ImageError):
-            describe(Folder(depot.path), record.manifest, architecture)
+            depot.describe(record)
+            depot.use(record)
             return record
     return None
 

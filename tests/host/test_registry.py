@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from pykata.errors import (
@@ -19,13 +17,11 @@ from pykata.errors import (
     RegistryTLSError,
     RegistryUnreachableError,
 )
-from pykata.fs.block import Block
-from pykata.images import Pulling, resolve
 from pykata.images.config import chain_id
 from pykata.images.registry import settings
-from pykata.spec import Disk, Image, PullEvent, Registries
+from pykata.spec import PullEvent, Registries
 from tests.http_server import serving
-from tests.images_fixtures import Layout, config_of, digest_of, file, layout_of, look_into, tar_of, whiteout
+from tests.images_fixtures import Layout, config_of, digest_of, file, layout_of, tar_of, whiteout
 from tests.real_registry import (
     HTPASSWD,
     ISSUER,
@@ -33,27 +29,20 @@ from tests.real_registry import (
     SERVICE,
     USER,
     Certificate,
+    another,
     certificate,
+    pulled,
     push,
+    pushed,
     registry,
     tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("places")
+
 BASE = tar_of([file("etc/a", b"a" * 50_000), file("etc/b", b"b")])
 TOP = tar_of([whiteout("etc/a"), file("etc/c", b"c")])
 INDEX = "application/vnd.oci.image.index.v1+json"
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache and a home of the test's own."""
-    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "registries.conf"))
-    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "home" / ".docker").mkdir(parents=True)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -74,33 +63,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ]}, INDEX, annotations={"org.opencontainers.image.ref.name": "latest"})])
         push(f"{several.path}:latest", host, "app:several")
         yield host
-
-
-async def pulled(reference: str, architecture: str = "x86_64", **how: Any) -> tuple[Image, set[str]]:
-    """The image, and the names in what it was converted to."""
-    image = await resolve(reference, architecture=architecture, how=Pulling(**how))
-    async with Block().rootfs(image, Path("/nowhere")) as attachment:
-        [disk] = attachment.devices
-        assert isinstance(disk, Disk)
-        return image, set(await anyio.to_thread.run_sync(look_into, disk.path)) - {""}
-
-
-@asynccontextmanager
-async def another(folder: Path, layout: Path | None = None, **auth: Any) -> AsyncIterator[str]:
-    """A registry for one test, with the image of ``layout`` as ``app:1``."""
-    running = registry(folder, **auth)
-    host = await anyio.to_thread.run_sync(running.__enter__)
-    try:
-        if layout is not None:
-            await pushed(layout, host, "app:1")
-        yield host
-    finally:
-        await anyio.to_thread.run_sync(running.__exit__, None, None, None)
-
-
-async def pushed(layout: Path, host: str, name: str) -> None:
-    await anyio.to_thread.run_sync(push, f"{layout}:latest", host, name)
-
 
 @pytest.mark.parametrize("compression", ["plain", "gzip", "zstd"])
 async def test_an_image(host: str, compression: str) -> None:

@@ -160,13 +160,15 @@ class Registry:
         if status in (200, 206):
             return
         detail = "" if method == "HEAD" else _detail(await read_bounded(response, MAX_ERROR, "an error"))
-        shown = f"{endpoint.host} has no {endpoint.repository}{_pointed(path)}"
+        what = f"{endpoint.repository}{_pointed(path)}"
         if status == 404:
-            raise ImageNotFoundError(shown, hint="are its name and its tag right?")
+            raise ImageNotFoundError(f"{endpoint.host} has no {what}", hint="are its name and its tag right?")
         if status in (401, 403):
             found = await find_credentials(
                 endpoint.registry, endpoint.repository, self.settings.registries.credentials)
             raise unauthorized(endpoint, found.tried, found.credentials, detail)
+        if status == 416:
+            raise ImageCorruptError(f"{endpoint.host} has fewer bytes of {what} than its image says")
         after = retry_after(response.headers)
         if status == 429:
             when = f"try again in {after:.0f} s" if after is not None else "try again later"
@@ -192,7 +194,7 @@ def _verified(raw: bytes, pointer: str, stated: str, endpoint: Endpoint) -> str:
 def _pointed(path: str) -> str:
     kind, _, pointer = path.partition("/")
     if kind == "blobs":
-        return f": its blob {pointer} is missing"
+        return f"'s blob {pointer}"
     return f"@{pointer}" if ":" in pointer else f":{pointer}"
 
 

@@ -22,7 +22,7 @@ from pykata.images.registry.retry import TransientError, pause
 from pykata.images.registry.settings import Endpoint, Settings
 from pykata.images.stream import CHUNK
 
-PROGRESS = 1024 * 1024          # bytes that make a new start of the count of retries
+PROGRESS = 256 * 1024           # bytes that make a new start of the count of retries
 TRICKLE = 1024                  # bytes a second; less than that is as good as nothing
 
 Report = Callable[[str, str, int, int], None]
@@ -150,7 +150,7 @@ class _Download:
         async with self.registry.blob(endpoint, self.blob.digest, writing.size) as (response, at):
             skip = writing.size - at            # it knows no ranges: what we have comes once more
             pace = _Pace(timeout)
-            async for chunk in response.aiter_raw(CHUNK):
+            async for chunk in response.aiter_raw():
                 pace.count(len(chunk), endpoint)
                 data = memoryview(chunk)[min(skip, len(chunk)):]
                 skip -= len(chunk) - len(data)
@@ -180,10 +180,9 @@ class _Writing:
             data = os.pread(self.descriptor, min(4 * CHUNK, size - self.size), self.size)
             self.hash.update(data)
             self.size += len(data)
-        os.lseek(self.descriptor, size, os.SEEK_SET)
 
     def add(self, data: memoryview) -> None:
-        write_all(self.descriptor, data)
+        write_all(self.descriptor, data, self.size)
         self.hash.update(data)
         self.size += len(data)
 

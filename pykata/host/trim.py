@@ -1,0 +1,109 @@
+"""Keeps what images take in the cache below a limit: what was used least recently goes first."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.errors import ConfigError
+from pykata.host.directories import cache_dir
+from pykata.host.locks import try_lock
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LIMIT = 20 * 1024**3    # bytes
+FRESH = 60.0                    # seconds
+ABANDONED = 24 * 3600.0         # seconds after which nobody comes back for a file that isn't whole
+VARIABLE = "PYKATA_CACHE_LIMIT"
+
+_FOLDERS = ("rootfs", "images/names", "images/blobs/sha256", "images/blobs/sha512")
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_UNFINISHED = (".part", ".new")
+
+
+@frozen
+class Kept:
+    """A file of the cache; ``used`` is when it was used last, in seconds since 1970, and is its mtime."""
+
+    path: Path
+    size: int
+    used: float
+
+
+def cache_limit() -> int:
+    """Bytes that images may take: ``$PYKATA_CACHE_LIMIT``, such as ``20G``. Raises ConfigError."""
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return DEFAULT_LIMIT
+    match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)(?:iB|B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ConfigError(f"{VARIABLE}={text!r} is not a size", hint="give bytes, or text such as 20G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def trim_cache(limit: int | None = None) -> int:
+    """Remove files until they are below ``limit`` bytes (by default :func:`cache_limit`); returns how many bytes went.
+
+    What a sandbox uses is locked, and stays, and so does what was used within the last minute. What a process left
+    unfinished goes after a day.
+    """
+    limit = cache_limit() if limit is None else limit
+    found = sorted(_files(cache_dir()), key=lambda file: file.used)
+    total, removed = sum(file.size for file in found), 0
+    for file in found:
+        # What was made or found a moment ago may not be locked yet.
+        if total - removed <= limit or file.used > time.time() - FRESH:
+            break
+        if remove_unused(file.path):
+            log.debug("%s was removed: images take more than %d bytes", file.path, limit)
+            removed += file.size
+    return removed
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file of the cache unless somebody uses it, which is a shared lock; returns whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _files(cache: Path) -> Iterator[Kept]:
+    """All whole files. Those that were left unfinished long ago are removed on the way."""
+    now = time.time()
+    for folder in _FOLDERS:
+        for path in (cache / folder).glob("*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if path.suffix in _UNFINISHED:
+                    if found.st_mtime < now - ABANDONED:
+                        _remove_abandoned(path)
+                elif path.suffix != ".lock":
+                    yield Kept(path, found.st_size, found.st_mtime)
+
+
+def _remove_abandoned(path: Path) -> None:
+    lock = path.with_suffix(".lock")
+    descriptor = try_lock(lock)
+    if descriptor is None and lock.exists():
+        return
+    path.unlink(missing_ok=True)
+    if descriptor is not None:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)

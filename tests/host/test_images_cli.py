@@ -1,0 +1,81 @@
+"""``pykata pull``, ``images`` and ``rmi`` with a real registry."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pykata_cli import main
+from pykata_cli.bars import Bars, bars
+from pykata_cli.images import ago
+
+from pykata.spec import PullEvent
+from tests.images_fixtures import digest_of, file, layout_of, tar_of
+from tests.real_registry import push, registry
+
+pytestmark = pytest.mark.usefixtures("places")
+
+LAYER = tar_of([file("data", b"x" * 100_000)])
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("registry")
+    layout_of(folder / "l", [LAYER])
+    with registry(folder) as host:
+        push(f"{folder}/l:latest", host, "app:1")
+        yield host
+
+
+def test_an_image_comes_and_goes(upstream: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", f"{upstream}/app:1"]) == 0
+    assert capsys.readouterr() == (f"{digest_of(LAYER)}\n", "")
+    assert main(["images"]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "DIGEST", "ARCH", "SIZE", "USED"]
+    assert line.split()[0] == f"{upstream}/app:1"
+    assert main(["images", "--json"]) == 0
+    [listed] = json.loads(capsys.readouterr().out)
+    assert listed["name"] == f"{upstream}/app:1"
+    assert listed["digest"].removeprefix("sha256:")[:12] == line.split()[1]
+    assert main(["rmi", f"{upstream}/app:1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{upstream}/app:1: 0.")
+    assert main(["images", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_what_goes_wrong(upstream: str, places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "-q", f"{upstream}/app:2"]) == 125
+    assert capsys.readouterr().err == f"pykata: {upstream} has no app:2 (are its name and its tag right?)\n"
+    assert main(["rmi", "app"]) == 125
+    assert "there is no image docker.io/library/app:latest here" in capsys.readouterr().err
+    assert main(["pull", "--ca-file", str(places / "none"), "registry.invalid/app"]) == 125
+    assert "can't use the certificates for registry.invalid" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars() -> None:
+    out, digest = Terminal(), "sha256:" + "ab" * 32
+    with bars(out) as show:
+        assert isinstance(show, Bars)
+        show(PullEvent("app", digest, "downloading", 500_000, 1_000_000))
+        show(PullEvent("app", digest, "downloaded", 1_000_000, 1_000_000))
+        show(PullEvent("app", "", "converted"))
+        assert "abababababab" in out.getvalue()
+        assert "1.0/1.0 MB" in out.getvalue()
+        assert "done" in out.getvalue()
+        show.stop()
+    with bars(io.StringIO()) as nothing:
+        assert nothing is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.5, "now"), (59, "59 s ago"), (3600, "1 h ago"), (90000, "1 d ago")])
+def test_how_long_ago(seconds: float, text: str) -> None:
+    assert ago(seconds) == text

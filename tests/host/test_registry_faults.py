@@ -1,0 +1,197 @@
+"""A registry behind a proxy that breaks, stalls, refuses and lies: what is continued, tried again, or ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import evolve
+
+from pykata.errors import ImageCorruptError, RateLimitedError, RegistryError, RegistryUnreachableError
+from pykata.spec import PullEvent, Registries
+from tests.http_server import Answer, Request, serving, through
+from tests.images_fixtures import digest_of, file, layout_of, tar_of
+from tests.real_registry import pulled, push, registry
+
+pytestmark = pytest.mark.usefixtures("places")
+
+LAYER = tar_of([file("data", random.Random(1).randbytes(3_000_000)), file("small", b"x")])
+BLOB = f"/v2/app/blobs/{digest_of(LAYER)}"
+IMPATIENT = Registries(timeout=0.5, retries=2)
+
+Fault = Callable[[Request, Answer], Answer | None]
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("registry")
+    layout_of(folder / "l", [LAYER], compression="plain")
+    with registry(folder) as host:
+        push(f"{folder}/l:latest", host, "app:1")
+        yield host
+
+
+def on_blob(fault: Fault, times: int = 1000) -> Fault:
+    """A fault of the layer's first ``times`` answers."""
+    left = [times]
+
+    def look(request: Request, answer: Answer) -> Answer | None:
+        if request.path != BLOB or left[0] <= 0:
+            return None
+        left[0] -= 1
+        return fault(request, answer)
+
+    return look
+
+
+def cut(request: Request, answer: Answer) -> Answer:
+    return evolve(answer, length=len(answer.body), cut=len(answer.body) // 2)
+
+
+async def test_a_connection_that_breaks_is_continued(upstream: str) -> None:
+    events: list[PullEvent] = []
+    async with serving(through(upstream, on_blob(cut, 3))) as server:
+        _, names = await pulled(f"{server.host}/app:1", registries=IMPATIENT, progress=events.append)
+    assert names == {"data", "small"}
+    ranges = [int(value.removeprefix("bytes=").rstrip("-")) for value in server.seen("range")]
+    assert ranges == sorted(ranges)
+    assert len(ranges) == 3
+    assert 1_400_000 < ranges[0] < ranges[1] < ranges[2]
+    assert [event.status for event in events].count("retrying") == 3
+
+
+async def test_a_registry_without_ranges(upstream: str) -> None:
+    def whole(request: Request, answer: Answer) -> Answer | None:
+        ranged = "range" in request.headers
+        return evolve(answer, status=200, body=LAYER, headers={}) if ranged else cut(request, answer)
+
+    async with serving(through(upstream, on_blob(whole))) as server:
+        assert (await pulled(f"{server.host}/app:1", registries=IMPATIENT))[1] == {"data", "small"}
+
+
+async def test_the_next_pull_continues(upstream: str, places: Path) -> None:
+    async with serving(through(upstream, on_blob(cut))) as server:
+        with pytest.raises(RegistryUnreachableError, match=r"the connection to 127\.0\.0\.1 broke"):
+            await pulled(f"{server.host}/app:1", registries=Registries(retries=0))
+    [part] = (places / "cache/images/blobs/sha256").glob("*.part")
+    kept = part.stat().st_size
+    assert kept > 1_000_000
+    async with serving(through(upstream, on_blob(cut, 0))) as server:
+        assert (await pulled(f"{server.host}/app:1", registries=IMPATIENT))[1] == {"data", "small"}
+        assert server.seen("range") == [f"bytes={kept}-"]
+    assert not part.exists()
+
+
+async def test_what_was_left_is_wrong(upstream: str, places: Path) -> None:
+    part = places / f"cache/images/blobs/{digest_of(LAYER).replace(':', '/')}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(1_000_000))
+    assert (await pulled(f"{upstream}/app:1"))[1] == {"data", "small"}
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_refusals_that_pass(upstream: str, status: int) -> None:
+    left = {"manifests": 2, "blobs": 2}
+
+    def refuse(request: Request, answer: Answer) -> Answer | None:
+        kind = request.path.split("/")[3] if request.path.count("/") > 3 else ""
+        if left.get(kind, 0):
+            left[kind] -= 1
+            return Answer(b"{}", status, {"Retry-After": "0"})
+        return None
+
+    async with serving(through(upstream, refuse)) as server:
+        assert (await pulled(f"{server.host}/app:1", registries=IMPATIENT))[1] == {"data", "small"}
+    assert left == {"manifests": 0, "blobs": 0}
+
+
+async def test_a_rate_limit(upstream: str) -> None:
+    body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "slow \\u001b[31mdown"}]}'
+
+    def refuse(request: Request, answer: Answer) -> Answer | None:
+        return Answer(body, 429, {"Retry-After": "3600"}) if "manifests" in request.path else None
+
+    async with serving(through(upstream, refuse)) as server:
+        with pytest.raises(RateLimitedError, match=r"wants fewer requests: slow \\x1b\[31mdown") as caught:
+            await pulled(f"{server.host}/app:1", registries=IMPATIENT)
+        assert len([path for path in server.paths if "manifests" in path]) == 1
+    assert caught.value.retry_after == 3600
+
+
+async def test_a_failure_that_stays(upstream: str) -> None:
+    def refuse(request: Request, answer: Answer) -> Answer | None:
+        return Answer(b"oh no", 503) if "manifests" in request.path else None
+
+    async with serving(through(upstream, refuse)) as server:
+        with pytest.raises(RegistryError, match=r"127\.0\.0\.1 answers 503"):
+            await pulled(f"{server.host}/app:1", registries=IMPATIENT)
+        assert len([path for path in server.paths if "manifests" in path]) == 3
+
+
+async def test_wrong_bytes(upstream: str, places: Path) -> None:
+    def lie(request: Request, answer: Answer) -> Answer:
+        return evolve(answer, body=answer.body[:-1] + bytes([answer.body[-1] ^ 1]))
+
+    async with serving(through(upstream, on_blob(lie))) as server:
+        with pytest.raises(ImageCorruptError, match=f"instead of {digest_of(LAYER)}") as caught:
+            await pulled(f"{server.host}/app:1", registries=IMPATIENT)
+    assert caught.value.digest == digest_of(LAYER)
+    assert caught.value.reference == f"{server.host}/app:1"
+    assert [path for path in (places / "cache").rglob("*") if path.is_file()] == []
+
+
+async def test_more_bytes_than_there_are(upstream: str) -> None:
+    def more(request: Request, answer: Answer) -> Answer:
+        return evolve(answer, endless=True)
+
+    async with serving(through(upstream, on_blob(more))) as server:
+        with pytest.raises(ImageCorruptError, match=f"has more than {len(LAYER)} bytes"):
+            await pulled(f"{server.host}/app:1", registries=IMPATIENT)
+
+
+async def test_fewer_bytes_than_there_are(upstream: str) -> None:
+    def less(request: Request, answer: Answer) -> Answer:
+        return Answer(b"", 416) if "range" in request.headers else evolve(answer, body=answer.body[:1000])
+
+    async with serving(through(upstream, on_blob(less))) as server:
+        with pytest.raises(ImageCorruptError, match=f"has fewer bytes of app's blob {digest_of(LAYER)}"):
+            await pulled(f"{server.host}/app:1", registries=IMPATIENT)
+
+
+async def test_a_registry_that_stalls(upstream: str) -> None:
+    def stall(request: Request, answer: Answer) -> Answer:
+        return evolve(cut(request, answer), stall=True)
+
+    async with serving(through(upstream, on_blob(stall))) as server:
+        with pytest.raises(RegistryUnreachableError, match=r"127\.0\.0\.1 stopped answering for 0\.5 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.5, retries=0))
+
+
+async def test_a_registry_that_stalls_before_it_answers() -> None:
+    async def stall(request: Request) -> Answer:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with serving(stall) as server:
+        with pytest.raises(RegistryUnreachableError):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.5, retries=0))
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+async def test_cancelling_a_pull_that_stalls(upstream: str, plainly: bool) -> None:
+    stalled = anyio.Event()
+
+    def stall(request: Request, answer: Answer) -> Answer:
+        stalled.set()
+        return evolve(cut(request, answer), stall=True)
+
+    async with serving(through(upstream, on_blob(stall))) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(pulled, f"{server.host}/app:1")
+        await stalled.wait()
+        if plainly:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
