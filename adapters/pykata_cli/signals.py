@@ -1,4 +1,4 @@
-"""What becomes of the signals that pykata gets: they are for the command, once it runs."""
+"""What becomes of the signals that pykata gets: once the command in the guest runs they are its own, before ours."""
 
 from __future__ import annotations
 

@@ -487,6 +487,22 @@ def test_guest_build(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
     assert [line.split(" s  ")[1] for line in err.splitlines()] == ["kernel 25%  CC a.o", "kernel 100%  LD vmlinux"]
 
 
+def test_guest_build_is_cleaned_up_when_it_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[bool] = []
+
+    async def build_bundle(**_options: object) -> FakeBundle:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await anyio.sleep_forever()
+            return FakeBundle()
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(pykata, "build_bundle", build_bundle)
+    assert pykata_cli.main(["guest", "build"]) == 128 + signal.SIGTERM
+    assert cleaned == [True]
+
+
 def test_guest_info(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(pykata, "find_bundle", FakeBundle)
     assert pykata_cli.main(["guest", "info"]) == 0
