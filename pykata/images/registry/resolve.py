@@ -79,6 +79,11 @@ class _Search:
         self._depot.put(chosen.digest, chosen.raw)
         record = Record(str(name), self._architecture, top.digest, Descriptor(
             chosen.media_type, chosen.digest, len(chosen.raw), Platform("", "")))
+        try:
+            self._depot.describe(record)
+        except ImageError:
+            self._depot.remove(record)
+            raise
         self._depot.save(record)
         return record
 

@@ -1,0 +1,3 @@
+"""Fixtures of these tests."""
+
+from tests.places import places as places
