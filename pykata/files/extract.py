@@ -54,10 +54,12 @@ class Extractor:
     bounds: Bounds
     only: bytes | None = None
     """The name that the one file of the tar gets, which else may have any number of entries."""
+    made: bool = False
+    """The directory is new, and gets the attributes that the tar has for its top."""
     _parent: bytes = b""
     _here: int = -1
     _directories: list[_Attributes] = field(factory=list)
-    _made: set[tuple[int, int]] = field(factory=set)
+    _inodes: set[tuple[int, int]] = field(factory=set)
     _entries: int = 0
     _size: int = 0
     _names: int = 0
@@ -125,6 +127,8 @@ class Extractor:
     def _root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise UnsafeTreeError("the guest sent something else than a directory in place of its top")
+        if self.made:
+            self._directories.append(_Attributes(b"", self._mode(entry), _time(entry)))
 
     def _directory(self, parent: int, name: bytes, entry: Entry) -> None:
         self._names += len(entry.path)
@@ -148,7 +152,7 @@ class Extractor:
             os.fchmod(descriptor, self._mode(entry))
             os.utime(descriptor, ns=(_time(entry),) * 2)
             found = os.fstat(descriptor)
-            self._made.add((found.st_dev, found.st_ino))
+            self._inodes.add((found.st_dev, found.st_ino))
         finally:
             os.close(descriptor)
 
@@ -160,7 +164,7 @@ class Extractor:
                 found = os.stat(first, dir_fd=source, follow_symlinks=False)
             except FileNotFoundError:
                 raise _unsafe(entry, "is a hard link to what isn't there") from None
-            if (found.st_dev, found.st_ino) not in self._made or not stat.S_ISREG(found.st_mode):
+            if (found.st_dev, found.st_ino) not in self._inodes or not stat.S_ISREG(found.st_mode):
                 raise _unsafe(entry, "is a hard link to what didn't come from the container")
             if entry.link == entry.path:
                 return

@@ -74,13 +74,14 @@ class Packer:
             case stat.S_IFREG:
                 descriptor = os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 with os.fdopen(descriptor, "rb", buffering=0) as file:
-                    self._file(cast(IO[bytes], file), path)
+                    self.file(cast(IO[bytes], file), path)
             case _:
                 if len(self._skipped) < SKIPPED:
                     self._skipped.append(os.fsdecode(path))
         return False
 
-    def _file(self, file: IO[bytes], path: bytes) -> None:
+    def file(self, file: IO[bytes], path: bytes) -> None:
+        """A regular file that is open."""
         found = os.fstat(file.fileno())
         if found.st_nlink > 1:
             first = self._first.setdefault((found.st_dev, found.st_ino), path)
@@ -111,16 +112,15 @@ def write_tree(top: bytes, descriptor: int) -> Transfer:
         os.close(descriptor)
 
 
-def write_file(path: bytes, descriptor: int) -> Transfer:
-    """Write the content of a file to a pipe, which is closed at the end. Raises OSError."""
-    sink, size = Sink(descriptor), 0
+def write_file(path: bytes, name: bytes, descriptor: int) -> Transfer:
+    """Write one file to a pipe, as ``name``; the pipe is closed at the end. Raises OSError."""
     try:
+        packer = Packer(Output(cast(IO[bytes], Sink(descriptor))))
         with open(path, "rb", buffering=0) as file:
-            while piece := file.read(PIECE):
-                size += sink.write(piece)
+            packer.file(cast(IO[bytes], file), name)
+        return packer.finish()
     finally:
         os.close(descriptor)
-    return Transfer(1, size)
 
 
 def _entry(

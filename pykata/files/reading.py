@@ -20,7 +20,9 @@ async def all_of(file: ContainerFile, path: bytes, limit: int, *, exact: bool) -
     data = bytearray()
     async for piece in file:
         data += piece
-        if len(data) > limit and not exact:
+        if len(data) >= limit and exact:
+            break
+        if len(data) > limit:
             raise error(
                 errno.EFBIG, "read into memory", path,
                 hint=f"it has more than {limit} bytes: raise limit=, or read it as a stream with open()",

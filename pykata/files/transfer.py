@@ -22,7 +22,6 @@ from attrs import define
 from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingError, HostError
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
-from pykata.files.handle import Opening, opened
 from pykata.files.pack import PIECE, write_file, write_tree
 from pykata.files.session import Session
 from pykata.files.tool import Tool
@@ -44,9 +43,7 @@ async def upload(session: Session, source: Path, request: v1.Unpack) -> Transfer
         return await upload_tree(session, source, request)
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"source={str(source)!r} is neither a file nor a directory")
-    if request.path.endswith(b"/") or await _is_directory(session, request.path):
-        request.path = request.path.rstrip(b"/") + b"/" + os.fsencode(source.name)
-    return await upload_file(session, source, request, found)
+    return await upload_file(session, source, request)
 
 
 async def _is_directory(session: Session, path: bytes) -> bool:
@@ -58,24 +55,28 @@ async def _is_directory(session: Session, path: bytes) -> bool:
 
 async def upload_tree(session: Session, source: Path, request: v1.Unpack) -> Transfer:
     """Unpack what is in a directory of the host into one of the container."""
+    return await _unpacked(session, request, lambda pipe: write_tree(os.fsencode(source), pipe), source)
+
+
+async def upload_file(session: Session, source: Path, request: v1.Unpack) -> Transfer:
+    """Write a file of the host to a path of the container, or into the directory that is there."""
+    name = os.fsencode(source.name)
+    if not request.path.endswith(b"/") and not await _is_directory(session, request.path):
+        parent, _, name = request.path.rpartition(b"/")
+        request.path = parent or (b"/" if request.path.startswith(b"/") else b".")
+    return await _unpacked(session, request, lambda pipe: write_file(os.fsencode(source), name, pipe), source)
+
+
+async def _unpacked(
+    session: Session, request: v1.Unpack, write: Callable[[int], Transfer], source: Path
+) -> Transfer:
     async with session.own() as tool:
         await tool.begin(v1.Request(unpack=request), request.path)
         await tool.done()
         tool.idle = False
-        transfer = await _sent(tool.send, lambda pipe: write_tree(os.fsencode(source), pipe), source)
+        transfer = await _sent(tool.send, write, source)
         await tool.complete()
         return transfer
-
-
-async def upload_file(session: Session, source: Path, how: v1.Unpack, found: os.stat_result) -> Transfer:
-    """Write a file of the host to a path of the container."""
-    permissions = found.st_mode & (0o7777 if how.keep_setuid else 0o1777)
-    async with opened(session, how.path, Opening(mode="wb", permissions=permissions)) as file:
-        transfer = await _sent(file.write, lambda pipe: write_file(os.fsencode(source), pipe), source)
-    uid, gid = (found.st_uid, found.st_gid) if how.keep_owners else (how.uid, how.gid)
-    times = v1.SetAttributes(path=how.path, follow=True, uid=uid, gid=gid, mtime_ns=found.st_mtime_ns)
-    await session.done(v1.Request(set_attributes=times), how.path)
-    return transfer
 
 
 async def download(session: Session, path: bytes, target: Path, bounds: Bounds) -> Transfer:
@@ -89,7 +90,7 @@ async def download(session: Session, path: bytes, target: Path, bounds: Bounds) 
             await tool.begin(v1.Request(pack=v1.Pack(path=path)), path)
             await tool.done()
             tool.idle = False
-            transfer = await _received(tool, Extractor(place.top, bounds, place.passing), target)
+            transfer = await _received(tool, Extractor(place.top, bounds, place.passing, place.made), target)
         await _in_host_thread(place.keep, target)
         return transfer
     finally:
@@ -142,6 +143,8 @@ class Place:
     top: int
     name: bytes = b""
     passing: bytes | None = None
+    made: bool = False
+    """It wasn't there before."""
 
     def keep(self) -> None:
         """It is complete."""
@@ -164,8 +167,9 @@ def open_target(target: Path, name: bytes | None) -> Place:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if name is None:
+        made = not target.is_dir()
         target.mkdir(parents=True, exist_ok=True)
-        return Place(os.open(target, flags))
+        return Place(os.open(target, flags), made=made)
     directory, only = (target, name) if target.is_dir() else (target.parent, os.fsencode(target.name))
     if only in (b"", b".", b".."):
         raise ConfigError(f"target={str(target)!r} names no file")

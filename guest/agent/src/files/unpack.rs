@@ -1,7 +1,7 @@
 //! A tar from the host, unpacked into a directory of the container. The tar is the host's own; the directory isn't:
 //! nothing in it is followed or written through.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, openat2};
 use rustix::io::Errno;
@@ -19,10 +19,13 @@ use crate::sys;
 const SETUID: u32 = 0o6000;
 
 pub fn unpack(request: &proto::Unpack) -> Answer<()> {
-    paths::make_all(&request.path).at("mkdir")?;
+    let made = match paths::find(&request.path, true) {
+        Err(Errno::NOENT) => paths::make_all(&request.path).map(|()| true).at("mkdir")?,
+        found => found.map(|_| false).at("open")?,
+    };
     let top = paths::open(&request.path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).at("open")?;
     wire::send(Reply::Done(Done {}));
-    let mut tree = Tree { top, last: None, directories: Vec::new(), request };
+    let mut tree = Tree { top, made, last: None, directories: Vec::new(), request };
     let mut source = Source { left: 0, ended: false };
     while let Some((entry, mut data)) = source.next_entry()? {
         tree.add(entry, &mut source, &mut data)?;
@@ -35,6 +38,8 @@ pub fn unpack(request: &proto::Unpack) -> Answer<()> {
 /// The tree as it grows.
 struct Tree<'a> {
     top: OwnedFd,
+    /// It wasn't there before, and gets attributes, too.
+    made: bool,
     /// The directory that something was put into last: the next thing is likely to go there, too.
     last: Option<(Vec<u8>, OwnedFd)>,
     /// Their attributes come when nothing more is put into them.
@@ -45,7 +50,9 @@ struct Tree<'a> {
 impl Tree<'_> {
     fn add(&mut self, entry: Entry, source: &mut Source, left: &mut u64) -> Answer<()> {
         if entry.path.is_empty() {
-            self.directories.push(entry);
+            if self.made {
+                self.directories.push(entry);
+            }
             return Ok(());
         }
         let path = entry.path.clone();
@@ -82,23 +89,23 @@ impl Tree<'_> {
             self.directories.push(entry);
             return Ok(());
         }
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno).at("replace"),
-        }
         match entry.kind {
             tar::FILE => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
-                let file = paths::open_at(dir, name, flags, Mode::from_raw_mode(0o600)).at("create")?;
+                let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(dir, c".", flags, Mode::from_raw_mode(0o600)).at("create")?;
                 source.fill(&file, &entry, left)?;
-                self.set(&file, &entry)
+                self.set(&file, &entry)?;
+                unlink(dir, name)?;
+                rustix::fs::linkat(&file, c"", dir, name, AtFlags::EMPTY_PATH).at("create")
             }
             tar::HARDLINK => {
                 let (above, first) = paths::split(&entry.link);
                 let from = beneath(&self.top, above).of("link", &entry.link)?;
+                unlink(dir, name)?;
                 rustix::fs::linkat(&from, first, dir, name, AtFlags::empty()).at("link")
             }
             tar::SYMLINK => {
+                unlink(dir, name)?;
                 rustix::fs::symlinkat(entry.link.as_slice(), dir, name).at("symlink")?;
                 let link = paths::open_at(dir, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).at("symlink")?;
                 self.set(&link, &entry)
@@ -140,6 +147,14 @@ impl Tree<'_> {
             self.set(&dir, entry)?;
         }
         Ok(())
+    }
+}
+
+/// Makes room for something new.
+fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> Answer<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno).at("replace"),
     }
 }
 
