@@ -78,6 +78,17 @@ async def test_the_guide_to_detached_sandboxes(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "143\n"
 
 
+@pytest.mark.vm
+def test_the_guide_to_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "guides" / "notebooks.md").read_text()
+    namespace: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pykata.EmulationWarning)
+        for cell in re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+            exec(cell, namespace)  # noqa: S102
+    assert capsys.readouterr().out.split() == ["hello", "kept"]
+
+
 def test_the_readme_is_honest_about_make() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake (\w+)", readme):

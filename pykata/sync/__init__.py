@@ -1,0 +1,46 @@
+"""pykata for programs without ``async``: the same names, and nothing to await. Also in notebooks and the REPL.
+
+::
+
+    import pykata.sync
+
+    with pykata.sync.Sandbox() as sb:
+        print(sb.run("builtin:busybox", ["uname", "-a"]).stdout)
+
+Each name has a synchronous face: what is awaited there returns here, ``async with`` is ``with``, ``async for`` is
+``for``. The work is done in an event loop in a thread of its own, so it also works where a loop runs already.
+``on_stdout=`` and ``on_stderr=`` are called in the thread that called the method, other callbacks in that of the loop.
+Objects may be used by several threads.
+
+Ctrl-C cancels the call that is waiting, which cleans up before KeyboardInterrupt is raised.
+"""
+
+import pykata
+from pykata.process import Input, Output
+from pykata.sync.facade import facade, function
+
+__all__ = [
+    "Container",
+    "Detached",
+    "Input",
+    "Output",
+    "Process",
+    "Sandbox",
+    "build_bundle",
+    "check",
+    "collect_garbage",
+    "find_detached",
+    "list_detached",
+]
+
+Container = facade(pykata.Container)
+Detached = facade(pykata.Detached)
+Input = facade(Input)
+Output = facade(Output)
+Process = facade(pykata.Process)
+Sandbox = facade(pykata.Sandbox)
+build_bundle = function(pykata.build_bundle)
+check = function(pykata.check)
+collect_garbage = function(pykata.collect_garbage)
+find_detached = function(pykata.find_detached)
+list_detached = function(pykata.list_detached)

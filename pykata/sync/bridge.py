@@ -1,0 +1,249 @@
+"""From a thread into an event loop that runs in a thread of its own, and back.
+
+There is one such loop for all, so that boots wait for each other; it runs while somebody uses it. The thread that waits
+for a call also runs the call's callbacks. If it is interrupted, the call is cancelled, and its clean-up is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager, suppress
+from inspect import isawaitable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortalProvider
+
+from pykata.concurrency import alongside
+
+T = TypeVar("T")
+
+_loop = BlockingPortalProvider(backend="asyncio")
+
+
+class Turn:
+    """The waiting thread's side of one call. Work in the loop ends the turn; until then it may send jobs here."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._ended = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._abandoned = False
+
+    # --- in the loop ---
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            with anyio.CancelScope() as self._scope:
+                if self._abandoned:
+                    self._scope.cancel()
+                return await work
+            raise _InterruptedError     # it was cancelled, and nobody waits for a result
+        finally:
+            self.end()
+
+    def here(self, callback: Callable[..., object]) -> Callable[..., Coroutine[Any, Any, object]]:
+        """The callback as one for the loop: it is called in the waiting thread, and the loop waits for its result."""
+
+        async def called(*args: object) -> object:
+            answer: Future[object] = Future()
+            self._jobs.put(lambda: _answer(answer, callback, args))
+            result = await asyncio.wrap_future(answer)
+            return await result if isawaitable(result) else result
+
+        return called
+
+    def end(self) -> None:
+        """Let the thread go on: there is a result, or there will be in a moment."""
+        self._ended.set()
+        self._jobs.put(None)
+
+    # --- in the thread ---
+
+    @property
+    def has_begun(self) -> bool:
+        """The work was started."""
+        return self._loop is not None
+
+    def serve(self) -> None:
+        """Run callbacks until the end."""
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def abandon(self) -> None:
+        """Cancel the work."""
+        self._abandoned = True
+        if self._loop is not None and self._scope is not None:
+            with suppress(RuntimeError):        # the loop has ended, and the work with it
+                self._loop.call_soon_threadsafe(self._scope.cancel)
+
+    def outlast(self) -> None:
+        """Wait for the end, and be interrupted only after it. A second interrupt doesn't wait."""
+        try:
+            self._ended.wait()
+        except KeyboardInterrupt:
+            self._ended.wait()
+            raise
+
+
+class _InterruptedError(Exception):
+    """Stands for what must not be raised in a loop (KeyboardInterrupt, SystemExit), and for no result at all."""
+
+
+def _answer(answer: Future[object], callback: Callable[..., object], args: tuple[object, ...]) -> None:
+    try:
+        answer.set_result(callback(*args))
+    except Exception as error:  # raised where the call is, which is in this thread
+        answer.set_exception(error)
+
+
+def call(work: Coroutine[Any, Any, T], turn: Turn | None = None) -> T:
+    """Do the work in the loop, and wait for its result."""
+    turn = turn or Turn()
+    with ExitStack() as stack:
+        try:
+            future = stack.enter_context(_loop).start_task_soon(turn.run, work)
+        except BaseException:
+            turn.abandon()
+            if not turn.has_begun:
+                work.close()
+            raise
+        try:
+            turn.serve()
+            result: T = future.result()
+            return result
+        except BaseException:
+            if not future.done():       # it isn't the work's own failure: we were interrupted
+                turn.abandon()
+                turn.outlast()
+            raise
+
+
+class Held(Generic[T]):
+    """An asynchronous context manager, held by a task in the loop. ``convert`` makes of its value what is yielded."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[Any], convert: Callable[[Any], T]) -> None:
+        self._manager = manager
+        self._convert = convert
+        self._stack = ExitStack()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> T:
+        with ExitStack() as stack:
+            self._entering, self._turn = Turn(), Turn()
+            self._inside = False
+            future = stack.enter_context(_loop).start_task_soon(self._turn.run, self._hold())
+            try:
+                self._entering.serve()
+                if not self._inside:
+                    future.result()     # raises why
+            except BaseException:
+                if not future.done():
+                    self._turn.abandon()
+                    self._turn.outlast()
+                raise
+            self._future = future
+            self._stack = stack.pop_all()
+        remember(self)
+        return self._convert(self._value)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        forget(self)
+        self._error = error if error is None or isinstance(error, Exception) else _InterruptedError()
+        with self._stack:
+            with suppress(RuntimeError):        # its loop has ended, and it with that
+                self._aio.call_soon_threadsafe(self._leave.set)
+            self._turn.outlast()
+            try:
+                return bool(self._future.result())
+            except BaseException as raised:
+                if raised is error:
+                    return False
+                raise
+
+    async def _hold(self) -> bool:
+        """Enter, and leave when told to; returns whether the error with which it was left was suppressed."""
+        self._aio = asyncio.get_running_loop()
+        self._leave = asyncio.Event()
+        try:
+            with suppress(_InterruptedError):
+                async with self._manager as self._value:
+                    self._inside = True
+                    self._entering.end()
+                    await self._leave.wait()
+                    if self._error is not None:
+                        raise self._error
+                return self._error is not None
+            return False
+        finally:
+            self._entering.end()
+
+
+def iterate(source: AsyncGenerator[Any], convert: Callable[[Any], T]) -> Generator[T]:
+    """What an asynchronous generator yields. It lives in one task, as it may hold what belongs to a task."""
+    end = object()
+    with Held(_pumped(source, end), lambda next_one: next_one) as next_one:
+        while (item := call(next_one())) is not end:
+            yield convert(item)
+
+
+@asynccontextmanager
+async def _pumped(source: AsyncGenerator[Any], end: object) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Any]]]:
+    send, receive = anyio.create_memory_object_stream[Any](0)
+
+    async def pump() -> None:
+        async with send, aclosing(source):
+            async for item in source:
+                await send.send(item)
+
+    async def next_one() -> Any:
+        try:
+            return await receive.receive()
+        except anyio.EndOfStream:       # if that was a failure, leaving raises it
+            return end
+
+    async with receive, alongside(pump()):
+        yield next_one
+
+
+# --- what is open when the interpreter ends ---
+
+_open: dict[Held[Any], None] = {}
+_watching = threading.Lock()
+_watched = False
+
+
+def remember(held: Held[Any]) -> None:
+    """It is to be left at the interpreter's end, if nobody leaves it before."""
+    global _watched
+    with _watching:
+        if not _watched:
+            _watched = True
+            # Not atexit: by then no executor takes work any more, and leaving a sandbox gives some to one. The last
+            # who registers comes first; executors do that when their module is imported.
+            import concurrent.futures.thread  # noqa: F401
+
+            threading._register_atexit(_leave_all)  # type: ignore[attr-defined]
+    _open[held] = None
+
+
+def forget(held: Held[Any]) -> None:
+    """Somebody leaves it."""
+    _open.pop(held, None)
+
+
+def _leave_all() -> None:
+    while _open:
+        held, _ = _open.popitem()
+        with suppress(Exception):
+            held.__exit__(None, None, None)
