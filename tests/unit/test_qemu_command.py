@@ -124,6 +124,10 @@ def test_vsock() -> None:
     assert not [chardev for chardev in options_of(argv, "-chardev") if "agent" in chardev]
 
 
+def test_an_emulated_cpu_says_that_it_copies_slowly() -> None:
+    assert options_of(build(spec()), "-cpu") == ["max,-erms,-fsrm"]
+
+
 def test_kernel_arguments() -> None:
     slow = kernel_arguments("microvm", "tcg", spec(), 2_000_000).split()
     assert {"panic=-1", "reboot=t", "tsc=reliable", "tsc_early_khz=2000000", "acpi=off"} <= set(slow)
