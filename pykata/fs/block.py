@@ -81,7 +81,9 @@ def _stem(digest: str) -> str:
 
 
 def _attachment(path: Path, kind: str) -> Attachment:
+    # A journal that wasn't finished can't be replayed on a disk that is read-only.
+    options = ("ro", "noload") if kind == "ext4" else ("ro",)
     return Attachment(
         devices=(Disk(tag=TAG, path=path, readonly=True),),
-        mounts=(Mount(source=TAG, type=kind, options=("ro",)),),
+        mounts=(Mount(source=TAG, type=kind, options=options),),
     )

@@ -11,14 +11,15 @@ from typing import IO
 import anyio.to_thread
 from attrs import evolve
 
-from pykata.errors import ImageError, ImageReferenceError, ImageUnsupportedError
+from pykata.errors import ImageError, ImageReferenceError
 from pykata.images.builtin import Builtin, find_builtin
+from pykata.images.disk import find_disk
 from pykata.images.docker_archive import MANIFEST, find_docker_archive, find_in_archive
 from pykata.images.limits import DEFAULT_LIMITS, Limits
 from pykata.images.oci import INDEX, find_in_layout, find_oci
 from pykata.images.pulled import DEFAULT_PULLING, Pulling, find_pulled
 from pykata.images.reference import Reference, Source, parse
-from pykata.images.store import has, open_store
+from pykata.images.store import has, in_place, open_store
 from pykata.images.tarball import find_tarball
 from pykata.spec import Image
 
@@ -92,10 +93,10 @@ def _about(reference: Reference) -> Iterator[None]:
 def _look(
     reference: Reference, architecture: str, builtin: Builtin, limits: Limits, poll: Callable[[], None]
 ) -> Image:
+    if reference.source in (Source.OCI, Source.OCI_ARCHIVE, Source.DOCKER_ARCHIVE, Source.PATH):
+        reference = in_place(reference, limits, poll)
     match reference.source:
-        case Source.OCI:
-            return find_oci(reference, architecture, limits)
-        case Source.OCI_ARCHIVE:
+        case Source.OCI | Source.OCI_ARCHIVE:
             return find_oci(reference, architecture, limits)
         case Source.DOCKER_ARCHIVE:
             return find_docker_archive(reference, architecture, limits)
@@ -109,8 +110,14 @@ def _look(
             return find_builtin(reference, architecture, builtin)
         case Source.PATH:
             return _look_at_path(reference, architecture, limits)
-        case _:
-            raise ImageUnsupportedError(f"{reference.source.value}: can't be read yet")
+        case Source.DISK:
+            return find_disk(reference, architecture)
+        case Source.DOCKER_DAEMON:
+            from pykata.images.daemon import find_in_daemon
+
+            return find_in_daemon(reference, architecture, limits, poll)
+        case Source.REGISTRY:
+            raise AssertionError("registries are asked in the event loop")
 
 
 def _look_at_path(reference: Reference, architecture: str, limits: Limits) -> Image:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from pykata.errors import ImageCorruptError, ImageError, ImageNotFoundError
+from pykata.errors import ImageCorruptError, ImageError, ImageNotFoundError, ImageUnsupportedError
 from pykata.images.document import MAX_DOCUMENT
+from pykata.images.limits import Limits
+from pykata.images.reference import Reference
 
 
 class Store(Protocol):
@@ -53,6 +57,42 @@ def open_store(path: Path) -> Store:
         raise ImageNotFoundError(f"there is no {path}") from None
     except OSError as exc:
         raise ImageError(f"can't read {path}: {exc}") from exc
+
+
+def in_place(reference: Reference, limits: Limits, poll: Callable[[], None]) -> Reference:
+    """The same archive where it can be read in any order: a pipe and a compressed one are written to the cache."""
+    path = reference.path
+    try:
+        found = path.stat()
+        mode = found.st_mode
+        if stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and not _is_compressed(path)):
+            return reference
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            return reference                    # what it is, who opens it says
+        from pykata.images.spool import find_spooled, read_file, spooled
+
+        identity = (
+            str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+        )  # fmt: skip
+        key = hashlib.sha256(repr(identity).encode()).hexdigest() if stat.S_ISREG(mode) else ""
+        archive = find_spooled(key) if key else None
+        archive = archive or spooled(read_file(path, poll), str(path), limits, key)
+        return evolve(reference, location=str(archive))
+    except (FileNotFoundError, NotADirectoryError):
+        return reference
+    except OSError as exc:
+        raise ImageError(f"can't read {path}: {exc.strerror}") from exc
+
+
+def _is_compressed(path: Path) -> bool:
+    from pykata.images.compression import compression_of
+    from pykata.images.stream import StreamError
+
+    with open_file(path) as file:
+        try:
+            return compression_of(file.read(10)) != "plain"
+        except StreamError as exc:
+            raise ImageUnsupportedError(f"{path}: {exc}", hint="uncompress it first") from exc
 
 
 def open_file(path: Path) -> IO[bytes]:
