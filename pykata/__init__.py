@@ -10,6 +10,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pykata.background import Background
     from pykata.boot import EmulationWarning
     from pykata.completed import Completed
     from pykata.container import Container
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
     from pykata.sandbox import Sandbox
-    from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Timings
+    from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Terminal, Timings
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "AgentProtocolError",
     "AgentRefusedError",
     "AgentTimeoutError",
+    "Background",
     "Block",
     "BootError",
     "BootTimeoutError",
@@ -142,6 +144,7 @@ __all__ = [
     "Sandbox",
     "SandboxClosedError",
     "StoredImage",
+    "Terminal",
     "Timings",
     "ToolFailedError",
     "ToolMissingError",
@@ -165,6 +168,7 @@ __all__ = [
 # Imported when they are first used: all of them take 0.1 s, and who only wants an error needs none of the rest.
 # What isn't named here is in pykata.errors.
 _HOMES = {
+    "pykata.background": "Background",
     "pykata.boot": "EmulationWarning",
     "pykata.completed": "Completed",
     "pykata.container": "Container",
@@ -178,7 +182,7 @@ _HOMES = {
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
-    "pykata.spec": "Features Image ImageConfig PullEvent Registries Timings",
+    "pykata.spec": "Features Image ImageConfig PullEvent Registries Terminal Timings",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
 }
 

@@ -12,8 +12,9 @@ from pykata.command import Callback, Collection
 from pykata.completed import Completed
 from pykata.concurrency import alongside
 from pykata.errors import AgentTimeoutError, VMDiedError
-from pykata.process import Output, Process
+from pykata.process import Process
 from pykata.spec import Reason
+from pykata.streams import Output
 
 KILL_GRACE = 10.0
 """Seconds a killed process has for its exit and the rest of its output to arrive."""
@@ -50,7 +51,8 @@ class Collector:
     async def until_ended(self) -> None:
         """Take in everything up to the exit."""
         while not self.process.ended:
-            await self.process.advance(lambda: False)
+            # Who feeds it may take in output, too.
+            await self.process.advance(lambda: self.stdout.output.waiting or self.stderr.output.waiting)
             await self.sweep()
 
     async def put_down(self) -> None:
@@ -78,6 +80,7 @@ class Collector:
             stdout_bytes=bytes(self.stdout.kept),
             stderr_bytes=bytes(self.stderr.kept),
             truncated=self.stdout.truncated or self.stderr.truncated,
+            oom_kills=exited.oom_kills if exited else 0,
             error=error,
         )
 

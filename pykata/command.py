@@ -7,8 +7,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from attrs import field, frozen
 
 from pykata.errors import ConfigError
-from pykata.options import check_cmd, check_cwd, check_env, check_seconds
-from pykata.spec import ImageConfig
+from pykata.options import (
+    Rlimits,
+    check_cmd,
+    check_cwd,
+    check_env,
+    check_rlimits,
+    check_seconds,
+    check_terminal,
+    check_user,
+)
+from pykata.spec import ImageConfig, Terminal
 
 MAX_OUTPUT = 64 * 1024 * 1024
 """Bytes of stdout, and of stderr, that a Completed keeps unless told otherwise."""
@@ -25,6 +34,10 @@ class Command:
     env: Mapping[str, str] = field(factory=dict)
     cwd: str = ""
     user: str = ""
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+    terminal: Terminal | None = None
+    stdin: bool = True
+    """Something may come on its standard input; else that is at its end from the start."""
 
     def argv(self, config: ImageConfig) -> tuple[str, ...]:
         """The arguments for a new container: entrypoint and command, as Docker combines them.
@@ -48,17 +61,28 @@ def command(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     user: str | None = None,
+    rlimits: Rlimits | None = None,
+    tty: bool | Terminal = False,
+    stdin: bool = True,
 ) -> Command:
     """Check the arguments of ``run`` and ``process``. Raises :class:`ConfigError`."""
-    if user is not None and (not isinstance(user, str) or "\0" in user):
-        raise ConfigError(f"user={user!r} is not a user", hint='give "name", "uid", "name:group" or "uid:gid"')
     return Command(
         args=check_cmd(cmd),
         entrypoint=None if entrypoint is None else (check_cmd(entrypoint, "entrypoint") if entrypoint else ()),
         env=check_env(env),
         cwd=check_cwd(cwd),
-        user=user or "",
+        user=check_user(user),
+        rlimits=check_rlimits(rlimits),
+        terminal=check_terminal(tty),
+        stdin=stdin,
     )
+
+
+def shell(script: str) -> list[str]:
+    """The command that runs ``script`` in the container's shell. Raises :class:`ConfigError`."""
+    if not isinstance(script, str) or "\0" in script:
+        raise ConfigError(f"script={script!r:.80} is not text without NUL", hint="run takes a list of arguments")
+    return ["/bin/sh", "-c", script]
 
 
 @frozen(kw_only=True)

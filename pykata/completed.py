@@ -18,7 +18,11 @@ class Completed:
     when it couldn't be executed, and None when the virtual machine died under it. ``stdout_bytes`` and ``stderr_bytes``
     hold everything it wrote until then, up to ``max_output`` each; ``truncated`` says that there was more.
 
-    ``reason`` is ``"exit"``, ``"signal"``, ``"oom"`` (killed for memory), ``"timeout"`` or ``"vm_died"``.
+    ``reason`` is ``"exit"``, ``"signal"``, ``"oom"``, ``"timeout"`` or ``"vm_died"``. It is ``"oom"`` when memory ran
+    out in the container and the command failed of it: the kernel killed the command itself; or it killed a child, and
+    the command, a shell, passed that on as exit code 137; or it killed any process of the container while nothing else
+    was run there, and the command ended with another exit code than 0. A command that came to exit code 0 all the same
+    has ``"exit"``; ``oom_kills`` is in each case how many processes the kernel killed meanwhile.
     """
 
     args: tuple[str, ...]
@@ -28,6 +32,7 @@ class Completed:
     stdout_bytes: bytes = b""
     stderr_bytes: bytes = b""
     truncated: bool = False
+    oom_kills: int = 0
     error: VMDiedError | None = field(default=None, eq=False)
     """Why the virtual machine died, where it did."""
 
@@ -62,7 +67,7 @@ class Completed:
             case "signal":
                 return f"was ended by {signal_name(self.signal)}"
             case "oom":
-                return "was killed because memory ran out"
+                return "failed because memory ran out"
             case "timeout":
                 return "was killed because its time was up"
             case "vm_died":

@@ -6,18 +6,23 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from pykata.background import Background
 from pykata.collect import collect
-from pykata.command import MAX_OUTPUT, Callback, Command, collection, command
+from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
 from pykata.completed import Completed
 from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.files import Files
 from pykata.host import finish
-from pykata.process import Process, ProcessId
-from pykata.running import Running
-from pykata.spec import Image
+from pykata.options import Rlimits
+from pykata.process import Process
+from pykata.running import ProcessId, Running
+from pykata.spec import Image, Terminal
 
 if TYPE_CHECKING:
     from pykata.agent.v1 import Start
+
+KEPT_LOG = 64 * 1024
+"""Bytes of the output of a background process that are kept at most: agent.proto."""
 
 
 class Container:
@@ -49,6 +54,8 @@ class Container:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool | Terminal = False,
         input: bytes | str | None = None,
         timeout: float | None = None,
         on_stdout: Callback | None = None,
@@ -58,15 +65,41 @@ class Container:
     ) -> Completed:
         """Run a command in this container to its end; what it changes in the filesystem stays for the next one.
 
-        As :meth:`Sandbox.run`, without the image's entrypoint.
+        As :meth:`Sandbox.run`, without the image's entrypoint. What the command has started in the background lives on,
+        until the container is left.
         """
         how = collection(
             input=input, timeout=self._running.options.timeout if timeout is None else timeout,
             on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
-        async with self.process(cmd, env=env, cwd=cwd, user=user) as process:
+        what = command(cmd, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, stdin=bool(how.input))
+        async with self._process(what) as process:
             completed = await collect(process, how)
         return completed.check() if how.check else completed
+
+    async def shell(
+        self,
+        script: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        rlimits: Rlimits | None = None,
+        input: bytes | str | None = None,
+        timeout: float | None = None,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+        max_output: int = MAX_OUTPUT,
+        check: bool = False,
+    ) -> Completed:
+        """Run a script in the container's ``/bin/sh``: ``await container.shell("make && make test")``.
+
+        As :meth:`run`.
+        """
+        return await self.run(
+            shell(script), env=env, cwd=cwd, user=user, rlimits=rlimits, input=input, timeout=timeout,
+            on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
+        )  # fmt: skip
 
     @asynccontextmanager
     async def process(
@@ -76,17 +109,56 @@ class Container:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool | Terminal = False,
     ) -> AsyncIterator[Process]:
-        """Start a command in this container; it and its descendants are killed when the block is left."""
-        self.check()
-        what = command(cmd, env=env, cwd=cwd, user=user)
-        if what.args is None:
-            raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
+        """Start a command in this container; it and its descendants are killed when the block is left.
+
+        With ``tty``, its stdin, stdout and stderr are a terminal, which hangs up before that.
+        """
+        async with self._process(command(cmd, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)) as process:
+            yield process
+
+    async def start(
+        self,
+        cmd: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        rlimits: Rlimits | None = None,
+        log: int = KEPT_LOG,
+    ) -> Background:
+        """Start a command that runs until it ends or the container is left: a server, say.
+
+        Its stdin is empty. The last ``log`` bytes of what it writes are kept in the guest, at most 64 KiB; with 0 its
+        output goes to ``/dev/null``.
+        """
+        what = command(cmd, env=env, cwd=cwd, user=user, rlimits=rlimits)
+        if not isinstance(log, int) or isinstance(log, bool) or not 0 <= log <= KEPT_LOG:
+            raise ConfigError(f"log={log!r} is not a number of bytes that can be kept", hint=f"from 0 to {KEPT_LOG}")
+        args = self._args(what)
+        from pykata.requests import detached_request
+
+        return await detached(
+            self._running, detached_request(self._running, self.id, args, what, user=self.image.config.user, log=log)
+        )
+
+    @asynccontextmanager
+    async def _process(self, what: Command) -> AsyncIterator[Process]:
+        args = self._args(what)
         from pykata.requests import start_request
 
-        start = start_request(self._running, self.id, what.args, what, user=self.image.config.user)
-        async with started(self._running, start, what.args) as process:
+        async with started(
+            self._running, start_request(self._running, self.id, args, what, user=self.image.config.user)
+        ) as process:
             yield process
+
+    def _args(self, what: Command) -> tuple[str, ...]:
+        self.check()
+        if what.args is None:
+            raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
+        return what.args
 
 
 @asynccontextmanager
@@ -119,21 +191,22 @@ async def single_process(running: Running, image: str, what: Command) -> AsyncIt
         args = what.argv(config)
         create = container_request(running, identity, rootfs)
         start = start_request(running, identity, args, what, user=config.user, create=create)
-        async with started(running, start, args) as process:
+        async with started(running, start) as process:
             yield process
 
 
 @asynccontextmanager
-async def started(running: Running, start: Start, args: tuple[str, ...]) -> AsyncIterator[Process]:
+async def started(running: Running, start: Start) -> AsyncIterator[Process]:
     """Start a process; its stream is reset when left early, which kills it."""
     running.check()
     assert start.process is not None
     identity = ProcessId(start.container_id, start.process.id)
+    args, tty = tuple(start.process.args), start.process.terminal is not None
     async with AsyncExitStack() as stack:
         async with running.explained():
             stream = await stack.enter_async_context(running.agent.run(start))
             pid = await stream.started()
-        process = Process(running, stream, identity, args, pid)
+        process = Process(running, stream, identity, args, pid, tty=tty)
         try:
             yield process
         finally:
@@ -141,6 +214,18 @@ async def started(running: Running, start: Start, args: tuple[str, ...]) -> Asyn
         if process.ended:
             async with running.explained():
                 await stream.finished()
+
+
+async def detached(running: Running, start: Start) -> Background:
+    """Start a process that outlives this call."""
+    running.check()
+    assert start.process is not None
+    async with running.explained(), running.agent.run(start) as stream:
+        pid = await stream.started()
+        await stream.finished()
+    return Background(
+        running, ProcessId(start.container_id, start.process.id), tuple(start.process.args), pid
+    )
 
 
 @asynccontextmanager

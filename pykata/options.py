@@ -11,13 +11,23 @@ from pykata.errors import ConfigError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries
+from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, Terminal
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
 
 MAX_NAME = 63
 UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
+
+Rlimits = Mapping[str, int | tuple[int, int]]
+"""Limits by name, such as ``{"nofile": 1024, "core": (0, -1)}``: soft and hard at once, or both; -1 is none."""
+
+RLIMITS = (
+    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+    "rttime", "sigpending", "stack",
+)  # fmt: skip
+"""getrlimit(2)."""
+UNLIMITED = 2**64 - 1
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
@@ -79,6 +89,49 @@ def check_cwd(cwd: str | None) -> str:
     if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
         raise ConfigError(f"cwd={cwd!r} is not an absolute path in the container")
     return cwd
+
+
+def check_user(user: str | None) -> str:
+    """Who to run as; empty for the image's own."""
+    if user is not None and (not isinstance(user, str) or "\0" in user):
+        raise ConfigError(f"user={user!r} is not a user", hint='give "name", "uid", "name:group" or "uid:gid"')
+    return user or ""
+
+
+def check_terminal(tty: bool | Terminal) -> Terminal | None:
+    """The terminal to make, or None."""
+    if isinstance(tty, bool):
+        return Terminal() if tty else None
+    if not isinstance(tty, Terminal):
+        raise ConfigError(f"tty={tty!r} is neither a bool nor a Terminal", hint="e.g. tty=Terminal(rows=50, cols=132)")
+    check_terminal_size(tty.rows, tty.cols)
+    return tty
+
+
+def check_terminal_size(rows: object, cols: object) -> None:
+    """A size that a terminal can have."""
+    for name, value in (("rows", rows), ("cols", cols)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+            raise ConfigError(f"{name}={value!r} is not a size of a terminal", hint="from 1 to 65535")
+
+
+def check_rlimits(rlimits: Rlimits | None) -> tuple[tuple[str, int, int], ...]:
+    """Resource limits as the kernel's name for each, soft and hard."""
+    if rlimits is not None and not isinstance(rlimits, Mapping):
+        raise ConfigError(f"rlimits={rlimits!r} is not a mapping", hint='give {"nofile": 1024}')
+    return tuple(_rlimit(name, value) for name, value in (rlimits or {}).items())
+
+
+def _rlimit(name: str, value: int | tuple[int, int]) -> tuple[str, int, int]:
+    if name not in RLIMITS:
+        raise ConfigError(f"rlimits has a limit {name!r} that doesn't exist", hint=f"there are {', '.join(RLIMITS)}")
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2 or not all(isinstance(each, int) and -1 <= each <= UNLIMITED for each in pair):
+        raise ConfigError(f"rlimits[{name!r}]={value!r} is not a limit", hint="a number or (soft, hard); -1: no limit")
+    soft, hard = (UNLIMITED if each == -1 else int(each) for each in pair)
+    if soft > hard:
+        raise ConfigError(f"rlimits[{name!r}]={value!r} has a soft limit above the hard one")
+    return f"RLIMIT_{name.upper()}", soft, hard
 
 
 def check_hostname(hostname: str) -> str:

@@ -15,6 +15,8 @@ from pykata.running import Running
 from pykata.spec import Attachment, Mount
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+WINDOW = 1024 * 1024
+"""Bytes of stdout, and of stderr, that are kept unread on the host; beyond it the process waits, as with a pipe."""
 
 
 def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
@@ -71,14 +73,35 @@ def start_request(
     create: v1.CreateContainerRequest | None = None,
 ) -> v1.Start:  # fmt: skip
     """A process in a container, which is made for it when ``create`` is given."""
+    process = process_message(running, args, command, user)
     return v1.Start(
         container_id=container,
-        process=v1.Process(
-            id=running.new_id("p"),
-            args=list(args),
-            env=[f"{name}={value}" for name, value in command.env.items()],
-            cwd=command.cwd,
-            user=command.user or user,
-        ),
+        process=process,
         create=create,
+        window=WINDOW,
+        # A terminal has no end before the process is there.
+        stdin_closed=not command.stdin and command.terminal is None,
+    )
+
+
+def detached_request(
+    running: Running, container: str, args: tuple[str, ...], command: Command, *, user: str, log: int
+) -> v1.Start:
+    """A process that outlives the call; ``log`` bytes of its output are kept."""
+    return v1.Start(
+        container_id=container, process=process_message(running, args, command, user), detached=True, log=log
+    )
+
+
+def process_message(running: Running, args: tuple[str, ...], command: Command, user: str) -> v1.Process:
+    """A process, with an id of its own."""
+    terminal = command.terminal
+    return v1.Process(
+        id=running.new_id("p"),
+        args=list(args),
+        env=[f"{name}={value}" for name, value in command.env.items()],
+        cwd=command.cwd,
+        user=command.user or user,
+        rlimits=[v1.Rlimit(type=name, soft=soft, hard=hard) for name, soft, hard in command.rlimits],
+        terminal=None if terminal is None else v1.Terminal(rows=terminal.rows, cols=terminal.cols),
     )

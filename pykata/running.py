@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from attrs import define, evolve, field
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 DEATH_NOTICE = 5.0
 """Seconds between the end of the agent's connection and the end of the VMM: a panicking kernel still writes why."""
+
+
+class ProcessId(NamedTuple):
+    """Where the agent finds a process."""
+
+    container: str
+    process: str
 
 
 @define(eq=False)

@@ -10,7 +10,7 @@ from typing import Self
 
 from pykata.boot import boot, check_isolation, isolation_of
 from pykata.collect import collect
-from pykata.command import MAX_OUTPUT, Callback, collection, command
+from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
 from pykata.completed import Completed
 from pykata.container import Container, kept_container, single_process
 from pykata.detached.handle import Detached, find_detached
@@ -19,10 +19,10 @@ from pykata.fs.base import SharedFs
 from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.options import Options, check_env, check_hostname, check_pull, check_seconds, parse_size
+from pykata.options import Options, Rlimits, check_env, check_hostname, check_pull, check_seconds, parse_size
 from pykata.process import Process
 from pykata.running import Running
-from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Timings
+from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Terminal, Timings
 from pykata.strategies import strategy
 
 
@@ -119,6 +119,8 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool | Terminal = False,
         input: bytes | str | None = None,
         timeout: float | None = None,
         on_stdout: Callback | None = None,
@@ -133,6 +135,10 @@ class Sandbox:
         kept. ``on_stdout`` and ``on_stderr`` get output as it comes. Beyond ``max_output`` bytes of a stream the rest
         is read but not kept. Ending with another exit code than 0 raises only if ``check``.
 
+        ``rlimits`` are getrlimit(2)'s, such as ``{"nofile": 1024, "core": (0, -1)}``: a number for both, or soft and
+        hard; -1 is none. With ``tty``, stdin, stdout and stderr are a terminal, of 24 rows and 80 columns or those of
+        a :class:`Terminal`, and all output is ``stdout``.
+
         Raises :class:`ConfigError`, :class:`ImageError`, :class:`HostError`, :class:`AgentError`, and
         :class:`VMDiedError` if the virtual machine ended before the command was started.
         """
@@ -141,9 +147,37 @@ class Sandbox:
             input=input, timeout=self.options.timeout if timeout is None else timeout,
             on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
-        async with self.process(image, cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user) as process:
+        what = command(
+            cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, stdin=bool(how.input)
+        )
+        async with single_process(self._open, image, what) as process:
             completed = await collect(process, how)
         return completed.check() if check else completed
+
+    async def shell(
+        self,
+        image: str,
+        script: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        rlimits: Rlimits | None = None,
+        input: bytes | str | None = None,
+        timeout: float | None = None,
+        on_stdout: Callback | None = None,
+        on_stderr: Callback | None = None,
+        max_output: int = MAX_OUTPUT,
+        check: bool = False,
+    ) -> Completed:
+        """Run a script in the ``/bin/sh`` of a new container: ``await sb.shell(image, "make && make test")``.
+
+        As :meth:`run`, without the image's entrypoint.
+        """
+        return await self.run(
+            image, entrypoint=shell(script), cmd=None, env=env, cwd=cwd, user=user, rlimits=rlimits, input=input,
+            timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
+        )  # fmt: skip
 
     @asynccontextmanager
     async def process(
@@ -155,12 +189,15 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool | Terminal = False,
     ) -> AsyncIterator[Process]:
         """Start a command in a new container of ``image``; yields the running :class:`Process`.
 
-        It is killed, with all it started, and its container is gone, when the block is left.
+        It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
+        stdout and stderr are a terminal.
         """
-        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
+        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
         async with single_process(self._open, image, what) as process:
             yield process
 

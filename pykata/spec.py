@@ -22,6 +22,14 @@ MIB = 1024 * 1024
 
 
 @frozen
+class Terminal:
+    """A terminal of so many ``rows`` and columns (``cols``), for ``tty=``."""
+
+    rows: int = 24
+    cols: int = 80
+
+
+@frozen
 class Disk:
     """A block device for the guest. ``tag`` is its name among the devices of an attachment."""
 

@@ -5,6 +5,7 @@ Importing this costs tens of milliseconds (h2, betterproto2), so import it where
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -16,13 +17,17 @@ import anyio
 from betterproto2 import Message
 
 from pykata.agent.channel import Channel
-from pykata.agent.run import Exited, OutputEvent, RunStream, Stderr, Stdout
+from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.v1 import (
     CreateContainerRequest,
     CreateContainerResponse,
+    InspectRequest,
+    InspectResponse,
     RemoveContainerRequest,
     RemoveContainerResponse,
+    ResizeRequest,
+    ResizeResponse,
     RunRequest,
     SetupRequest,
     SetupResponse,
@@ -32,12 +37,13 @@ from pykata.agent.v1 import (
     Start,
     StatsRequest,
     StatsResponse,
+    Terminal,
 )
 from pykata.errors import AgentError, AgentTimeoutError, ConfigError, printable
 from pykata.host import finish
 
 __all__ = [
-    "AgentClient", "Exited", "OutputEvent", "RunStream", "Scope", "Stderr", "Stdout", "connect",
+    "AgentClient", "Ended", "Exited", "OutputEvent", "Room", "RunStream", "Scope", "Stderr", "Stdout", "connect",
 ]  # fmt: skip
 
 Scope = SignalRequestScope
@@ -88,6 +94,22 @@ class AgentClient:
         request = SignalRequest(container_id=container_id, process_id=process_id, signal=number, scope=scope)
         await self._call("Signal", request, SignalResponse, timeout)
 
+    async def resize(
+        self, container_id: str, process_id: str, rows: int, cols: int, *, timeout: float = 10.0
+    ) -> None:
+        """Give the terminal of a running process another size."""
+        request = ResizeRequest(
+            container_id=container_id, process_id=process_id, terminal=Terminal(rows=rows, cols=cols)
+        )
+        await self._call("Resize", request, ResizeResponse, timeout)
+
+    async def inspect(
+        self, container_id: str, process_id: str, *, wait: bool = False, timeout: float = 10.0
+    ) -> InspectResponse:
+        """What became of a detached process; with ``wait`` when it has ended, however long that takes."""
+        request = InspectRequest(container_id=container_id, process_id=process_id, wait=wait)
+        return await self._call("Inspect", request, InspectResponse, math.inf if wait else timeout)
+
     async def stats(self, *, timeout: float = 10.0) -> StatsResponse:
         """What the guest and its containers use."""
         return await self._call("Stats", StatsRequest(), StatsResponse, timeout)
@@ -111,7 +133,7 @@ class AgentClient:
         if scope.cancelled_caught:
             raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
         try:
-            yield RunStream(stream, timeout)
+            yield RunStream(stream, start, timeout)
         finally:
             stream.close()
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import anyio
-from attrs import frozen
+from attrs import define, frozen
 
 from pykata.agent.stream import PREFIX, Stream, frame
-from pykata.agent.v1 import RunRequest, RunResponse
+from pykata.agent.v1 import RunRequest, RunResponse, Start
+from pykata.agent.v1 import Window as WindowMessage
 from pykata.errors import AgentTimeoutError
 
 PIECE = 64 * 1024               # the most bytes of stdio in one message: agent.proto
+STDIN_WINDOW = 64 * 1024        # bytes of stdin that may be sent at first: agent.proto, Start.window
+MAX_WINDOW = 2**31              # bytes; no agent can be owed more
 MAX_ANSWER = PIECE + 64         # bytes of a RunResponse
+WINDOW_SIZE = PREFIX + 16       # the most bytes of a message that lets the agent send more
 STDIN_TAG, STDOUT_TAG, STDERR_TAG = 0x12, 0x12, 0x1A    # fields 2, 2 and 3, length-delimited
 STDIN_OVERHEAD = PREFIX + 4     # bytes around a piece of stdin: gRPC's prefix, the tag, the length
 
@@ -36,24 +42,54 @@ class Exited:
     exit_code: int
     signal: int = 0
     oom_killed: bool = False
+    oom_kills: int = 0
 
 
-OutputEvent = Stdout | Stderr | Exited
+@frozen
+class Ended:
+    """Nothing more comes of these streams, although the process hasn't ended or the other one isn't drained."""
+
+    stdout: bool = False
+    stderr: bool = False
+
+
+@frozen
+class Room:
+    """More may be sent to the process's standard input, by ``size`` bytes."""
+
+    size: int
+
+
+OutputEvent = Stdout | Stderr | Exited | Ended | Room
+Name = Literal["stdout", "stderr"]
+
+
+@define
+class Credit:
+    """What the agent may still send of one stream, and what it is owed for bytes that were taken."""
+
+    left: int
+    owed: int = 0
+    over: bool = False
 
 
 class RunStream:
-    """A running command. Iterate over it for :class:`Stdout`, :class:`Stderr` and, last, one :class:`Exited`.
+    """A running command. Iterate over it for :class:`Stdout`, :class:`Stderr`, :class:`Ended`, :class:`Room` and, last,
+    one :class:`Exited`.
 
     Nothing is lost when an await is cancelled: the next one goes on where it was. At most one task may read, and at
-    most one may write.
+    most one may write. When ``start.window`` isn't 0, whoever reads says by :meth:`took` what was consumed.
     """
 
-    def __init__(self, stream: Stream, timeout: float) -> None:
+    def __init__(self, stream: Stream, start: Start, timeout: float) -> None:
         self._stream = stream
         self._timeout = timeout
         self._pid: int | None = None
         self._exited = False
-        self._stdin_closed = False
+        self._window = start.window
+        self._stdin_closed = start.stdin_closed
+        self._stdin_room = STDIN_WINDOW
+        self._credits: dict[Name, Credit] = {"stdout": Credit(start.window), "stderr": Credit(start.window)}
 
     async def started(self) -> int:
         """Wait until the process runs: its id in the container.
@@ -84,17 +120,67 @@ class RunStream:
         await self.started()
         if self._exited:
             raise StopAsyncIteration
+        self._pay()
         event = await self._receive()
-        if not isinstance(event, RunResponse):
-            return event
-        if event.exited is None:
+        match event:
+            case Stdout(data):
+                self._spend("stdout", len(data))
+            case Stderr(data):
+                self._spend("stderr", len(data))
+            case RunResponse():
+                return self._news(event)
+        return event
+
+    def took(self, name: Name, size: int) -> None:
+        """So much of a stream was consumed: the agent may send as much again. Never waits."""
+        self._credits[name].owed += size
+        self._pay()
+
+    def _spend(self, name: Name, size: int) -> None:
+        credit = self._credits[name]
+        if credit.over:
+            self._stream.broken(f"sent something of {name} after its end")
+        if self._window:
+            credit.left -= size
+            if credit.left < 0:
+                self._stream.broken(f"sent {-credit.left} bytes of {name} that it wasn't allowed")
+
+    def _pay(self) -> None:
+        """Tell the agent what more it may send, when it is worth a message."""
+        half = self._window // 2
+        stdout, stderr = self._credits["stdout"], self._credits["stderr"]
+        if not half or self._exited or max(stdout.owed, stderr.owed) < half:
+            return
+        if self._stream.room_now() < WINDOW_SIZE:
+            return      # an agent that doesn't read: tried again when something is taken or comes
+        more = WindowMessage(stdout=stdout.owed, stderr=stderr.owed)
+        self._stream.send_now(frame(bytes(RunRequest(window=more))))
+        for credit in (stdout, stderr):
+            credit.left += credit.owed
+            credit.owed = 0
+
+    def _news(self, news: RunResponse) -> Exited | Ended | Room:
+        if news.exited is not None:
+            return self._take_exit(news)
+        if news.ended is not None:
+            for name in ("stdout", "stderr"):
+                self._credits[name].over |= getattr(news.ended, name)
+            return Ended(news.ended.stdout, news.ended.stderr)
+        if news.stdin_window is None:
             self._stream.broken("said twice that the process has started, or sent an empty answer")
-        end = event.exited
+        self._stdin_room += news.stdin_window
+        if not self._window or self._stdin_room > MAX_WINDOW:
+            self._stream.broken("opened the window of stdin too far")
+        return Room(news.stdin_window)
+
+    def _take_exit(self, news: RunResponse) -> Exited:
+        end = news.exited
+        assert end is not None
         possible = 0 <= end.exit_code <= 255 if end.signal == 0 else end.exit_code == 128 + end.signal
         if not possible or not 0 <= end.signal <= 64:
             self._stream.broken(f"sent an exit code that can't be: {end.exit_code}, signal {end.signal}")
         self._exited = True
-        return Exited(end.exit_code, end.signal, end.oom_killed)
+        return Exited(end.exit_code, end.signal, end.oom_killed, end.oom_kills)
 
     async def finished(self, timeout: float = 30.0) -> None:
         """After :class:`Exited`: wait until the agent has ended the call, so that a container it made is gone too."""
@@ -106,26 +192,46 @@ class RunStream:
         raise AgentTimeoutError(f"the agent didn't finish the call within {timeout:g} s")
 
     async def send_stdin(self, data: bytes) -> None:
-        """Send all of ``data``, waiting as long as the process doesn't read.
+        """Send all of ``data``, waiting as long as the process doesn't read; for a command without windows.
 
         It is no error when the process has closed its stdin or has ended. When this is cancelled, the data may have
         been sent in part.
         """
         view = memoryview(data)
-        while view and not self._stdin_closed:
-            room = await self._stream.room(STDIN_OVERHEAD + 1)
-            if not room:
-                return
-            piece = view[: min(PIECE, room - STDIN_OVERHEAD)]
-            # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
-            self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
-            view = view[len(piece) :]
+        while view and (sent := await self.send_some(view)):
+            view = view[sent:]
+
+    async def send_some(self, data: memoryview) -> int:
+        """Send as much of ``data`` as the process has room for; 0 when it has none, or nobody reads it any more."""
+        allowed = min(PIECE, len(data), self._stdin_room if self._window else PIECE)
+        if self._stdin_closed or not allowed:
+            return 0
+        room = await self._stream.room(STDIN_OVERHEAD + 1)
+        if not room:
+            return 0
+        piece = data[: min(allowed, room - STDIN_OVERHEAD)]
+        # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
+        self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
+        if self._window:
+            self._stdin_room -= len(piece)
+        return len(piece)
+
+    @property
+    def takes_stdin(self) -> bool:
+        """Somebody may still read its stdin: it wasn't closed, nor has the command ended."""
+        return not self._stdin_closed and not self._exited and not self._stream.is_gone
+
+    @property
+    def stdin_room(self) -> int:
+        """Bytes of stdin that may be sent before a :class:`Room` comes."""
+        return self._stdin_room
 
     async def close_stdin(self) -> None:
         """The process reads the end of its stdin after what was sent before. Can be repeated."""
         if not self._stdin_closed and await self._stream.room(STDIN_OVERHEAD):
             self._stdin_closed = True
-            self._stream.send_now(frame(bytes(RunRequest(stdin_closed=True))), end=True)
+            # With windows there is more to be said: the stream stays open.
+            self._stream.send_now(frame(bytes(RunRequest(stdin_closed=True))), end=not self._window)
 
     async def _receive(self) -> Stdout | Stderr | RunResponse:
         data = await self._stream.receive(MAX_ANSWER)

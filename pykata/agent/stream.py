@@ -154,6 +154,11 @@ class Stream:
             self._window.clear()
             await self._window.wait()
 
+    def room_now(self) -> int:
+        """How many bytes may be sent, whether or not the agent reads them."""
+        gone = self.is_gone or self._channel.has_failed
+        return 0 if gone else self._channel.h2.local_flow_control_window(self.id)
+
     def send_now(self, data: bytes | memoryview, *, end: bool = False) -> None:
         """Send bytes for which there is :meth:`room`. ``end`` promises that they are the last."""
         h2 = self._channel.h2

@@ -25,9 +25,10 @@ from pykata.errors import ConfigError, NotPermittedError, PykataError, SandboxCl
 from pykata.keeper.client import Client
 from pykata.keeper.ending import End, Ending
 from pykata.keeper.log import Log
-from pykata.process import Output, Process
+from pykata.process import Process
 from pykata.running import Running
 from pykata.spec import StreamName
+from pykata.streams import Output
 
 KILL_GRACE = 10.0
 """Seconds that a killed main command may take to be gone before its machine is ended under it."""

@@ -18,13 +18,27 @@ from pykata.fs.base import SharedFs
 from pykata.guest.bundle import Bundle
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.options import Options
+from pykata.options import Options, Rlimits
 from pykata.probe import CheckReport
-from pykata.spec import Accel, Features, Image, Isolation, Phase, Progress, PullPolicy, Reason, Registries, Timings
+from pykata.spec import Accel, Features, Image, Isolation, Phase, Progress, PullPolicy, Reason, Registries, Terminal, Timings
 from types import TracebackType
 from typing import Self
 
 __all__ = ["Container", "Detached", "Input", "Output", "Process", "Sandbox", "build_bundle", "check", "collect_garbage", "find_detached", "list_detached"]
+
+class Background:
+    @property
+    def args(self) -> tuple[str, ...]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def log(self) -> bytes: ...
+    def send_signal(self, number: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 class Container:
     @property
@@ -40,6 +54,23 @@ class Container:
         env: Mapping[str, str] | None=...,
         cwd: str | None=...,
         user: str | None=...,
+        rlimits: Rlimits | None=...,
+        tty: bool | Terminal=...,
+        input: bytes | str | None=...,
+        timeout: float | None=...,
+        on_stdout: Callback | None=...,
+        on_stderr: Callback | None=...,
+        max_output: int=...,
+        check: bool=...,
+    ) -> Completed: ...
+    def shell(
+        self,
+        script: str,
+        *,
+        env: Mapping[str, str] | None=...,
+        cwd: str | None=...,
+        user: str | None=...,
+        rlimits: Rlimits | None=...,
         input: bytes | str | None=...,
         timeout: float | None=...,
         on_stdout: Callback | None=...,
@@ -54,7 +85,19 @@ class Container:
         env: Mapping[str, str] | None=...,
         cwd: str | None=...,
         user: str | None=...,
+        rlimits: Rlimits | None=...,
+        tty: bool | Terminal=...,
     ) -> AbstractContextManager[Process]: ...
+    def start(
+        self,
+        cmd: Sequence[str],
+        *,
+        env: Mapping[str, str] | None=...,
+        cwd: str | None=...,
+        user: str | None=...,
+        rlimits: Rlimits | None=...,
+        log: int=...,
+    ) -> Background: ...
 
 class ContainerFile:
     @property
@@ -182,8 +225,16 @@ class Input:
     def send(self, data: bytes) -> None: ...
     def aclose(self) -> None: ...
 
+class Lines:
+    def __iter__(self) -> Iterator[bytes]: ...
+
 class Output:
     def read(self) -> bytes: ...
+    def lines(self, limit: int=...) -> Lines: ...
+    @property
+    def waiting(self) -> bool: ...
+    def end(self, over: bool) -> None: ...
+    def line(self, limit: int) -> bytes: ...
     def __iter__(self) -> Iterator[bytes]: ...
 
 class Process:
@@ -191,6 +242,8 @@ class Process:
     def args(self) -> tuple[str, ...]: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def tty(self) -> bool: ...
     @property
     def stdin(self) -> Input: ...
     @property
@@ -204,6 +257,7 @@ class Process:
     @property
     def returncode(self) -> int | None: ...
     def wait(self) -> int: ...
+    def resize(self, rows: int, cols: int) -> None: ...
     def send_signal(self, number: int) -> None: ...
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
@@ -238,6 +292,24 @@ class Sandbox:
         env: Mapping[str, str] | None=...,
         cwd: str | None=...,
         user: str | None=...,
+        rlimits: Rlimits | None=...,
+        tty: bool | Terminal=...,
+        input: bytes | str | None=...,
+        timeout: float | None=...,
+        on_stdout: Callback | None=...,
+        on_stderr: Callback | None=...,
+        max_output: int=...,
+        check: bool=...,
+    ) -> Completed: ...
+    def shell(
+        self,
+        image: str,
+        script: str,
+        *,
+        env: Mapping[str, str] | None=...,
+        cwd: str | None=...,
+        user: str | None=...,
+        rlimits: Rlimits | None=...,
         input: bytes | str | None=...,
         timeout: float | None=...,
         on_stdout: Callback | None=...,
@@ -254,6 +326,8 @@ class Sandbox:
         env: Mapping[str, str] | None=...,
         cwd: str | None=...,
         user: str | None=...,
+        rlimits: Rlimits | None=...,
+        tty: bool | Terminal=...,
     ) -> AbstractContextManager[Process]: ...
     def container(self, image: str) -> AbstractContextManager[Container]: ...
     def detach(

@@ -11,13 +11,16 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeVar
 
+import anyio
 import betterproto2
+from anyio.abc import TaskGroup
 from attrs import define, field
 
 from pykata.agent import v1
 from pykata.agent.server import Call, Handler, serve
 from pykata.concurrency import alongside
 from pykata.errors import AgentRefusedError
+from pykata.spec import Terminal
 from pykata.testing.commands import BUILTINS, Command
 from pykata.testing.faults import Moment
 from pykata.testing.process import FakeProcess
@@ -29,11 +32,27 @@ _Message = TypeVar("_Message", bound=betterproto2.Message)
 
 
 @define(eq=False)
+class FakeDetached:
+    """A process that outlives its call, and what is kept of it."""
+
+    process: FakeProcess
+    most: int
+    written: int = 0
+    log: bytes = b""
+    over: anyio.Event = field(factory=anyio.Event)
+
+    def keep(self, data: bytes) -> None:
+        self.written += len(data)
+        self.log = (self.log + data)[-self.most :] if self.most else b""
+
+
+@define(eq=False)
 class FakeContainer:
     """A container of the fake agent: the request that made it, and the processes that run, by id."""
 
     request: v1.CreateContainerRequest
     processes: dict[str, FakeProcess] = field(factory=dict)
+    detached: dict[str, FakeDetached] = field(factory=dict)
     pids: Iterator[int] = field(factory=lambda: count(2))
 
 
@@ -60,6 +79,7 @@ class FakeAgent:
     requests: list[betterproto2.Message] = field(factory=list, init=False)
     setup: v1.SetupRequest | None = field(default=None, init=False)
     containers: dict[str, FakeContainer] = field(factory=dict, init=False)
+    _background: TaskGroup = field(init=False)
     _started: int = field(factory=time.monotonic_ns, init=False)
 
     @asynccontextmanager
@@ -71,16 +91,20 @@ class FakeAgent:
                 yield host
 
     async def serve(self, sock: socket.socket) -> None:
-        """Serve one connection until the host ends it."""
+        """Serve one connection until the host ends it. What was detached ends with it."""
         calls: dict[Moment, Handler] = {
             "Setup": self._setup,
             "CreateContainer": self._create_container,
             "RemoveContainer": self._remove_container,
             "Signal": self._signal,
+            "Resize": self._resize,
+            "Inspect": self._inspect,
             "Stats": self._stats,
             "Run": self._run,
         }
-        await serve(sock, {name: self._announced(name, handler) for name, handler in calls.items()})
+        async with anyio.create_task_group() as self._background:
+            await serve(sock, {name: self._announced(name, handler) for name, handler in calls.items()})
+            self._background.cancel_scope.cancel()
 
     def _announced(self, name: Moment, handler: Handler) -> Handler:
         async def call(call: Call) -> None:
@@ -152,6 +176,27 @@ class FakeAgent:
         process.kill(request.signal)
         await call.send(bytes(v1.SignalResponse()))
 
+    async def _resize(self, call: Call) -> None:
+        request = await self._request(call, v1.ResizeRequest)
+        process = self._container(request.container_id).processes.get(request.process_id)
+        if process is None:
+            raise refused("NOT_FOUND", f"process {request.process_id}")
+        if process.terminal is None or request.terminal is None:
+            raise refused("FAILED_PRECONDITION", f"process {request.process_id}: has no terminal")
+        process.terminal = Terminal(request.terminal.rows, request.terminal.cols)
+        process.kill(signal.SIGWINCH)
+        await call.send(bytes(v1.ResizeResponse()))
+
+    async def _inspect(self, call: Call) -> None:
+        request = await self._request(call, v1.InspectRequest)
+        known = self._container(request.container_id).detached.get(request.process_id)
+        if known is None:
+            raise refused("NOT_FOUND", f"process {request.process_id}")
+        if request.wait:
+            await known.over.wait()
+        end = known.process.end if known.over.is_set() else None
+        await call.send(bytes(v1.InspectResponse(exited=end, log=known.log, written=known.written)))
+
     async def _stats(self, call: Call) -> None:
         await self._request(call, v1.StatsRequest)
         self._check_set_up()
@@ -169,21 +214,35 @@ class FakeAgent:
                 raise refused("INVALID_ARGUMENT", f"create.id: {start.create.id}, not {start.container_id}")
             self._create(start.create)
         try:
-            await self._run_in(self._container(start.container_id), start.process, call)
+            await self._run_in(self._container(start.container_id), start, start.process, call)
         finally:
             if start.create is not None:
                 self.containers.pop(start.container_id, None)
 
-    async def _run_in(self, container: FakeContainer, request: v1.Process, call: Call) -> None:
+    async def _run_in(self, container: FakeContainer, start: v1.Start, request: v1.Process, call: Call) -> None:
         check_id("process.id", request.id)
         if request.id in container.processes:
             raise refused("ALREADY_EXISTS", f"process {request.id}")
         process = container.processes[request.id] = new_process(container, request)
+        program = (self.program(process.args[0]) if process.args else self.tool) or not_found
+        if start.detached:
+            self._background.start_soon(self._run_detached, container, request.id, process, program, start.log)
+            await call.send(bytes(v1.RunResponse(started=v1.Started(pid=process.pid))))
+            return
         try:
-            tool = self.tool or not_found
-            await process.run(call, (self.program(process.args[0]) or not_found) if process.args else tool)
+            await process.run(call, start, program)
         finally:
             container.processes.pop(request.id, None)
+
+    async def _run_detached(
+        self, container: FakeContainer, name: str, process: FakeProcess, program: Command, log: int
+    ) -> None:
+        known = container.detached[name] = FakeDetached(process, log)
+        try:
+            await process.run_detached(program, known.keep)
+        finally:
+            known.over.set()
+            container.processes.pop(name, None)
 
     def _container(self, container_id: str) -> FakeContainer:
         self._check_set_up()
@@ -208,6 +267,8 @@ def new_process(container: FakeContainer, request: v1.Process) -> FakeProcess:
     return FakeProcess(
         args=tuple(request.args), env=env, cwd=request.cwd or usual.cwd or "/", user=request.user,
         pid=next(container.pids),
+        terminal=Terminal(request.terminal.rows or 24, request.terminal.cols or 80) if request.terminal else None,
+        rlimits={limit.type: (limit.soft, limit.hard) for limit in request.rlimits},
     )  # fmt: skip
 
 

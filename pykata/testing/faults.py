@@ -7,5 +7,8 @@ from typing import Literal
 Fault = Literal["die", "panic", "hang"]
 """``die``: the VMM is killed. ``panic``: the guest's kernel panics. ``hang``: nothing happens any more, for ever."""
 
-Moment = Literal["boot", "plug", "unplug", "Setup", "CreateContainer", "RemoveContainer", "Run", "Signal", "Stats"]
+Moment = Literal[
+    "boot", "plug", "unplug",
+    "Setup", "CreateContainer", "RemoveContainer", "Run", "Signal", "Resize", "Inspect", "Stats",
+]  # fmt: skip
 """``boot`` is before the agent runs; those with capitals are calls of the agent, as they arrive."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from pykata.agent.client import AgentClient, Exited, RunStream, Stdout, connect
+from pykata.agent.client import AgentClient, Exited, RunStream, Stderr, Stdout, connect
 from pykata.agent.v1 import CreateContainerRequest, Mount, Process, Rootfs, SetupRequest, Start
 from pykata.testing import FakeAgent
 from tests.cancellation import Way, cancel_everywhere
@@ -89,6 +89,7 @@ async def read_with_interruptions(command: RunStream, got: bytearray) -> None:
             async for event in command:
                 if isinstance(event, Exited):
                     return
+                assert isinstance(event, Stdout | Stderr)
                 got += event.data
                 scope.cancel()      # delivered at the next await
         await anyio.lowlevel.checkpoint()

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykata.agent.channel import Channel
-from pykata.agent.client import AgentClient, Exited, OutputEvent, Stderr, Stdout
+from pykata.agent.client import AgentClient, Ended, Exited, OutputEvent, Room, Stderr, Stdout
 from pykata.agent.guard import BURST, FrameGuard
 from pykata.agent.run import stdio, varint
 from pykata.agent.stream import frame as grpc_message
+from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import Exited as ExitedMessage
 from pykata.agent.v1 import Process, RunRequest, RunResponse, Start, Started
 from pykata.errors import AgentError, AgentProtocolError
@@ -90,7 +91,7 @@ def test_arbitrary_bytes(greets: bool, pieces: list[bytes], sizes: list[int]) ->
             channel.connection_lost(None)
             with suppress(AgentError):
                 async for event in command:
-                    assert isinstance(event, Stdout | Stderr | Exited)
+                    assert isinstance(event, Stdout | Stderr | Exited | Ended)
         assert not channel._streams
 
     asyncio.run(main())
@@ -115,6 +116,10 @@ def encoded(event: OutputEvent) -> bytes:
             return bytes(RunResponse(stderr=data))
         case Exited(code, number, oom):
             return bytes(RunResponse(exited=ExitedMessage(exit_code=code, signal=number, oom_killed=oom)))
+        case Ended(stdout, stderr):
+            return bytes(RunResponse(ended=EndedMessage(stdout=stdout, stderr=stderr)))
+        case Room(size):
+            return bytes(RunResponse(stdin_window=size))
 
 
 def answer(stream: int, events: list[OutputEvent], cuts: list[int]) -> list[bytes]:

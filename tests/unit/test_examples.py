@@ -61,6 +61,14 @@ def test_readme(tmp_path: Path) -> None:
     assert normal(run(program)) == normal(block(readme, "text"))
 
 
+@pytest.mark.vm
+def test_the_guide_to_processes(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "processes.md").read_text()
+    program = tmp_path / "guide.py"
+    program.write_text(block(guide, "python"))
+    assert run(program).strip() == block(guide, "text").strip()
+
+
 async def test_the_guide_to_testing(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"pykata": pykata}
     exec(block((ROOT / "docs" / "guides" / "testing.md").read_text(), "python"), namespace)  # noqa: S102

@@ -12,7 +12,7 @@ import pytest
 
 from pykata import AgentRefusedError, GuestPanicError, Process, Sandbox, SandboxClosedError, VMDiedError
 from pykata.agent import v1
-from pykata.process import UNREAD_LIMIT
+from pykata.requests import WINDOW
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
 
 BUSYBOX = "builtin:busybox"
@@ -123,7 +123,7 @@ async def test_a_stream_nobody_reads_stops_the_process_and_costs_bounded_memory(
         waiting = asyncio.create_task(process.wait())
         await anyio.wait_all_tasks_blocked()
         held = sum(len(piece) for piece in iter(process.stdout.take, b""))
-        assert UNREAD_LIMIT <= held < UNREAD_LIMIT + 2 * PIECE
+        assert held == WINDOW
         # Room was made, so it goes on.
         assert await anext(process.stdout)
         waiting.cancel()

@@ -9,12 +9,15 @@ pub mod agent;
 pub mod boot;
 pub mod cgroup;
 pub mod container;
+pub mod detach;
 pub mod disk;
 pub mod errno;
 pub mod files;
+pub mod input;
 pub mod log;
 pub mod mounts;
 pub mod oci;
+pub mod output;
 pub mod process;
 #[allow(clippy::all, missing_docs)]
 #[rustfmt::skip] // generated
@@ -31,3 +34,4 @@ pub mod sys;
 pub mod transport;
 pub mod uevent;
 pub mod validate;
+pub mod window;

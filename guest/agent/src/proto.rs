@@ -182,6 +182,9 @@ pub struct Process {
     /// replacing those of the OCI spec by type
     #[prost(message, repeated, tag = "6")]
     pub rlimits: ::prost::alloc::vec::Vec<Rlimit>,
+    /// stdin, stdout and stderr are a pseudo-terminal; what is written comes as `stdout`
+    #[prost(message, optional, tag = "7")]
+    pub terminal: ::core::option::Option<Terminal>,
     #[prost(enumeration = "process::Tool", tag = "16")]
     pub tool: i32,
 }
@@ -230,6 +233,18 @@ pub mod process {
         }
     }
 }
+/// A pseudo-terminal of the container's own /dev/pts, the controlling terminal of the process, which leads a session. TERM
+/// is "xterm" unless `env` says otherwise. The end of stdin is the terminal's end-of-file character. A process that
+/// came with its container (`Start.create`) also finds it at /dev/console.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Terminal {
+    /// at most 65535; 0: 24
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// at most 65535; 0: 80
+    #[prost(uint32, tag = "2")]
+    pub cols: u32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rlimit {
     /// "RLIMIT_NOFILE"
@@ -242,7 +257,7 @@ pub struct Rlimit {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunRequest {
-    #[prost(oneof = "run_request::Request", tags = "1, 2, 3")]
+    #[prost(oneof = "run_request::Request", tags = "1, 2, 3, 4")]
     pub request: ::core::option::Option<run_request::Request>,
 }
 /// Nested message and enum types in `RunRequest`.
@@ -256,7 +271,18 @@ pub mod run_request {
         Stdin(::prost::bytes::Bytes),
         #[prost(bool, tag = "3")]
         StdinClosed(bool),
+        /// so much more may be sent; only with `Start.window`
+        #[prost(message, tag = "4")]
+        Window(super::Window),
     }
+}
+/// Bytes that may be sent in addition to those allowed before.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Window {
+    #[prost(uint32, tag = "1")]
+    pub stdout: u32,
+    #[prost(uint32, tag = "2")]
+    pub stderr: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Start {
@@ -267,10 +293,23 @@ pub struct Start {
     /// make this container first (its id is container_id), remove it at the end
     #[prost(message, optional, tag = "3")]
     pub create: ::core::option::Option<CreateContainerRequest>,
+    /// Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
+    /// send 64 KiB of stdin before the agent allows more by `stdin_window`. 0: no windows but those of HTTP/2.
+    #[prost(uint32, tag = "4")]
+    pub window: u32,
+    /// The process outlives the call, until it ends or its container is removed. Its stdin is empty; of what it writes to
+    /// stdout and stderr the last `log` bytes are kept (at most 64 KiB). Not with `create`, nor with a terminal.
+    #[prost(bool, tag = "5")]
+    pub detached: bool,
+    #[prost(uint32, tag = "6")]
+    pub log: u32,
+    /// its stdin is empty: as if `stdin_closed` came next
+    #[prost(bool, tag = "7")]
+    pub stdin_closed: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunResponse {
-    #[prost(oneof = "run_response::Response", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "run_response::Response", tags = "1, 2, 3, 4, 5, 6")]
     pub response: ::core::option::Option<run_response::Response>,
 }
 /// Nested message and enum types in `RunResponse`.
@@ -286,7 +325,21 @@ pub mod run_response {
         Stderr(::prost::bytes::Bytes),
         #[prost(message, tag = "4")]
         Exited(super::Exited),
+        #[prost(message, tag = "5")]
+        Ended(super::Ended),
+        /// bytes of stdin that may be sent in addition; only with `Start.window`
+        #[prost(uint32, tag = "6")]
+        StdinWindow(u32),
     }
+}
+/// Nothing more comes of these streams, although the process hasn't exited yet or the other one isn't drained. What
+/// `exited` would say within a moment isn't said separately.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ended {
+    #[prost(bool, tag = "1")]
+    pub stdout: bool,
+    #[prost(bool, tag = "2")]
+    pub stderr: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Started {
@@ -304,9 +357,14 @@ pub struct Exited {
     /// 0: it exited by itself
     #[prost(int32, tag = "2")]
     pub signal: i32,
-    /// the signal came from the OOM killer of the container's or the guest's memory
+    /// it failed because memory ran out: see oom_kills
     #[prost(bool, tag = "3")]
     pub oom_killed: bool,
+    /// Processes of the container that the kernel's OOM killer killed while this one ran. `oom_killed` is set if there are
+    /// any and this process ended by SIGKILL, or with 137 (a shell whose child was killed), or, where nothing else of the
+    /// host's ran in the container meanwhile, with any other exit code than 0.
+    #[prost(uint32, tag = "4")]
+    pub oom_kills: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalRequest {
@@ -366,6 +424,39 @@ pub mod signal_request {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResizeRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub process_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub terminal: ::core::option::Option<Terminal>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResizeResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InspectRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub process_id: ::prost::alloc::string::String,
+    /// answer when it has ended
+    #[prost(bool, tag = "3")]
+    pub wait: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InspectResponse {
+    /// absent while it runs
+    #[prost(message, optional, tag = "1")]
+    pub exited: ::core::option::Option<Exited>,
+    /// the end of what it wrote
+    #[prost(bytes = "bytes", tag = "2")]
+    pub log: ::prost::bytes::Bytes,
+    /// bytes that it wrote in all
+    #[prost(uint64, tag = "3")]
+    pub written: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -564,7 +655,8 @@ pub mod agent_client {
         /// Responses: `started`, then `stdout` / `stderr` as they come, then `exited` after both streams are drained; then the
         /// stream ends. When `start.create` is given, the container is created first and removed after `exited` is sent,
         /// before the stream ends. A stream that is reset kills the process and all its descendants (and removes a container
-        /// that it created). Output has back-pressure: a stream that isn't read stops the writing process.
+        /// that it created); one with a terminal gets a hangup first. Output has back-pressure: a stream that isn't read stops
+        /// the writing process. With `start.detached` the call ends after `started`, and the process goes on.
         pub async fn run(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::RunRequest>,
@@ -608,6 +700,55 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Signal"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives the terminal of a running process another size; its foreground process group gets a SIGWINCH.
+        /// FAILED_PRECONDITION: it has no terminal.
+        pub async fn resize(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResizeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResizeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Resize",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Resize"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What became of a process that was started with `Start.detached`, and the end of what it wrote. It is known until its
+        /// container is removed, or until 256 that were started later have ended, too.
+        pub async fn inspect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InspectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Inspect",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Inspect"));
             self.inner.unary(req, path, codec).await
         }
         /// What the guest and its containers use, for benchmarks and limits.
@@ -679,7 +820,8 @@ pub mod agent_server {
         /// Responses: `started`, then `stdout` / `stderr` as they come, then `exited` after both streams are drained; then the
         /// stream ends. When `start.create` is given, the container is created first and removed after `exited` is sent,
         /// before the stream ends. A stream that is reset kills the process and all its descendants (and removes a container
-        /// that it created). Output has back-pressure: a stream that isn't read stops the writing process.
+        /// that it created); one with a terminal gets a hangup first. Output has back-pressure: a stream that isn't read stops
+        /// the writing process. With `start.detached` the call ends after `started`, and the process goes on.
         async fn run(
             &self,
             request: tonic::Request<tonic::Streaming<super::RunRequest>>,
@@ -689,6 +831,18 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::SignalRequest>,
         ) -> std::result::Result<tonic::Response<super::SignalResponse>, tonic::Status>;
+        /// Gives the terminal of a running process another size; its foreground process group gets a SIGWINCH.
+        /// FAILED_PRECONDITION: it has no terminal.
+        async fn resize(
+            &self,
+            request: tonic::Request<super::ResizeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResizeResponse>, tonic::Status>;
+        /// What became of a process that was started with `Start.detached`, and the end of what it wrote. It is known until its
+        /// container is removed, or until 256 that were started later have ended, too.
+        async fn inspect(
+            &self,
+            request: tonic::Request<super::InspectRequest>,
+        ) -> std::result::Result<tonic::Response<super::InspectResponse>, tonic::Status>;
         /// What the guest and its containers use, for benchmarks and limits.
         async fn stats(
             &self,
@@ -976,6 +1130,92 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SignalSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/Resize" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResizeSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ResizeRequest>
+                    for ResizeSvc<T> {
+                        type Response = super::ResizeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResizeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::resize(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResizeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/Inspect" => {
+                    #[allow(non_camel_case_types)]
+                    struct InspectSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::InspectRequest>
+                    for InspectSvc<T> {
+                        type Response = super::InspectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InspectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::inspect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InspectSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

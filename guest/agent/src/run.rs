@@ -4,30 +4,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
-use tokio::time::Instant;
+use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
-use crate::container::{self, Container, Running};
-use crate::process::{self, Plan, Spawned};
-use crate::proto::run_request::Request;
+use crate::container::{self, Container};
+use crate::errno::Failed;
+use crate::output::{Side, Sides};
+use crate::process::registry::Company;
+use crate::process::{self, Kind, Plan, Running, Spawned, Streams};
 use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
 use crate::reaper::Exit;
-use crate::stdio::{self, Input, Output, Piece, Report};
+use crate::stdio::{Input, Report};
 use crate::validate::{self, Invalid};
+use crate::{detach, input};
 
 /// Answers on their way to the host; a full queue holds the reading of the pipes back.
 pub type Answers = mpsc::Sender<Result<RunResponse, Status>>;
 /// How many fit: one piece of each stream.
 pub const QUEUE: usize = 2;
 
-/// How long output may gather that comes right after other output.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long a process has to say goodbye after its terminal has hung up, before it is killed.
+const GOODBYE: Duration = Duration::from_millis(250);
 
 /// How a process that started came to its end for the call.
 enum Ended {
@@ -50,7 +52,7 @@ pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest
 
 /// The cgroup of a process that has ended, on its way back.
 #[derive(Default)]
-struct Used(Option<(Arc<Container>, Arc<Cgroup>)>);
+pub struct Used(pub Option<(Arc<Container>, Arc<Cgroup>)>);
 
 impl Drop for Used {
     fn drop(&mut self) {
@@ -62,16 +64,19 @@ impl Drop for Used {
 
 async fn try_run(
     agent: &Arc<Agent>,
-    start: Start,
+    mut start: Start,
     requests: Streaming<RunRequest>,
     answers: &Answers,
     used: &mut Used,
 ) -> Result<(), Status> {
-    let process = start.process.ok_or_else(|| Invalid::new("start.process", "is missing"))?;
+    let process = start.process.take().ok_or_else(|| Invalid::new("start.process", "is missing"))?;
     agent.ready()?;
-    let Some(create) = start.create else {
+    if start.detached {
+        return detach::run(agent, &start, process, answers).await;
+    }
+    let Some(create) = start.create.take() else {
         let container = agent.container(&start.container_id)?;
-        return execute(agent, &container, process, requests, answers, false, used).await;
+        return Call { agent, container: &container, start: &start, answers }.run(process, requests, false, used).await;
     };
     let id = create.id.clone();
     if id != start.container_id {
@@ -85,168 +90,196 @@ async fn try_run(
     };
     let container = container::build(agent, prepared).await?;
     claim.publish(&container);
-    let result = execute(agent, &container, process, requests, answers, true, used).await;
+    let call = Call { agent, container: &container, start: &start, answers };
+    let result = call.run(process, requests, true, used).await;
     used.0 = None;
     let removed = container::remove(agent, &id).await;
     result.and(removed)
 }
 
-/// Runs the process. `own`: the container is this call's alone.
-async fn execute(
-    agent: &Arc<Agent>,
+/// A process that was started, as the container knows it.
+pub struct Begun {
+    pub plan: Plan,
+    pub spawned: Spawned,
+    company: Company,
+    oom_kills: u64,
+}
+
+/// Starts a process with these streams.
+pub fn begin(
+    agent: &Agent,
     container: &Arc<Container>,
     process: Process,
-    requests: Streaming<RunRequest>,
-    answers: &Answers,
-    own: bool,
-    used: &mut Used,
-) -> Result<(), Status> {
+    kind: impl FnOnce(&Plan) -> Kind,
+) -> Result<Begun, Status> {
     let plan = Plan::new(process, &container.defaults)?;
-    if container.processes().contains_key(&plan.id) {
+    if container.processes.has(&plan.id) {
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
     let oom_kills = container.oom_kills();
-    let mut spawned = process::spawn(agent, container, &plan)?;
-    let cgroup = spawned.cgroup.clone();
-    used.0 = Some((container.clone(), cgroup.clone()));
-    let running = Running { pid: spawned.pid, cgroup: cgroup.clone() };
-    container.processes().insert(plan.id.clone(), running);
+    let spawned = process::spawn(agent, container, &plan, kind(&plan))?;
+    let running = Running { pid: spawned.pid, cgroup: spawned.cgroup.clone(), terminal: None };
+    let company = container.processes.start(&plan.id, running);
+    Ok(Begun { plan, spawned, company, oom_kills })
+}
 
-    let whole = if own { &container.cgroup } else { &*cgroup };
-    let result = follow(&mut spawned, requests, answers, own.then_some(whole)).await;
-    if !matches!(result, Ok(Ended::Exit(_))) {
-        let _ = whole.kill();
-        let _ = (&mut spawned.exit).await;
-    }
-    container.processes().remove(&plan.id);
-    match result {
-        Ok(Ended::Exit(exit)) => {
-            let oom_killed = exit == Exit::Signal(libc::SIGKILL) && container.oom_kills() > oom_kills;
-            let exited = Exited { exit_code: exit.code(), signal: exit.signal(), oom_killed };
-            let _ = answer(answers, Response::Exited(exited)).await;
-            Ok(())
+impl Begun {
+    /// Waits until the command runs; its PID there.
+    pub async fn started(&self) -> Result<i32, Status> {
+        let reported = self.spawned.report.read().await?.report;
+        let pid = self.spawned.started.get();
+        if reported != Report::Silent || pid == 0 {
+            return Err(reported.status());
         }
-        Ok(Ended::Cancelled) => Ok(()),
-        Err(status) => Err(status),
+        Ok(pid)
+    }
+
+    /// What the host is told of its end.
+    pub fn exited(&self, container: &Container, exit: Exit) -> Exited {
+        let oom_kills = container.oom_kills().saturating_sub(self.oom_kills);
+        let blamed = match exit {
+            Exit::Code(0) => false,
+            Exit::Code(137) | Exit::Signal(libc::SIGKILL) => true,
+            _ => container.processes.was_alone(self.company),
+        };
+        Exited {
+            exit_code: exit.code(),
+            signal: exit.signal(),
+            oom_killed: blamed && oom_kills > 0,
+            oom_kills: u32::try_from(oom_kills).unwrap_or(u32::MAX),
+        }
     }
 }
 
-async fn answer(answers: &Answers, response: Response) -> Result<(), SendError<Result<RunResponse, Status>>> {
+pub async fn answer(answers: &Answers, response: Response) -> Result<(), SendError<Result<RunResponse, Status>>> {
     answers.send(Ok(RunResponse { response: Some(response) })).await
 }
 
-/// From the clone to the exit and the last byte of output. `rest` is what is killed when the process has ended and
-/// something else still holds its output open; without it that may live on, and only what is in the pipes counts.
-async fn follow(
-    spawned: &mut Spawned,
-    mut requests: Streaming<RunRequest>,
-    answers: &Answers,
-    rest: Option<&Cgroup>,
-) -> Result<Ended, Status> {
-    let reported = tokio::select! {
-        reported = spawned.report.read() => reported?.report,
-        () = answers.closed() => return Ok(Ended::Cancelled),
-    };
-    let pid = spawned.started.get();
-    if reported != Report::Silent || pid == 0 {
-        return Err(reported.status());
-    }
-    if answer(answers, Response::Started(Started { pid })).await.is_err() {
-        return Ok(Ended::Cancelled);
-    }
-    let (stdout, stderr) = (&spawned.stdout, &spawned.stderr);
-    let input = feed(&mut spawned.stdin, &mut requests);
-    let mut output = Box::pin(async {
-        tokio::join!(pump(stdout, answers, Response::Stdout), pump(stderr, answers, Response::Stderr))
-    });
-    tokio::pin!(input);
-    let (mut fed, mut pumped) = (false, false);
-    let exit = loop {
-        tokio::select! {
-            exit = &mut spawned.exit => break exit.map_err(|_| Status::internal("wait: process: lost"))?,
-            result = &mut input, if !fed => {
-                result?;
-                fed = true;
+/// What a call is about.
+struct Call<'a> {
+    agent: &'a Arc<Agent>,
+    container: &'a Arc<Container>,
+    start: &'a Start,
+    answers: &'a Answers,
+}
+
+impl Call<'_> {
+    /// Runs the process. `own`: the container is this call's alone.
+    async fn run(
+        &self,
+        process: Process,
+        requests: Streaming<RunRequest>,
+        own: bool,
+        used: &mut Used,
+    ) -> Result<(), Status> {
+        let kind = |plan: &Plan| match plan.terminal {
+            Some(size) => Kind::Terminal { size, console: own },
+            None => Kind::Pipes { stdin: !self.start.stdin_closed },
+        };
+        let mut begun = begin(self.agent, self.container, process, kind)?;
+        let cgroup = begun.spawned.cgroup.clone();
+        used.0 = Some((self.container.clone(), cgroup.clone()));
+        let whole = if own { &self.container.cgroup } else { &*cgroup };
+        let result = self.follow(&mut begun, requests, own.then_some(whole)).await;
+        self.container.processes.end(&begun.plan.id);
+        if !matches!(result, Ok(Ended::Exit(_))) {
+            // Its terminal is closed by now.
+            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, &mut begun.spawned.exit).await.is_ok();
+            let _ = whole.kill();
+            if !gone {
+                let _ = (&mut begun.spawned.exit).await;
             }
-            _ = &mut output, if !pumped => pumped = true,
+        }
+        match result {
+            Ok(Ended::Exit(exit)) => {
+                let exited = begun.exited(self.container, exit);
+                let _ = answer(self.answers, Response::Exited(exited)).await;
+                Ok(())
+            }
+            Ok(Ended::Cancelled) => Ok(()),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// From the clone to the exit and the last byte of output. `rest` is what is killed when the process has ended and
+    /// something else still holds its output open; without it that may live on, and only what is in the pipes counts.
+    async fn follow(
+        &self,
+        begun: &mut Begun,
+        mut requests: Streaming<RunRequest>,
+        rest: Option<&Cgroup>,
+    ) -> Result<Ended, Status> {
+        let answers = self.answers;
+        let pid = tokio::select! {
+            pid = begun.started() => pid?,
             () = answers.closed() => return Ok(Ended::Cancelled),
+        };
+        let (mut stdin, sides) = self.connect(begun)?;
+        if answer(answers, Response::Started(Started { pid })).await.is_err() {
+            return Ok(Ended::Cancelled);
         }
-    };
-    if pumped {
-        return Ok(Ended::Exit(exit));
+        let ended = self.pass(begun, &mut requests, &mut stdin, &sides, rest).await?;
+        if matches!(ended, Ended::Exit(_)) {
+            sides.abandon();
+        }
+        Ok(ended)
     }
-    match rest {
-        Some(rest) => {
+
+    /// Passes everything on until the process has ended and its output is drained.
+    async fn pass(
+        &self,
+        begun: &mut Begun,
+        requests: &mut Streaming<RunRequest>,
+        stdin: &mut Option<Input>,
+        sides: &Sides,
+        rest: Option<&Cgroup>,
+    ) -> Result<Ended, Status> {
+        let answers = self.answers;
+        let input = input::take(stdin, requests, sides, answers);
+        let mut output = Box::pin(sides.pump(answers));
+        tokio::pin!(input);
+        let (mut fed, mut pumped) = (false, false);
+        let exit = loop {
+            tokio::select! {
+                exit = &mut begun.spawned.exit => break exit.map_err(|_| Status::internal("wait: process: lost"))?,
+                result = &mut input, if !fed => {
+                    result?;
+                    fed = true;
+                }
+                () = &mut output, if !pumped => pumped = true,
+                () = answers.closed() => return Ok(Ended::Cancelled),
+            }
+        };
+        // Its turn in the queue of answers would go to it, which nobody polls any more.
+        drop(output);
+        if sides.is_over() {
+            return Ok(Ended::Exit(exit));
+        }
+        if let Some(rest) = rest {
             rest.kill()?;
-            output.await;
         }
-        None => {
-            // Its turn in the queue of answers would go to it, which nobody polls any more.
-            drop(output);
-            drain(stdout, answers, Response::Stdout).await;
-            drain(stderr, answers, Response::Stderr).await;
-        }
-    }
-    Ok(Ended::Exit(exit))
-}
-
-/// Hands the host's input to the process, until the host's side of the call ends.
-async fn feed(stdin: &mut Option<Input>, requests: &mut Streaming<RunRequest>) -> Result<(), Status> {
-    while let Some(request) = requests.message().await? {
-        match request.request {
-            Some(Request::Stdin(data)) => {
-                if data.len() > validate::MAX_PIECE {
-                    return Err(Invalid::new("stdin", format!("{} bytes in one message", data.len())).into());
+        let drained = sides.drain(answers);
+        tokio::pin!(drained);
+        loop {
+            tokio::select! {
+                () = &mut drained => return Ok(Ended::Exit(exit)),
+                result = &mut input, if !fed => {
+                    result?; // the host's room for the rest comes this way
+                    fed = true;
                 }
-                if let Some(pipe) = stdin
-                    && !pipe.write_all(&data).await
-                {
-                    *stdin = None; // nobody reads it any more; the process is free not to
-                }
+                () = answers.closed() => return Ok(Ended::Exit(exit)),
             }
-            Some(Request::StdinClosed(_)) => *stdin = None,
-            Some(Request::Start(_)) => return Err(Invalid::new("start", "was sent before").into()),
-            None => return Err(Invalid::new("request", "is empty").into()),
         }
     }
-    *stdin = None;
-    Ok(())
-}
 
-/// Sends what comes until the end of the stream. May be dropped at any time: a byte leaves the pipe only when there is
-/// a place for it in the queue.
-///
-/// A message costs much the same whatever its size. Who writes on and on in small pieces is therefore left to write for a
-/// moment; on one CPU the agent would otherwise be woken by each.
-async fn pump(output: &Output, answers: &Answers, wrap: fn(Bytes) -> Response) {
-    let mut next: Option<Instant> = None;
-    loop {
-        output.readable().await;
-        if let Some(next) = next.filter(|next| Instant::now() < *next && output.waiting() < stdio::PIECE) {
-            tokio::time::sleep_until(next).await;
-        }
-        next = Some(Instant::now() + GATHER);
-        let Ok(place) = answers.reserve().await else { return };
-        match output.take() {
-            Piece::Data(data) => {
-                if data.len() == stdio::PIECE {
-                    output.widen();
-                }
-                place.send(Ok(RunResponse { response: Some(wrap(data)) }));
-            }
-            Piece::Nothing => {}
-            Piece::End => return,
-        }
-    }
-}
-
-/// Sends what is in the pipe now, and no more.
-async fn drain(output: &Output, answers: &Answers, wrap: fn(Bytes) -> Response) {
-    let mut left = output.waiting();
-    while left > 0 {
-        let Ok(place) = answers.reserve().await else { return };
-        let Piece::Data(data) = output.try_read(left) else { return };
-        left = left.saturating_sub(data.len());
-        place.send(Ok(RunResponse { response: Some(wrap(data)) }));
+    /// The streams of a process that runs.
+    fn connect(&self, begun: &mut Begun) -> Result<(Option<Input>, Sides), Failed> {
+        let Streams { stdin, stdout, stderr, terminal } = begun.spawned.streams()?;
+        self.container.processes.set_terminal(&begun.plan.id, terminal);
+        let stdout = stdout.ok_or_else(|| Failed::new("open", "stdout", rustix::io::Errno::BADF))?;
+        let window = self.start.window;
+        let sides =
+            Sides { stdout: Side::stdout(stdout, window), stderr: stderr.map(|stderr| Side::stderr(stderr, window)) };
+        Ok((stdin, sides))
     }
 }

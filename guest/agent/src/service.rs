@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::Agent;
 use crate::container;
+use crate::detach;
 use crate::proto::agent_server;
 use crate::proto::signal_request::Scope;
 use crate::proto::{self, run_request};
@@ -104,7 +105,7 @@ impl agent_server::Agent for Rpc {
     async fn signal(&self, request: Request<proto::SignalRequest>) -> Result<Response<proto::SignalResponse>, Status> {
         let request = request.into_inner();
         let container = self.agent.container(&request.container_id)?;
-        let process = container.processes().get(&request.process_id).cloned();
+        let process = container.processes.get(&request.process_id);
         let process = process.filter(|process| self.agent.reaper.is_unreaped(process.pid)).ok_or_else(|| {
             Status::not_found(format!("process {}: not running", validate::shown(&request.process_id)))
         })?;
@@ -123,6 +124,18 @@ impl agent_server::Agent for Rpc {
         };
         sent.map_err(|errno| crate::errno::Failed::new("kill", &request.process_id, errno))?;
         Ok(Response::new(proto::SignalResponse {}))
+    }
+
+    async fn resize(&self, request: Request<proto::ResizeRequest>) -> Result<Response<proto::ResizeResponse>, Status> {
+        detach::resize(&self.agent, request.into_inner())?;
+        Ok(Response::new(proto::ResizeResponse {}))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<proto::InspectRequest>,
+    ) -> Result<Response<proto::InspectResponse>, Status> {
+        detach::inspect(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn stats(&self, _: Request<proto::StatsRequest>) -> Result<Response<proto::StatsResponse>, Status> {

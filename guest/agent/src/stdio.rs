@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -32,6 +34,7 @@ fn nonblocking(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Fail
 /// A stream that a process writes.
 pub struct Output {
     fd: AsyncFd<OwnedFd>,
+    terminal: bool,
     wide: AtomicBool,
 }
 
@@ -48,7 +51,13 @@ impl Output {
     /// Our end and the child's.
     pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
         let (read, write) = pipe()?;
-        Ok((Self { fd: nonblocking(read, Interest::READABLE)?, wide: AtomicBool::new(false) }, write))
+        let fd = nonblocking(read, Interest::READABLE)?;
+        Ok((Self { fd, terminal: false, wide: AtomicBool::new(false) }, write))
+    }
+
+    /// What is written to the terminal whose master this is. It ends when nobody has the terminal open any more.
+    pub fn terminal(master: OwnedFd) -> Result<Self, Failed> {
+        Ok(Self { fd: nonblocking(master, Interest::READABLE)?, terminal: true, wide: AtomicBool::new(false) })
     }
 
     /// Waits until there is something to read, or the end. Takes nothing out.
@@ -75,7 +84,7 @@ impl Output {
                     Ok(n) => return Piece::Data(Bytes::copy_from_slice(&buffer[..n])),
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => return Piece::Nothing,
-                    Err(_) => return Piece::End,
+                    Err(_) => return Piece::End, // EIO: a terminal that nobody has open
                 }
             }
         })
@@ -96,9 +105,9 @@ impl Output {
         }
     }
 
-    /// Waits for an event and reads. None: there was none after all.
-    pub fn take(&self) -> Piece {
-        let piece = self.try_read(PIECE);
+    /// After an event: reads at most `most` bytes. Nothing: there was none after all.
+    pub fn take(&self, most: usize) -> Piece {
+        let piece = self.try_read(most);
         if piece == Piece::Nothing {
             self.clear();
         }
@@ -114,31 +123,53 @@ impl Output {
 
     /// Gives the pipe more room, for a process that fills it: it then runs on while its output is on its way.
     pub fn widen(&self) {
-        if !self.wide.swap(true, Ordering::Relaxed) {
+        if !self.terminal && !self.wide.swap(true, Ordering::Relaxed) {
             let _ = rustix::pipe::fcntl_setpipe_size(self.fd.as_fd(), WIDE);
         }
     }
 
-    /// How much waits to be read.
+    /// How much waits to be read; of a terminal, which doesn't know, the most that can.
     pub fn waiting(&self) -> usize {
-        sys::readable_bytes(self.fd.as_fd())
+        if !self.terminal {
+            return sys::readable_bytes(self.fd.as_fd());
+        }
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = poll(&mut fds, Some(&now));
+        if fds[0].revents().contains(PollFlags::IN) { WIDE } else { 0 }
     }
 }
 
 /// A stream that a process reads.
 pub struct Input {
     fd: AsyncFd<OwnedFd>,
+    terminal: bool,
+    /// What was written last was no end of a line.
+    inside_line: AtomicBool,
 }
 
 impl Input {
-    /// Our end and the child's.
-    pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
+    /// Our end and the child's. `open` false: nothing is ever written, and the child reads the end.
+    pub fn pipe(open: bool) -> Result<(Option<Self>, OwnedFd), Failed> {
         let (read, write) = pipe()?;
-        Ok((Self { fd: nonblocking(write, Interest::WRITABLE)? }, read))
+        if !open {
+            return Ok((None, read));
+        }
+        let fd = nonblocking(write, Interest::WRITABLE)?;
+        Ok((Some(Self { fd, terminal: false, inside_line: AtomicBool::new(false) }), read))
+    }
+
+    /// What is typed into the terminal whose master this is.
+    pub fn terminal(master: OwnedFd) -> Result<Self, Failed> {
+        let fd = nonblocking(master, Interest::WRITABLE)?;
+        Ok(Self { fd, terminal: true, inside_line: AtomicBool::new(false) })
     }
 
     /// Writes everything; false when nobody reads any more.
     pub async fn write_all(&self, mut data: &[u8]) -> bool {
+        if let Some(&last) = data.last() {
+            self.inside_line.store(last != b'\n' && last != b'\r', Ordering::Relaxed);
+        }
         while !data.is_empty() {
             let Ok(mut ready) = self.fd.writable().await else { return false };
             match rustix::io::write(self.fd.as_fd(), data) {
@@ -149,6 +180,18 @@ impl Input {
             }
         }
         true
+    }
+
+    /// The end of the input. A terminal goes on, and so gets its end-of-file character, which at the end of a line is the
+    /// end of the file and within a line only ends that.
+    pub async fn close(self) {
+        if !self.terminal {
+            return;
+        }
+        let Ok(modes) = rustix::termios::tcgetattr(self.fd.as_fd()) else { return };
+        let eof = modes.special_codes[rustix::termios::SpecialCodeIndex::VEOF];
+        let times = if self.inside_line.load(Ordering::Relaxed) { 2 } else { 1 };
+        self.write_all(&[eof; 2][..times]).await;
     }
 }
 
@@ -312,17 +355,18 @@ mod tests {
         rustix::io::write(&write, &[7; 60_000]).expect("write");
         assert_eq!(output.waiting(), 60_000);
         output.readable().await;
-        assert!(matches!(output.take(), Piece::Data(data) if data.len() == 60_000));
-        assert_eq!(output.take(), Piece::Nothing);
+        assert!(matches!(output.take(PIECE), Piece::Data(data) if data.len() == 60_000));
+        assert_eq!(output.take(PIECE), Piece::Nothing);
         drop(write);
         output.readable().await;
-        assert_eq!(output.take(), Piece::End);
+        assert_eq!(output.take(PIECE), Piece::End);
     }
 
     #[tokio::test]
     async fn writing_to_nobody_ends() {
         sys::ignore_signal(libc::SIGPIPE);
-        let (input, read) = Input::pipe().expect("pipe");
+        let (input, read) = Input::pipe(true).expect("pipe");
+        let input = input.expect("open");
         assert!(input.write_all(b"x").await);
         drop(read);
         assert!(!input.write_all(b"x").await);

@@ -7,13 +7,18 @@ __all__ = (
     "ContainerStats",
     "CreateContainerRequest",
     "CreateContainerResponse",
+    "Ended",
     "Exited",
+    "InspectRequest",
+    "InspectResponse",
     "Interface",
     "Mount",
     "Process",
     "ProcessTool",
     "RemoveContainerRequest",
     "RemoveContainerResponse",
+    "ResizeRequest",
+    "ResizeResponse",
     "Rlimit",
     "Rootfs",
     "Route",
@@ -28,7 +33,9 @@ __all__ = (
     "Started",
     "StatsRequest",
     "StatsResponse",
+    "Terminal",
     "Usual",
+    "Window",
 )
 
 from dataclasses import dataclass
@@ -148,6 +155,21 @@ default_message_pool.register_message("pykata.agent.v1", "CreateContainerRespons
 
 
 @dataclass(eq=False, repr=False)
+class Ended(betterproto2.Message):
+    """
+    Nothing more comes of these streams, although the process hasn't exited yet or the other one isn't drained. What
+    `exited` would say within a moment isn't said separately.
+    """
+
+    stdout: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+
+    stderr: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+
+
+default_message_pool.register_message("pykata.agent.v1", "Ended", Ended)
+
+
+@dataclass(eq=False, repr=False)
 class Exited(betterproto2.Message):
     """
     A command that could not be started ends like one started by a shell: exit_code 127 if it wasn't found, 126 if it
@@ -166,11 +188,54 @@ class Exited(betterproto2.Message):
 
     oom_killed: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
     """
-    the signal came from the OOM killer of the container's or the guest's memory
+    it failed because memory ran out: see oom_kills
+    """
+
+    oom_kills: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Processes of the container that the kernel's OOM killer killed while this one ran. `oom_killed` is set if there are
+    any and this process ended by SIGKILL, or with 137 (a shell whose child was killed), or, where nothing else of the
+    host's ran in the container meanwhile, with any other exit code than 0.
     """
 
 
 default_message_pool.register_message("pykata.agent.v1", "Exited", Exited)
+
+
+@dataclass(eq=False, repr=False)
+class InspectRequest(betterproto2.Message):
+    container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    process_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    wait: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    answer when it has ended
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "InspectRequest", InspectRequest)
+
+
+@dataclass(eq=False, repr=False)
+class InspectResponse(betterproto2.Message):
+    exited: "Exited | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    absent while it runs
+    """
+
+    log: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    the end of what it wrote
+    """
+
+    written: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    bytes that it wrote in all
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "InspectResponse", InspectResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -277,6 +342,11 @@ class Process(betterproto2.Message):
     replacing those of the OCI spec by type
     """
 
+    terminal: "Terminal | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    stdin, stdout and stderr are a pseudo-terminal; what is written comes as `stdout`
+    """
+
     tool: "ProcessTool" = betterproto2.field(16, betterproto2.TYPE_ENUM, default_factory=lambda: ProcessTool(0))
 
 
@@ -297,6 +367,26 @@ class RemoveContainerResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "RemoveContainerResponse", RemoveContainerResponse)
+
+
+@dataclass(eq=False, repr=False)
+class ResizeRequest(betterproto2.Message):
+    container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    process_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    terminal: "Terminal | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+
+
+default_message_pool.register_message("pykata.agent.v1", "ResizeRequest", ResizeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ResizeResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("pykata.agent.v1", "ResizeResponse", ResizeResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -369,6 +459,11 @@ class RunRequest(betterproto2.Message):
 
     stdin_closed: "bool | None" = betterproto2.field(3, betterproto2.TYPE_BOOL, optional=True, group="request")
 
+    window: "Window | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True, group="request")
+    """
+    so much more may be sent; only with `Start.window`
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "RunRequest", RunRequest)
 
@@ -392,6 +487,13 @@ class RunResponse(betterproto2.Message):
     stderr: "bytes | None" = betterproto2.field(3, betterproto2.TYPE_BYTES, optional=True, group="response")
 
     exited: "Exited | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True, group="response")
+
+    ended: "Ended | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="response")
+
+    stdin_window: "int | None" = betterproto2.field(6, betterproto2.TYPE_UINT32, optional=True, group="response")
+    """
+    bytes of stdin that may be sent in addition; only with `Start.window`
+    """
 
 
 default_message_pool.register_message("pykata.agent.v1", "RunResponse", RunResponse)
@@ -513,6 +615,25 @@ class Start(betterproto2.Message):
     make this container first (its id is container_id), remove it at the end
     """
 
+    window: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
+    send 64 KiB of stdin before the agent allows more by `stdin_window`. 0: no windows but those of HTTP/2.
+    """
+
+    detached: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    The process outlives the call, until it ends or its container is removed. Its stdin is empty; of what it writes to
+    stdout and stderr the last `log` bytes are kept (at most 64 KiB). Not with `create`, nor with a terminal.
+    """
+
+    log: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
+
+    stdin_closed: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    its stdin is empty: as if `stdin_closed` came next
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "Start", Start)
 
@@ -567,6 +688,28 @@ default_message_pool.register_message("pykata.agent.v1", "StatsResponse", StatsR
 
 
 @dataclass(eq=False, repr=False)
+class Terminal(betterproto2.Message):
+    """
+    A pseudo-terminal of the container's own /dev/pts, the controlling terminal of the process, which leads a session. TERM
+    is "xterm" unless `env` says otherwise. The end of stdin is the terminal's end-of-file character. A process that
+    came with its container (`Start.create`) also finds it at /dev/console.
+    """
+
+    rows: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    at most 65535; 0: 24
+    """
+
+    cols: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    at most 65535; 0: 80
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "Terminal", Terminal)
+
+
+@dataclass(eq=False, repr=False)
 class Usual(betterproto2.Message):
     """
     What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
@@ -592,3 +735,17 @@ class Usual(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "Usual", Usual)
+
+
+@dataclass(eq=False, repr=False)
+class Window(betterproto2.Message):
+    """
+    Bytes that may be sent in addition to those allowed before.
+    """
+
+    stdout: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+
+    stderr: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+
+
+default_message_pool.register_message("pykata.agent.v1", "Window", Window)

@@ -14,7 +14,6 @@ mod rootfs;
 pub mod userns;
 mod usual;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +28,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::errno::{Failed, Step};
 use crate::log;
 use crate::process::defaults::Defaults;
+use crate::process::registry::Registry;
 use crate::proto;
 use crate::reaper::Exit;
 use crate::seccomp::Filter;
@@ -51,19 +51,12 @@ pub struct Container {
     pidfd: OwnedFd,
     /// How init ended, once it is gone, and with it the namespaces, mounts and processes.
     gone: watch::Receiver<Option<Exit>>,
-    processes: Mutex<HashMap<String, Running>>,
+    pub processes: Registry,
     /// Cgroups of ended processes that have left descendants behind.
     leftovers: Mutex<Vec<Arc<Cgroup>>>,
     /// An empty cgroup for the next process: to make one takes a while.
     spare: Mutex<Option<Arc<Cgroup>>>,
     serial: AtomicU64,
-}
-
-/// A process of the host's that has not been waited for.
-#[derive(Debug, Clone)]
-pub struct Running {
-    pub pid: i32,
-    pub cgroup: Arc<Cgroup>,
 }
 
 /// A request whose devices are all there: the rest takes no waiting for the host.
@@ -143,7 +136,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             init,
             pidfd,
             gone,
-            processes: Mutex::default(),
+            processes: Registry::default(),
             leftovers: Mutex::default(),
             spare: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -235,10 +228,6 @@ impl Container {
         let mut leftovers = lock(&self.leftovers);
         leftovers.push(cgroup);
         leftovers.retain(|cgroup| !self.cgroup.remove_child(cgroup.name()).unwrap_or(true));
-    }
-
-    pub fn processes(&self) -> MutexGuard<'_, HashMap<String, Running>> {
-        lock(&self.processes)
     }
 
     /// How often the OOM killer has struck in here.

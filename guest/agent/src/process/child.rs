@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::slots::Slot;
+use super::streams::Theirs;
 use super::user::{self, Identity};
 use super::{Plan, lookup, rlimits};
 use crate::container::Container;
@@ -35,8 +36,8 @@ impl From<Invalid> for Refused {
     }
 }
 
-/// Becomes the process. `stdio` are its ends of the pipes; `started` takes its PID just before it executes the command.
-pub fn run(container: &Container, plan: &Plan, stdio: [BorrowedFd<'_>; 3], reporter: &Reporter, started: &Slot) -> ! {
+/// Becomes the process. `stdio` is its side of its streams; `started` takes its PID just before it executes the command.
+pub fn run(container: &Container, plan: &Plan, stdio: &Theirs, reporter: &Reporter, started: &Slot) -> ! {
     match prepare(container, plan, stdio) {
         Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
         Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
@@ -71,11 +72,7 @@ fn become_tool(container: &Container, started: &Slot, serve: fn() -> !) -> ! {
     serve()
 }
 
-fn prepare(
-    container: &Container,
-    plan: &Plan,
-    stdio: [BorrowedFd<'_>; 3],
-) -> Result<Option<std::ffi::CString>, Refused> {
+fn prepare(container: &Container, plan: &Plan, stdio: &Theirs) -> Result<Option<std::ffi::CString>, Refused> {
     let defaults = &container.defaults;
     sys::reset_signals();
     rustix::process::setsid().step("setsid", "process")?;
@@ -84,11 +81,11 @@ fn prepare(
         rlimits::apply(&plan.rlimits)?; // nobody in there may raise one
     }
     join(container)?;
-    take_stdio(stdio)?;
-
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .step("open", "container root")?;
+    stdio.take(root.as_fd())?;
     let identity = plan.user.resolve(root.as_fd(), &defaults.user)?;
+    stdio.give_to(identity.uid)?;
     enter_cwd(root.as_fd(), &plan.cwd)?;
     if !in_user_namespace {
         rlimits::apply(&plan.rlimits)?; // a low one may be in the way of the steps above
@@ -120,13 +117,6 @@ fn join(container: &Container) -> Result<(), Failed> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }.step("unshare", "cgroup")?;
     sys::setns(container.pidfd(), flags).step("setns", "container")?;
     if user != 0 { userns::become_root() } else { Ok(()) }
-}
-
-/// Puts the pipes at 0, 1 and 2. Everything else is closed by exec.
-fn take_stdio(stdio: [BorrowedFd<'_>; 3]) -> Result<(), Failed> {
-    rustix::stdio::dup2_stdin(stdio[0]).step("dup2", "stdin")?;
-    rustix::stdio::dup2_stdout(stdio[1]).step("dup2", "stdout")?;
-    rustix::stdio::dup2_stderr(stdio[2]).step("dup2", "stderr")
 }
 
 fn enter_cwd(root: BorrowedFd<'_>, cwd: &str) -> Result<(), Failed> {

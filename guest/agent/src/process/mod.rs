@@ -4,9 +4,13 @@
 pub mod caps;
 mod child;
 pub mod defaults;
+pub mod detached;
 mod lookup;
+pub mod registry;
 pub mod rlimits;
 pub mod slots;
+mod streams;
+mod terminal;
 pub mod user;
 
 use std::ffi::CString;
@@ -23,13 +27,19 @@ use crate::errno::{Failed, Step};
 use crate::proto;
 use crate::proto::process::Tool;
 use crate::reaper::Exit;
-use crate::stdio::{self, Input, Output, Reporting};
+use crate::stdio::{self, Reporting};
 use crate::sys::{self, Cloned};
 use crate::validate::{self, Invalid};
 use rlimits::Rlimit;
 use slots::Slot;
+use streams::Ours;
 use user::UserRequest;
 
+pub use registry::Running;
+pub use streams::{Kind, Streams};
+pub use terminal::Size;
+
+const DEFAULT_TERM: &str = "TERM=xterm";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A process to start, checked.
@@ -43,16 +53,15 @@ pub struct Plan {
     pub user: UserRequest,
     pub rlimits: Vec<Rlimit>,
     pub tool: Tool,
+    pub terminal: Option<Size>,
 }
 
 /// A process that runs, or is about to.
 pub struct Spawned {
     pub pid: i32,
     pub exit: oneshot::Receiver<Exit>,
-    /// None once it is closed.
-    pub stdin: Option<Input>,
-    pub stdout: Output,
-    pub stderr: Output,
+    /// None once they were taken.
+    streams: Option<Ours>,
     pub report: Reporting,
     /// Its PID in its own PID namespace, once the report has ended without one.
     pub started: Slot,
@@ -73,11 +82,15 @@ impl Plan {
             _ => {}
         }
         let args = from.args.iter().map(|arg| validate::c_string("process.args", arg)).collect::<Result<_, _>>()?;
-        let (env, path) = environment(&defaults.env, &from.env)?;
+        let (mut env, path) = environment(&defaults.env, &from.env)?;
+        let terminal = from.terminal.as_ref().map(Size::new).transpose()?;
+        if terminal.is_some() && !env.iter().any(|entry| entry.to_bytes().starts_with(b"TERM=")) {
+            env.push(validate::c_string("process.env", DEFAULT_TERM)?);
+        }
         let cwd = if from.cwd.is_empty() { defaults.cwd.clone() } else { from.cwd };
         validate::path("process.cwd", &cwd)?;
         let rlimits = rlimits::merge(&defaults.rlimits, &from.rlimits)?;
-        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits, tool })
+        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits, tool, terminal })
     }
 }
 
@@ -103,27 +116,29 @@ fn environment(base: &[String], own: &[String]) -> Result<(Vec<CString>, String)
 }
 
 /// Starts a process in a container.
-pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<Spawned, Status> {
+pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan, stdio: Kind) -> Result<Spawned, Status> {
     if !container.is_alive() {
         return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
     }
     agent.guest.cgroups.follow_memory()?;
-    let (stdin, child_stdin) = Input::pipe()?;
-    let (stdout, child_stdout) = Output::pipe()?;
-    let (stderr, child_stderr) = Output::pipe()?;
+    let (streams, theirs) = streams::make(stdio)?;
     let (report, reporter) = stdio::report_pipe()?;
     let started = agent.slots.take().step("start", "process")?;
     let cgroup = container.next_cgroup()?;
     let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.return_cgroup(cgroup.clone()))?;
     let pid = match cloned {
         Cloned::Parent { pid } => pid,
-        Cloned::Child => {
-            let stdio = [child_stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
-            child::run(container, plan, stdio, &reporter, &started)
-        }
+        Cloned::Child => child::run(container, plan, &theirs, &reporter, &started),
     };
     let exit = agent.reaper.watch(pid);
-    Ok(Spawned { pid, exit, stdin: Some(stdin), stdout, stderr, report, started, cgroup })
+    Ok(Spawned { pid, exit, streams: Some(streams), report, started, cgroup })
+}
+
+impl Spawned {
+    /// Its streams, once the command runs.
+    pub fn streams(&mut self) -> Result<Streams, Failed> {
+        self.streams.take().map_or(Ok(Streams::default()), Ours::streams)
+    }
 }
 
 /// A clone in the container's PID namespace. Only children can be put there, so the agent changes that for its children,

@@ -61,7 +61,7 @@ pub async fn start(
     create: Option<CreateContainerRequest>,
 ) -> Result<Running, Status> {
     let (requests, receiver) = mpsc::channel(4);
-    let start = Start { container_id: container.into(), process: Some(process), create };
+    let start = Start { container_id: container.into(), process: Some(process), create, ..Default::default() };
     requests.send(RunRequest { request: Some(Request::Start(start)) }).await.expect("open");
     let mut answers = client.run(Requests(receiver)).await?.into_inner();
     match answers.message().await?.and_then(|first| first.response) {
@@ -106,7 +106,8 @@ impl Running {
                 Response::Stdout(data) => done.stdout.extend_from_slice(&data),
                 Response::Stderr(data) => done.stderr.extend_from_slice(&data),
                 Response::Exited(value) => exited = Some(value),
-                Response::Started(_) => panic!("started twice"),
+                Response::Ended(_) => {}
+                other => panic!("{other:?}"),
             }
         }
         done.exited = exited.expect("the exit is always told");

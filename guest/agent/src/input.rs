@@ -1,0 +1,173 @@
+//! What the host sends within a Run: stdin of the process, and room for its output.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tonic::{Status, Streaming};
+
+use crate::output::Sides;
+use crate::proto::run_request::Request;
+use crate::proto::run_response::Response;
+use crate::proto::{RunRequest, RunResponse};
+use crate::run::Answers;
+use crate::stdio::Input;
+use crate::validate::{self, Invalid};
+
+/// Bytes of stdin that the host may send before it is allowed more: agent.proto, `Start.window`.
+const WINDOW: usize = 64 * 1024;
+/// The host is allowed more when so much has gone to the process.
+const ENOUGH: usize = WINDOW / 2;
+
+/// Takes the host's requests to the end of its side of the call. With windows it never waits for the process: the
+/// host's next message may be the one that the process waits for.
+pub async fn take(
+    stdin: &mut Option<Input>,
+    requests: &mut Streaming<RunRequest>,
+    sides: &Sides,
+    answers: &Answers,
+) -> Result<(), Status> {
+    if !sides.stdout.window.is_limited() {
+        return take_in_turn(stdin, requests).await;
+    }
+    let queue = Queue::default();
+    let (taken, ()) = tokio::join!(queue.fill(requests, sides), queue.empty(stdin, answers));
+    taken
+}
+
+/// Without windows: the call itself is what stdin waits in.
+async fn take_in_turn(stdin: &mut Option<Input>, requests: &mut Streaming<RunRequest>) -> Result<(), Status> {
+    while let Some(request) = requests.message().await? {
+        match request.request {
+            Some(Request::Stdin(data)) => {
+                check_size(&data)?;
+                write(stdin, &data).await;
+            }
+            Some(Request::StdinClosed(_)) => close(stdin).await,
+            other => return Err(unexpected(other).into()),
+        }
+    }
+    close(stdin).await;
+    Ok(())
+}
+
+fn check_size(data: &Bytes) -> Result<(), Invalid> {
+    match data.len() {
+        size if size > validate::MAX_PIECE => Err(Invalid::new("stdin", format!("{size} bytes in one message"))),
+        _ => Ok(()),
+    }
+}
+
+fn unexpected(request: Option<Request>) -> Invalid {
+    match request {
+        Some(Request::Start(_)) => Invalid::new("start", "was sent before"),
+        Some(Request::Window(_)) => Invalid::new("window", "start.window is 0: there is none"),
+        _ => Invalid::new("request", "is empty"),
+    }
+}
+
+async fn write(stdin: &mut Option<Input>, data: &[u8]) {
+    if let Some(pipe) = stdin
+        && !pipe.write_all(data).await
+    {
+        *stdin = None; // nobody reads it any more; the process is free not to
+    }
+}
+
+async fn close(stdin: &mut Option<Input>) {
+    if let Some(pipe) = stdin.take() {
+        pipe.close().await;
+    }
+}
+
+/// Stdin between the host and a process that may not read it.
+#[derive(Default)]
+struct Queue {
+    held: Mutex<Held>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Held {
+    pieces: VecDeque<Bytes>,
+    /// Bytes that the host has sent and hasn't been given back as room.
+    used: usize,
+    closed: bool,
+}
+
+impl Queue {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn fill(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
+        let result = self.fill_until_end(requests, sides).await;
+        self.held().closed = true;
+        self.changed.notify_one();
+        result
+    }
+
+    async fn fill_until_end(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
+        while let Some(request) = requests.message().await? {
+            match request.request {
+                Some(Request::Stdin(data)) => self.put(data)?,
+                Some(Request::StdinClosed(_)) => self.held().closed = true,
+                Some(Request::Window(more)) => {
+                    sides.stdout.window.grow(more.stdout);
+                    if let Some(stderr) = &sides.stderr {
+                        stderr.window.grow(more.stderr);
+                    }
+                    continue;
+                }
+                other => return Err(unexpected(other).into()),
+            }
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn put(&self, data: Bytes) -> Result<(), Invalid> {
+        check_size(&data)?;
+        let mut held = self.held();
+        if held.closed {
+            return Err(Invalid::new("stdin", "was closed before"));
+        }
+        held.used += data.len();
+        if held.used > WINDOW {
+            return Err(Invalid::new("stdin", format!("{} bytes beyond its window", held.used - WINDOW)));
+        }
+        held.pieces.push_back(data);
+        Ok(())
+    }
+
+    /// The next piece; None at the end.
+    async fn next(&self) -> Option<Bytes> {
+        loop {
+            {
+                let mut held = self.held();
+                if let Some(data) = held.pieces.pop_front() {
+                    return Some(data);
+                }
+                if held.closed {
+                    return None;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    async fn empty(&self, stdin: &mut Option<Input>, answers: &Answers) {
+        let mut gone = 0;
+        while let Some(data) = self.next().await {
+            write(stdin, &data).await;
+            gone += data.len();
+            if gone >= ENOUGH {
+                self.held().used -= gone;
+                let more = Response::StdinWindow(std::mem::take(&mut gone) as u32);
+                let _ = answers.send(Ok(RunResponse { response: Some(more) })).await;
+            }
+        }
+        close(stdin).await;
+    }
+}

@@ -1,0 +1,135 @@
+//! What a process has as stdin, stdout and stderr, from both sides.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::terminal::{self, Expected, Size, Wanted};
+use crate::errno::{Failed, Step};
+use crate::stdio::{Input, Output};
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A pipe each; stdin is at its end when it isn't `stdin`.
+    Pipes {
+        stdin: bool,
+    },
+    Terminal {
+        size: Size,
+        console: bool,
+    },
+    /// An empty stdin, and one pipe for both outputs.
+    Log,
+    /// Nothing goes in or out.
+    Null,
+}
+
+/// The agent's side.
+pub enum Ours {
+    Ready(Streams),
+    Terminal(Expected),
+}
+
+/// The child's side.
+pub enum Theirs {
+    Fds([OwnedFd; 3]),
+    Terminal(Wanted),
+}
+
+/// The agent's ends. A terminal has one output, and can be resized by its master.
+#[derive(Default)]
+pub struct Streams {
+    pub stdin: Option<Input>,
+    pub stdout: Option<Output>,
+    pub stderr: Option<Output>,
+    pub terminal: Option<Arc<OwnedFd>>,
+}
+
+/// Both sides, before the clone.
+pub fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
+    match kind {
+        Kind::Pipes { stdin } => pipes(stdin),
+        Kind::Terminal { size, console } => {
+            let (expected, wanted) = terminal::expect(size, console)?;
+            Ok((Ours::Terminal(expected), Theirs::Terminal(wanted)))
+        }
+        Kind::Log => {
+            let (output, written) = Output::pipe()?;
+            let again = copy(&written)?;
+            let streams = Streams { stdout: Some(output), ..Streams::default() };
+            Ok((Ours::Ready(streams), Theirs::Fds([null()?, written, again])))
+        }
+        Kind::Null => {
+            let null = null()?;
+            let (stdout, stderr) = (copy(&null)?, copy(&null)?);
+            Ok((Ours::Ready(Streams::default()), Theirs::Fds([null, stdout, stderr])))
+        }
+    }
+}
+
+fn pipes(with_stdin: bool) -> Result<(Ours, Theirs), Failed> {
+    let (stdin, child_stdin) = Input::pipe(with_stdin)?;
+    let (stdout, child_stdout) = Output::pipe()?;
+    let (stderr, child_stderr) = Output::pipe()?;
+    let streams = Streams { stdin, stdout: Some(stdout), stderr: Some(stderr), terminal: None };
+    Ok((Ours::Ready(streams), Theirs::Fds([child_stdin, child_stdout, child_stderr])))
+}
+
+fn null() -> Result<OwnedFd, Failed> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open", "/dev/null")
+}
+
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, Failed> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).step("dup", "stdio")
+}
+
+impl Ours {
+    /// Once the child has executed its command.
+    pub fn streams(self) -> Result<Streams, Failed> {
+        match self {
+            Ours::Ready(streams) => Ok(streams),
+            Ours::Terminal(expected) => {
+                let master = expected.master()?;
+                Ok(Streams {
+                    stdin: Some(Input::terminal(copy(&master)?)?),
+                    stdout: Some(Output::terminal(copy(&master)?)?),
+                    stderr: None,
+                    terminal: Some(Arc::new(master)),
+                })
+            }
+        }
+    }
+}
+
+impl Theirs {
+    /// In the child: 0, 1 and 2 are what they shall be. Everything else is closed by exec.
+    pub fn take(&self, root: BorrowedFd<'_>) -> Result<(), Failed> {
+        match self {
+            Theirs::Fds([stdin, stdout, stderr]) => dup([stdin, stdout, stderr].map(AsFd::as_fd)),
+            Theirs::Terminal(wanted) => {
+                let slave = wanted.open(root)?;
+                dup([slave.as_fd(); 3])?;
+                rustix::process::ioctl_tiocsctty(&slave).step("control", "terminal")
+            }
+        }
+    }
+
+    /// In the child: a terminal is its user's, as grantpt(3) does it; its group is that of all terminals.
+    pub fn give_to(&self, uid: u32) -> Result<(), Failed> {
+        match self {
+            Theirs::Terminal(_) if uid != 0 => {
+                rustix::fs::fchown(rustix::stdio::stdin(), Some(rustix::fs::Uid::from_raw(uid)), None)
+                    .step("chown", "terminal")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn dup(fds: [BorrowedFd<'_>; 3]) -> Result<(), Failed> {
+    rustix::stdio::dup2_stdin(fds[0]).step("dup2", "stdin")?;
+    rustix::stdio::dup2_stdout(fds[1]).step("dup2", "stdout")?;
+    rustix::stdio::dup2_stderr(fds[2]).step("dup2", "stderr")
+}
