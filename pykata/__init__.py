@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pykata.process import Process
     from pykata.sandbox import Sandbox
     from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Terminal, Timings
+    from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "Completed",
     "ConfigError",
     "Container",
+    "ContainerStats",
     "Detached",
     "DetachedEndedError",
     "DetachedError",
@@ -143,6 +145,7 @@ __all__ = [
     "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
+    "Stats",
     "StoredImage",
     "Terminal",
     "Timings",
@@ -183,6 +186,7 @@ _HOMES = {
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
     "pykata.spec": "Features Image ImageConfig PullEvent Registries Terminal Timings",
+    "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
 }
 

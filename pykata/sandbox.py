@@ -23,6 +23,7 @@ from pykata.options import Options, Rlimits, check_env, check_hostname, check_pu
 from pykata.process import Process
 from pykata.running import Running
 from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Terminal, Timings
+from pykata.stats import Stats
 from pykata.strategies import strategy
 
 
@@ -279,6 +280,15 @@ class Sandbox:
         if self._main is None:
             raise ConfigError("this sandbox has no main container", hint="only one detached with an image has")
         return self._main
+
+    async def stats(self) -> Stats:
+        """What the guest and its containers use at the moment. Raises :class:`AgentError`, :class:`VMDiedError`."""
+        from pykata.stats import decoded
+
+        running = self._open
+        running.check()
+        async with running.explained():
+            return decoded(await running.agent.stats())
 
     @property
     def accel(self) -> Accel:

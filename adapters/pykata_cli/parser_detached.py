@@ -41,6 +41,16 @@ RM = """\
 examples:
   pykata rm worker
 """
+CP = """\
+examples:
+  pykata cp worker:/var/log/app.log .
+  pykata cp ./data worker:/srv/data       what is in the directory ./data goes into /srv/data
+"""
+STATS = """\
+examples:
+  pykata stats
+  pykata stats --once --format json worker
+"""
 GC = """\
 examples:
   pykata gc
@@ -65,6 +75,8 @@ def add_detached(commands: Any) -> None:
                 "Show what the main command of a detached sandbox wrote: the last 8 to 16 MiB of it.", LOGS)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the sandbox ends")
     logs.add_argument("name", metavar="NAME")
+    _add_cp(commands)
+    _add_stats(commands)
     remove = _add(commands, "rm", "forget detached sandboxes that have ended",
                   "Forget detached sandboxes that have ended: their logs, exit codes and names.", RM)
     _add_names(remove)
@@ -97,6 +109,23 @@ def _add_exec(commands: Any) -> None:
         "-i", "--interactive", action="store_true", help="pass our stdin on even if it is a terminal"
     )
     add_verbose(parser)
+
+
+def _add_cp(commands: Any) -> None:
+    parser = _add(commands, "cp", "copy files from or to a detached sandbox",
+                  "Copy a file, or what is in a directory, from the main container of a detached sandbox or to it.", CP)
+    parser.add_argument("source", metavar="SOURCE", help="NAME:PATH, or a path of this machine")
+    parser.add_argument("target", metavar="TARGET", help="likewise")
+
+
+def _add_stats(commands: Any) -> None:
+    parser = _add(commands, "stats", "show what detached sandboxes use",
+                  "Show what the containers of detached sandboxes use, every two seconds.", STATS)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="default: all that run")
+    parser.add_argument("--once", action="store_true", help="look once")
+    parser.add_argument(
+        "--format", choices=("table", "json"), default="table", help="json: an object a line; default: %(default)s"
+    )
 
 
 def _add_ps(commands: Any) -> None:

@@ -40,10 +40,11 @@ async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
 
 async def _detached(arguments: argparse.Namespace, relay: Relay) -> int:
     # The environment is that of the sandbox, so that `pykata exec` finds it as well.
-    sandbox = pykata.Sandbox(**sandbox_options(arguments), env=environment(arguments.env))
     name = arguments.name or f"sandbox-{os.urandom(3).hex()}"
     options = {**_process_options(arguments), "own_command": arguments.own_command}
-    await sandbox.detach(name, arguments.image, arguments.cmd or None, **options)
+    with bars(sys.stderr) as show:
+        sandbox = pykata.Sandbox(**sandbox_options(arguments), env=environment(arguments.env), progress=show)
+        await sandbox.detach(name, arguments.image, arguments.cmd or None, **options)
     print(name, flush=True)
     return 0
 

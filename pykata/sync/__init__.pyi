@@ -21,6 +21,7 @@ from pykata.net.base import Network
 from pykata.options import Options, Rlimits
 from pykata.probe import CheckReport
 from pykata.spec import Accel, Features, Image, Isolation, Phase, Progress, PullPolicy, Reason, Registries, Terminal, Timings
+from pykata.stats import Stats
 from types import TracebackType
 from typing import Self
 
@@ -346,6 +347,7 @@ class Sandbox:
     def connect(cls, name: str) -> AbstractContextManager[Self]: ...
     @property
     def main(self) -> Container: ...
+    def stats(self) -> Stats: ...
     @property
     def accel(self) -> Accel: ...
     @property

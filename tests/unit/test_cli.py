@@ -535,3 +535,51 @@ def test_version() -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("pykata 0.")
     assert json.dumps(done.stderr) == '""'
+
+
+# --- detached sandboxes: what needs none ---
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    ("box:/a/b", ("box", "/a/b")), ("box:", ("box", ".")), ("box:a:b", ("box", "a:b")), ("./a:b", None), ("/a:b", None),
+    ("file", None), ("", None),
+])
+def test_paths_of_sandboxes(text: str, parts: tuple[str, str] | None) -> None:
+    from pykata_cli.cp import split
+
+    assert split(text) == parts
+
+
+@pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("sigterm", 15), ("hup", 1)])
+def test_signals_by_name_and_number(text: str, number: int) -> None:
+    from pykata_cli.kill import signal_number
+
+    assert signal_number(text) == number
+    with pytest.raises(pykata.ConfigError, match="NONSENSE"):
+        signal_number("NONSENSE")
+
+
+def test_the_table_of_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
+    from pykata_cli.ps import age, print_table, row, status
+
+    one = pykata.Detached(name="n", phase="running", image="image", args=("sh", "-c", "x" * 100), created=0)
+    assert row(one)[4] == "sh -c " + "x" * 33 + "…"
+    print_table([row(one)])
+    assert "\n" not in capsys.readouterr().out.rstrip("\n")
+    assert [age(seconds) for seconds in (-1, 5, 65, 7200, 200_000)] == ["0 s", "5 s", "1 min", "2 h", "2 d"]
+    assert status(pykata.Detached(name="n", phase="ended", exit_code=3)) == "ended (3)"
+    assert status(pykata.Detached(name="n", phase="ended", reason="vm_died")) == "ended (vm_died)"
+    assert status(pykata.Detached(name="n", phase="lost")) == "lost (keeper killed)"
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    from pykata_cli.ps import print_table
+
+    print_table([["\x1b]0;evil\x07", "b"]])
+    assert capsys.readouterr().out == "\\x1b]0;evil\\x07  b\n"
+
+
+@pytest.mark.parametrize("argv", [("--name", "x"), ("--own-command",), ("--detach", "--timeout", "3"), ("-d", "-i")])
+def test_options_that_exclude_each_other(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv, "image") == PYKATA_FAILED
+    assert "--detach" in capsys.readouterr().err

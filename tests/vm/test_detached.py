@@ -74,6 +74,54 @@ def test_a_life_on_the_command_line() -> None:
     assert pykata("ps", "--all", "--format", "json").stdout == b"[]\n"
 
 
+def test_copying_files(tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "a").write_bytes(os.urandom(100_000))
+    (tmp_path / "sent" / "b").symlink_to("a")
+    with detached() as name:
+        assert pykata("cp", str(tmp_path / "sent"), f"{name}:/srv/data").returncode == 0
+        assert pykata("exec", name, "sh", "-c", "ls /srv/data; echo more >> /srv/data/a").stdout == b"a\nb\n"
+        assert pykata("cp", f"{name}:/srv/data/a", str(tmp_path / "one")).returncode == 0
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "sent" / "a").read_bytes() + b"more\n"
+        assert pykata("cp", f"{name}:/srv/data", str(tmp_path / "all")).returncode == 0
+        assert os.readlink(tmp_path / "all" / "b") == "a"
+        inside = f"{name}:/nothing"
+        for argv in ((inside, str(tmp_path)), ("a", "b"), (inside, inside), ("/none", f"{name}:/")):
+            done = pykata("cp", *argv)
+            assert done.returncode == 125
+            assert done.stderr.startswith(b"pykata: ")
+            assert b"bug" not in done.stderr
+
+
+def test_stats() -> None:
+    with detached("sh", "-c", "while :; do :; done") as name:
+        table = pykata("stats", "--once").stdout.decode().splitlines()
+        assert table[0].split() == ["NAME", "CONTAINER", "CPU", "CPU", "TIME", "MEMORY", "PEAK", "PROCESSES"]
+        assert len(table) == 3
+        said = json.loads(pykata("stats", "--once", "--format", "json", name).stdout)
+        (container,) = said[name]["containers"].values()
+        assert container["cpu"] > 0
+        assert container["pids"] == 2
+        assert 0 < container["memory"] <= container["memory_peak"] < said[name]["memory_total"]
+        with subprocess.Popen([*PYKATA, "stats", name], stdout=subprocess.PIPE) as watcher:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline().startswith(b"NAME")
+            assert pykata("kill", name).returncode == 0
+            assert watcher.wait() == 0
+    assert pykata("stats", "--once").stdout.count(b"\n") == 1
+
+
+def test_ten_clients_at_once() -> None:
+    with detached() as name:
+        clients = [
+            subprocess.Popen([*PYKATA, "exec", name, "sh", "-c", f"echo {number}; cat"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+            for number in range(10)
+        ]  # fmt: skip
+        said = [client.communicate(b"x" * 50_000)[0] for client in clients]
+        assert said == [b"%d\n" % number + b"x" * 50_000 for number in range(10)]
+
+
 def test_without_a_command_it_waits_for_exec() -> None:
     with detached() as name:
         assert pykata("exec", name, "sh", "-c", "echo kept > /file").returncode == 0
