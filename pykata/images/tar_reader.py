@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pykata.images.entry import MAX_PATH, BadEntryError, Entry, Kind, clean_path
 from pykata.images.pax import MAX_EXTENTS, MAX_HEADER, Records, parse_decimal, parse_records, sparse_map
+from pykata.images.stream import StreamError
 
 BLOCK = 512
 MAX_ID = 2**32 - 2              # the last one is "no change" for chown(2)
@@ -53,7 +54,11 @@ class TarReader:
             yield piece
 
     def _header(self) -> bytes | None:
-        self._source.skip(self._data + self._padding)
+        self._source.skip(self._data)
+        try:
+            self._source.skip(self._padding)
+        except StreamError:
+            return None         # without what fills the last block; umoci inserts such layers, Go takes them
         self._data = self._padding = 0
         if self._source.at_end():
             return None         # without the two blocks of zeros that POSIX wants; Go and GNU tar take it, too

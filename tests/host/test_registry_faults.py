@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from attrs import evolve
 
-from pykata.errors import ImageCorruptError, RateLimitedError, RegistryError, RegistryUnreachableError
+from pykata.errors import DiskFullError, ImageCorruptError, RateLimitedError, RegistryError, RegistryUnreachableError
 from pykata.spec import PullEvent, Registries
+from tests.cancellation import Way, cancel_everywhere
 from tests.http_server import Answer, Request, serving, through
 from tests.images_fixtures import digest_of, file, layout_of, tar_of
 from tests.real_registry import pulled, push, registry
+from tests.registry_fixtures import stored
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -195,3 +202,32 @@ async def test_cancelling_a_pull_that_stalls(upstream: str, plainly: bool) -> No
         if plainly:
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
+
+
+async def test_cancelled_anywhere(upstream: str, places: Path) -> None:
+    cache = places / "cache"
+
+    async def afterwards(n: int, way: Way) -> None:
+        unfinished = [path for path in stored(places) if path.suffix in (".lock", ".new")]
+        assert unfinished == [], f"at {n} ({way})"
+        await anyio.to_thread.run_sync(partial(shutil.rmtree, cache, ignore_errors=True))
+
+    # Steps that are prime to each other: together the two ways meet most of what there is.
+    assert await cancel_everywhere(lambda: pulled(f"{upstream}/app:1"), afterwards, ways=("suspended",), step=3) > 10
+    assert await cancel_everywhere(lambda: pulled(f"{upstream}/app:1"), afterwards, ways=("arriving",), step=2) > 10
+    assert (await pulled(f"{upstream}/app:1"))[1] == {"data", "small"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hardware: only root can mount")
+@pytest.mark.parametrize("size", ["1M", "5M"])
+def test_a_full_disk(upstream: str, places: Path, size: str) -> None:
+    cache = places / "cache"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", cache], check=True)
+    try:
+        with pytest.raises(DiskFullError, match="no space left for"):
+            anyio.run(pulled, f"{upstream}/app:1")
+        assert [path for path in stored(places) if path.suffix in (".squashfs", ".lock", ".new")] == []
+    finally:
+        subprocess.run(["umount", cache], check=True)
+    assert anyio.run(pulled, f"{upstream}/app:1")[1] == {"data", "small"}

@@ -192,6 +192,15 @@ def test_an_empty_record_stands_for_none() -> None:
     assert one(pax(b"path=", b"size=", b"uid=") + ustar()).path == b"f"
 
 
+def test_the_last_file_without_what_fills_its_block() -> None:
+    tar = header(Entry(b"a", Kind.FILE, size=5, stored=5)) + b"12345"
+    for more in (0, 100):
+        reader = TarReader(Reader(iter([tar + bytes(more)])))
+        assert [entry.path for entry in reader] == [b"a"]
+    with pytest.raises(StreamError, match="truncated: 1 bytes"):
+        list(TarReader(Reader(iter([tar[:-1]]))))
+
+
 def test_the_end_without_blocks_of_zeros_and_what_follows_them() -> None:
     assert [entry.path for entry, _ in read(ustar())] == [b"f"]
     assert [entry.path for entry, _ in read(ustar() + bytes(BLOCK))] == [b"f"]

@@ -8,11 +8,12 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import httpx
 
+from pykata import host
 from pykata.errors import RegistryError, RegistryTLSError, RegistryUnreachableError
 from pykata.images.registry.retry import TransientError
 from pykata.images.registry.settings import Settings, is_this_machine, tls_context
@@ -55,7 +56,7 @@ class Http:
                 client = await self._client(target, insecure)
                 sent = {**_HEADERS, **headers, **({"Authorization": authorization} if authorization else {})}
                 request = client.build_request(method, target, headers=sent, data=form)
-                response = await client.send(request, stream=True)
+                response = await _sent(client, request)
                 try:
                     if not follow or response.status_code not in _REDIRECTS:
                         yield response
@@ -78,17 +79,37 @@ class Http:
         return target
 
     async def _client(self, url: httpx.URL, insecure: bool) -> httpx.AsyncClient:
-        host = url.netloc.decode()
-        client = self._clients.get((host, insecure))
+        place = url.netloc.decode()
+        client = self._clients.get((place, insecure))
         if client is None:
             registries = self._settings.registries
             client = httpx.AsyncClient(
-                verify=tls_context(registries, host, insecure) if url.scheme == "https" else False,
+                verify=tls_context(registries, place, insecure) if url.scheme == "https" else False,
                 timeout=httpx.Timeout(registries.timeout, pool=None), follow_redirects=False,
-                trust_env=not is_this_machine(host),        # a proxy would look for this machine's ports at its own
+                trust_env=not is_this_machine(place),       # a proxy would look for this machine's ports at its own
             )
-            self._clients[host, insecure] = await self._stack.enter_async_context(client)
+            self._clients[place, insecure] = await self._stack.enter_async_context(client)
         return client
+
+
+async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """The answer to a request. If it is cancelled, the connection that is being made for it is closed.
+
+    httpcore (1.0) does that for errors only: a cancelled TLS handshake would leave its socket to the garbage collector.
+    """
+    opened: list[Any] = []
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            opened.append(info["return_value"])
+
+    request.extensions["trace"] = trace
+    try:
+        return await client.send(request, stream=True)
+    except BaseException:
+        for stream in opened:
+            await host.finish(stream.aclose())
+        raise
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -114,21 +135,21 @@ async def read_bounded(response: httpx.Response, limit: int, what: str) -> bytes
 # --- private places ---
 
 
-async def check_public(host: str, source: str, what: str) -> None:
+async def check_public(target: str, source: str, what: str) -> None:
     """A registry on the internet mustn't send us to a place that only we can reach. Raises RegistryError."""
-    if host != source and await _is_private(host) and not await _is_private(source):
+    if target != source and await _is_private(target) and not await _is_private(source):
         raise RegistryError(f"{what}, a private address", hint="is this registry what you think it is?")
 
 
-async def _is_private(host: str) -> bool:
-    if is_this_machine(host):
+async def _is_private(name: str) -> bool:
+    if is_this_machine(name):
         return True
     try:
-        return not ipaddress.ip_address(host).is_global
+        return not ipaddress.ip_address(name).is_global
     except ValueError:
         pass
     try:
-        found = await anyio.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+        found = await anyio.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
     except OSError:
         return False            # behind a proxy it may be known to that alone; without one it can't be reached anyway
     return any(not ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found)
@@ -140,43 +161,45 @@ async def _is_private(host: str) -> bool:
 @contextmanager
 def translated(url: str, timeout: float) -> Iterator[None]:
     """Everything that httpx raises becomes one of ours."""
-    host = httpx.URL(url).host
+    server = httpx.URL(url).host
     try:
         yield
     except httpx.ConnectError as exc:
-        raise _unconnected(host, exc) from exc
+        raise _unconnected(server, exc) from exc
     except httpx.ConnectTimeout as exc:
-        raise TransientError(RegistryUnreachableError(f"{host} doesn't answer for {timeout:g} s"), absent=True) from exc
+        silent = RegistryUnreachableError(f"{server} doesn't answer for {timeout:g} s")
+        raise TransientError(silent, absent=True) from exc
     except httpx.TimeoutException as exc:
-        raise TransientError(RegistryUnreachableError(f"{host} stopped answering for {timeout:g} s")) from exc
+        raise TransientError(RegistryUnreachableError(f"{server} stopped answering for {timeout:g} s")) from exc
     except httpx.ProxyError as exc:
-        raise RegistryUnreachableError(f"the proxy doesn't connect {host}: {exc}"[:300],
-                                       hint="see HTTPS_PROXY, HTTP_PROXY and NO_PROXY") from exc
+        refused = RegistryUnreachableError(f"the proxy doesn't connect {server}: {exc}"[:300],
+                                           hint="see HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
+        raise TransientError(refused, absent=True) from exc
     except httpx.TransportError as exc:
         if _is_about_tls(exc):
-            raise _unconnected(host, exc) from exc
+            raise _unconnected(server, exc) from exc
         why = str(exc) or type(exc).__name__
-        raise TransientError(RegistryUnreachableError(f"the connection to {host} broke: {why}"[:300])) from exc
+        raise TransientError(RegistryUnreachableError(f"the connection to {server} broke: {why}"[:300])) from exc
     except httpx.InvalidURL as exc:
-        raise RegistryError(f"{host} names an address that is none: {exc}"[:300]) from exc
+        raise RegistryError(f"{server} names an address that is none: {exc}"[:300]) from exc
 
 
-def _unconnected(host: str, exc: Exception) -> Exception:
+def _unconnected(server: str, exc: Exception) -> Exception:
     causes = list(_causes(exc))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RegistryTLSError(
-                f"the certificate of {host} isn't valid: {cause.verify_message}",
-                hint=f"put its authority into /etc/docker/certs.d/{host}/ca.crt, or give Registries(ca_file=...)",
+                f"the certificate of {server} isn't valid: {cause.verify_message}",
+                hint=f"put its authority into /etc/docker/certs.d/{server}/ca.crt, or give Registries(ca_file=...)",
             )
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return RegistryTLSError(f"{host} can't be talked to in TLS: {causes[-1]}"[:300],
-                                hint=f"does it speak plain HTTP? Then give Registries(insecure=({host!r},))")
+        return RegistryTLSError(f"{server} can't be talked to in TLS: {causes[-1]}"[:300],
+                                hint=f"does it speak plain HTTP? Then give Registries(insecure=({server!r},))")
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return TransientError(RegistryUnreachableError(f"there is no host {host!r}", hint="or is the network down?"),
+        return TransientError(RegistryUnreachableError(f"there is no host {server!r}", hint="or is the network down?"),
                               absent=True)
     why = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), str(exc))
-    return TransientError(RegistryUnreachableError(f"can't connect to {host}: {why}"[:300]), absent=True)
+    return TransientError(RegistryUnreachableError(f"can't connect to {server}: {why}"[:300]), absent=True)
 
 
 def _is_about_tls(exc: BaseException) -> bool:
