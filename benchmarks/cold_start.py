@@ -49,7 +49,7 @@ def bare(hypervisor: QEMU, kernel: Path, ram_disk: Path, to_line: list[float]) -
         files = [stack.enter_context(path.open("rb")) for path in (kernel, ram_disk)]
         spec = VMSpec(kernel=kernel, initrd=ram_disk, transport=SerialTransport(host=agent[0], vmm=agent[1]))
         given = Descriptors(
-            kernel=files[0].fileno(), initrd=files[1].fileno(), control=control[1].fileno(), agent=agent[1].fileno()
+            start=(files[0].fileno(), files[1].fileno()), control=control[1].fileno(), agent=agent[1].fileno()
         )
         argv = command(
             hypervisor._binary(), hypervisor.machine, hypervisor.accel_here(), spec, given,

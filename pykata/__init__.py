@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykata.background import Background
-    from pykata.boot import EmulationWarning
+    from pykata.boot import EmulationWarning, TemplateWarning
     from pykata.completed import Completed
     from pykata.container import Container
     from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         RegistryTLSError,
         RegistryUnreachableError,
         SandboxClosedError,
+        SavedDamagedError,
+        SavedElsewhereError,
         ToolFailedError,
         ToolMissingError,
         ToolTooOldError,
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Terminal, Timings
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
+    from pykata.templates import Template
 
 __all__ = [
     "QEMU",
@@ -145,8 +148,12 @@ __all__ = [
     "RegistryUnreachableError",
     "Sandbox",
     "SandboxClosedError",
+    "SavedDamagedError",
+    "SavedElsewhereError",
     "Stats",
     "StoredImage",
+    "Template",
+    "TemplateWarning",
     "Terminal",
     "Timings",
     "ToolFailedError",
@@ -172,7 +179,7 @@ __all__ = [
 # What isn't named here is in pykata.errors.
 _HOMES = {
     "pykata.background": "Background",
-    "pykata.boot": "EmulationWarning",
+    "pykata.boot": "EmulationWarning TemplateWarning",
     "pykata.completed": "Completed",
     "pykata.container": "Container",
     "pykata.detached.handle": "Detached collect_garbage find_detached list_detached",
@@ -188,6 +195,7 @@ _HOMES = {
     "pykata.spec": "Features Image ImageConfig PullEvent Registries Terminal Timings",
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
+    "pykata.templates": "Template",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

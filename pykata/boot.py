@@ -7,21 +7,22 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+from attrs import frozen
 
 from pykata.concurrency import alongside, boot_slots
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
-from pykata.guest import find_bundle
+from pykata.guest import Bundle, find_bundle
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
 from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
-from pykata.spec import MIB, Accel, Attachment, Isolation, Timings, Transport, VMSpec
+from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
 from pykata.transport import connect
 
 if TYPE_CHECKING:
@@ -32,32 +33,27 @@ SPARE_MEMORY = 16 * MIB
 """What containers leave to the guest's kernel and agent, so that a greedy one meets its own limit first."""
 
 
+Talked = TypeVar("Talked")
+
+
 class EmulationWarning(UserWarning):
     """Sandboxes of this process run under emulation, which QEMU doesn't count as a security boundary."""
 
 
+class TemplateWarning(UserWarning):
+    """A template in the cache was of no use; it was removed, and the sandbox booted."""
+
+
 @asynccontextmanager
 async def boot(options: Options) -> AsyncIterator[Running]:
-    """Boot a virtual machine; yields when its agent is ready. Undone in reverse order, also when it fails half-way."""
-    entered = time.monotonic()
+    """Start a virtual machine; yields when its agent is ready. Undone in reverse order, also when it fails half-way.
+
+    It is booted, or goes on from one that was saved.
+    """
+    begun = Begun(options, time.monotonic())
     check_isolation(options)
-    bundle = find_bundle()
     async with AsyncExitStack() as stack:
-        directory = await stack.enter_async_context(run_dir())
-        network = await stack.enter_async_context(options.network.attach(directory))
-        transport = await stack.enter_async_context(options.hypervisor.transport(directory))
-        spec = VMSpec(
-            kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,
-            devices=network.devices, boot_timeout=options.boot_timeout,
-        )  # fmt: skip
-        async with boot_slots():
-            slot = time.monotonic()
-            vm, agent, answer = await _up(stack, options, spec, network, directory)
-        running = Running(
-            options=options, bundle=bundle, run_dir=directory, vm=vm, agent=agent,
-            memory_limit=max(answer.memory_available - SPARE_MEMORY, SPARE_MEMORY),
-            entered=entered, timings=_timings(entered, slot, vm, answer),
-        )  # fmt: skip
+        running = await _started(stack, begun)
         try:
             yield running
         finally:
@@ -65,31 +61,94 @@ async def boot(options: Options) -> AsyncIterator[Running]:
             running.broken = SandboxClosedError("this sandbox was left", hint="use it inside its 'async with' block")
 
 
-async def _up(
-    stack: AsyncExitStack, options: Options, spec: VMSpec, network: Attachment, directory: Path
-) -> tuple[VM, AgentClient, SetupResponse]:
-    """The part that the boot timeout counts: from the spawn of the VMM to the agent's answer."""
+@frozen
+class Begun:
+    """A sandbox that is being entered, and when that began."""
+
+    options: Options
+    entered: float
+    why: str = ""       # not from a template
+
+
+async def _started(stack: AsyncExitStack, begun: Begun) -> Running:
+    options = begun.options
+    if options.template == "off" and options.origin is None and options.snapshot is None:
+        return await booted(stack, begun)
+    from pykata import restore  # who boots doesn't need it
+
+    return await restore.started(stack, begun)
+
+
+async def booted(stack: AsyncExitStack, begun: Begun) -> Running:
+    """Boot a machine; what belongs to it is on the ``stack``."""
+    machine = await attached(stack, begun.options)
+
+    async def talk(vm: VM) -> tuple[AgentClient, SetupResponse]:
+        agent = await stack.enter_async_context(connected(vm, await _dialled(vm, machine.spec.transport)))
+        return agent, await set_up(vm, agent, begun.options, machine.network)
+
+    slot, vm, (agent, answer) = await up(stack, begun.options, machine, talk)
+    return Running(
+        options=begun.options, bundle=machine.bundle, run_dir=machine.directory, vm=vm, agent=agent,
+        memory_limit=memory_limit(answer), entered=begun.entered, timings=_timings(begun, slot, vm, answer),
+    )  # fmt: skip
+
+
+@frozen
+class Machine:
+    """All that a machine needs before it is started."""
+
+    directory: Path
+    bundle: Bundle
+    network: Attachment
+    spec: VMSpec
+
+
+async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | None = None) -> Machine:
+    """Run directory, network and transport, on the ``stack``."""
+    bundle = find_bundle()
+    directory = await stack.enter_async_context(run_dir())
+    network = await stack.enter_async_context(options.network.attach(directory))
+    transport = await stack.enter_async_context(options.hypervisor.transport(directory))
+    spec = VMSpec(
+        kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,
+        devices=network.devices, boot_timeout=options.boot_timeout, saved=saved,
+    )  # fmt: skip
+    return Machine(directory, bundle, network, spec)
+
+
+async def up(
+    stack: AsyncExitStack, options: Options, machine: Machine, talk: Callable[[VM], Awaitable[Talked]]
+) -> tuple[float, VM, Talked]:
+    """Wait for a slot, then what the boot timeout counts: from the spawn of the VMM to the end of ``talk``.
+
+    Returns when the slot was there, the machine, and what ``talk`` returned.
+    """
     console: list[VM] = []
-    try:
-        with anyio.fail_after(options.boot_timeout):
-            vm = await stack.enter_async_context(options.hypervisor.boot(spec, directory))
-            console.append(vm)
-            agent = await stack.enter_async_context(_agent(vm, spec.transport))
-            return vm, agent, await _set_up(vm, agent, options, network)
-    except TimeoutError as late:
-        said = console[0].console() if console else ""
-        raise BootTimeoutError(
-            f"the guest's agent didn't answer within {options.boot_timeout:g} s",
-            console=said, hint="raise boot_timeout on a busy host; the error's console shows how far the guest came",
-        ) from late  # fmt: skip
+    async with boot_slots():
+        slot = time.monotonic()
+        try:
+            with anyio.fail_after(options.boot_timeout):
+                vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+                console.append(vm)
+                return slot, vm, await talk(vm)
+        except TimeoutError as late:
+            said = console[0].console() if console else ""
+            raise BootTimeoutError(
+                f"the guest's agent didn't answer within {options.boot_timeout:g} s", console=said,
+                hint="raise boot_timeout on a busy host; the error's console shows how far the guest came",
+            ) from late  # fmt: skip
 
 
 @asynccontextmanager
-async def _agent(vm: VM, transport: Transport) -> AsyncIterator[AgentClient]:
+async def connected(
+    vm: VM, stream: socket.socket, *, greeting: bytes = b"", parked: bool = False
+) -> AsyncIterator[AgentClient]:
+    """A connection to the agent, over a stream that it then owns."""
     # Importing gRPC takes 0.1 s. The guest needs longer than that for its boot, on another core.
     from pykata.agent.client import connect as connect_agent
 
-    async with connect_agent(await _dialled(vm, transport)) as agent:
+    async with connect_agent(stream, greeting=greeting, parked=parked) as agent:
         yield agent
 
 
@@ -109,22 +168,28 @@ async def _dialled(vm: VM, transport: Transport) -> socket.socket:
     raise BootError(f"the guest didn't boot: {dead[0]}", console=vm.console())
 
 
-async def _set_up(vm: VM, agent: AgentClient, options: Options, network: Attachment) -> SetupResponse:
+async def set_up(vm: VM, agent: AgentClient, options: Options, network: Attachment) -> SetupResponse:
+    """The first call. What is behind its failure is raised."""
     from pykata.requests import setup_request
 
     request = setup_request(options.hostname, network)
     try:
         return await agent.setup(request, timeout=options.boot_timeout)
     except AgentError as error:
-        raise await _boot_error(vm, error) from error
+        raise await boot_error(vm, error) from error
 
 
-async def _boot_error(vm: VM, error: AgentError) -> VMError:
+async def boot_error(vm: VM, error: AgentError) -> VMError:
     """What is behind an agent that can't be reached: a guest that died, if it did."""
     why: str = str(error)
     with anyio.move_on_after(DEATH_NOTICE):
         why = str(await vm.died())
     return BootError(f"the guest didn't boot: {why}", console=vm.console())
+
+
+def memory_limit(answer: SetupResponse) -> int:
+    """What a container may use, bytes."""
+    return max(answer.memory_available - SPARE_MEMORY, SPARE_MEMORY)
 
 
 def isolation_of(accel: Accel) -> Isolation:
@@ -162,8 +227,8 @@ def _outside() -> int:
     return level
 
 
-def _timings(entered: float, slot: float, vm: VM, answer: SetupResponse) -> Timings:
-    ready = time.monotonic()
+def _timings(begun: Begun, slot: float, vm: VM, answer: SetupResponse) -> Timings:
+    ready, entered = time.monotonic(), begun.entered
     # The guest's clock starts some time after its VMM did; its answer says what it showed then, so count back from now.
     guest_zero = ready - answer.now_ns / 1e9
     return Timings(
@@ -173,4 +238,5 @@ def _timings(entered: float, slot: float, vm: VM, answer: SetupResponse) -> Timi
         kernel=guest_zero + answer.kernel_ns / 1e9 - entered,
         agent=guest_zero + answer.agent_ns / 1e9 - entered,
         ready=ready - entered,
+        why=begun.why,
     )

@@ -14,6 +14,7 @@ from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.files import Files
 from pykata.host import finish
 from pykata.options import Rlimits
+from pykata.origin import SavedContainer
 from pykata.process import Process
 from pykata.running import ProcessId, Running
 from pykata.spec import Image, Terminal
@@ -172,11 +173,42 @@ async def kept_container(running: Running, image: str) -> AsyncIterator[Containe
         async with running.explained():
             await running.agent.create_container(container_request(running, identity, rootfs))
         container = Container(running, identity, rootfs.image)
+        running.containers[identity] = saved_container(running, identity, rootfs.image)
         try:
             yield container
         finally:
+            running.containers.pop(identity, None)
             container.leave()
             await finish(container.files.aclose())
+
+
+def saved_container(running: Running, identity: str, image: Image, *, fresh: bool = False) -> SavedContainer:
+    """What a sandbox that goes on from this one has to know of a container."""
+    return SavedContainer(
+        id=identity, reference=image.reference, digest=image.digest, config=image.config,
+        architecture=image.architecture, disk=running.options.disk, fresh=fresh,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def fresh_container(running: Running, image: str) -> AsyncIterator[None]:
+    """A container for whoever goes on from this sandbox: nothing has run in it, and a process waits for its command."""
+    from pykata.requests import container_request
+    from pykata.rootfs import prepared
+
+    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
+        async with running.explained():
+            await running.agent.create_container(container_request(running, identity, rootfs, for_others=True))
+        running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
+        yield
+
+
+def inherited(running: Running) -> list[Container]:
+    """The containers that were there before the sandbox was entered, for whoever wants to use them."""
+    return [
+        Container(running, one.id, Image(one.reference, one.digest, one.config, one.architecture))
+        for one in running.containers.values() if not one.fresh
+    ]  # fmt: skip
 
 
 @asynccontextmanager
@@ -186,11 +218,11 @@ async def single_process(running: Running, image: str, what: Command) -> AsyncIt
     from pykata.requests import container_request, start_request
     from pykata.rootfs import prepared
 
-    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
+    async with prepared(running, image) as rootfs, _new_or_waiting(running, rootfs.image) as (identity, fresh):
         config = rootfs.image.config
         args = what.argv(config)
-        create = container_request(running, identity, rootfs)
-        start = start_request(running, identity, args, what, user=config.user, create=create)
+        create = None if fresh else container_request(running, identity, rootfs)
+        start = start_request(running, identity, args, what, user=config.user, create=create, last=fresh)
         async with started(running, start) as process:
             yield process
 
@@ -226,6 +258,14 @@ async def detached(running: Running, start: Start) -> Background:
     return Background(
         running, ProcessId(start.container_id, start.process.id), tuple(start.process.args), pid
     )
+
+
+@asynccontextmanager
+async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[tuple[str, bool]]:
+    """The id of a container, and whether it is there already."""
+    fresh = running.take_fresh(image)
+    async with _removed(running, fresh or running.new_id("c")) as identity:
+        yield identity, fresh is not None
 
 
 @asynccontextmanager

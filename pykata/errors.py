@@ -11,7 +11,9 @@
     │   ├── ToolFailedError               a program of the host ended badly; carries the tail of what it said
     │   ├── NotPermittedError             this user may not do it
     │   ├── IsolationError                hardware isolation was asked for, and there is none
-    │   └── DiskFullError                 no space left where it was needed
+    │   ├── DiskFullError                 no space left where it was needed
+    │   ├── SavedDamagedError             a saved guest on disk isn't what was written
+    │   └── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
     ├── BundleError                       the guest bundle (kernel, initrd)
     │   ├── BundleMissingError
     │   ├── BundleDamagedError
@@ -113,6 +115,14 @@ class IsolationError(HostError):
 
 class DiskFullError(HostError):
     """A filesystem of the host has no space left."""
+
+
+class SavedDamagedError(HostError):
+    """A saved guest on disk isn't what was written, or not all of it."""
+
+
+class SavedElsewhereError(HostError):
+    """A guest was saved by another QEMU, on another CPU or with other options, and can't go on here."""
 
 
 class BundleError(PykataError):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from pykata.errors import ConfigError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, Terminal
+from pykata.origin import Origin
+from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
@@ -151,6 +154,25 @@ def check_pull(pull: PullPolicy) -> PullPolicy:
     return pull
 
 
+def check_template(template: TemplatePolicy) -> TemplatePolicy:
+    """Whether the sandbox may go on from a saved one of its kind."""
+    if template not in ("auto", "off"):
+        raise ConfigError(f"template={template!r} is unknown", hint='"auto", "off" or a Template')
+    return template
+
+
+def check_count(name: str, value: object) -> int:
+    """How many of something: a whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}={value!r} is not a whole number from 1 on")
+    return value
+
+
+def new_hostname() -> str:
+    """A host name that no other sandbox has."""
+    return f"pykata-{os.urandom(4).hex()}"
+
+
 @frozen(kw_only=True)
 class Options:
     """A sandbox as it was asked for; memory in MiB, the writable layer in bytes, times in seconds."""
@@ -169,6 +191,9 @@ class Options:
     pull: PullPolicy = "missing"
     registries: Registries | None = None
     progress: Progress | None = None
+    template: TemplatePolicy = "off"
+    origin: Origin | None = field(default=None, repr=False)     # what it goes on from
+    snapshot: Path | None = None                                # the same, on disk
 
     def __attrs_post_init__(self) -> None:
         self._check_cpus()
@@ -186,3 +211,8 @@ class Options:
         features = self.hypervisor.features
         if self.cpus > features.max_cpus:
             raise ConfigError(f"cpus={self.cpus} is too many for {features.name}", hint=f"at most {features.max_cpus}")
+
+
+def forked(options: Options, origin: Origin) -> Options:
+    """Those of a sandbox that goes on from one with these."""
+    return evolve(options, origin=origin, snapshot=None, hostname=new_hostname())

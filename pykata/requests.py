@@ -48,11 +48,16 @@ def mount_message(mount: Mount, serials: Mapping[str, str]) -> v1.Mount:
     return message
 
 
-def container_request(running: Running, container: str, rootfs: Prepared) -> v1.CreateContainerRequest:
-    """A container on a plugged root filesystem."""
+def container_request(
+    running: Running, container: str, rootfs: Prepared, *, for_others: bool = False
+) -> v1.CreateContainerRequest:
+    """A container on a plugged root filesystem.
+
+    One that is made ``for_others`` has nothing of this sandbox's own in it, and a process that waits for its command.
+    """
     options = running.options
     config = rootfs.image.config
-    env = {"PATH": DEFAULT_PATH, **config.env, **options.env}
+    env = {"PATH": DEFAULT_PATH, **config.env, **({} if for_others else options.env)}
     return v1.CreateContainerRequest(
         id=container,
         rootfs=v1.Rootfs(
@@ -65,19 +70,21 @@ def container_request(running: Running, container: str, rootfs: Prepared) -> v1.
             cwd=config.workdir,
             memory_limit=running.memory_limit,
         ),
-    )
+        waiting=v1.Process(id="waiting", user=rootfs.image.config.user) if for_others else None,
+    )  # fmt: skip
 
 
 def start_request(
     running: Running, container: str, args: tuple[str, ...], command: Command, *, user: str,
-    create: v1.CreateContainerRequest | None = None,
+    create: v1.CreateContainerRequest | None = None, last: bool = False,
 ) -> v1.Start:  # fmt: skip
-    """A process in a container, which is made for it when ``create`` is given."""
+    """A process in a container, which is made for it when ``create`` is given. ``last``: it is there for it alone."""
     process = process_message(running, args, command, user)
     return v1.Start(
         container_id=container,
         process=process,
         create=create,
+        last=last,
         window=WINDOW,
         # A terminal has no end before the process is there.
         stdin_closed=not command.stdin and command.terminal is None,
@@ -96,10 +103,11 @@ def detached_request(
 def process_message(running: Running, args: tuple[str, ...], command: Command, user: str) -> v1.Process:
     """A process, with an id of its own."""
     terminal = command.terminal
+    env = {**running.env_of_processes, **command.env}
     return v1.Process(
         id=running.new_id("p"),
         args=list(args),
-        env=[f"{name}={value}" for name, value in command.env.items()],
+        env=[f"{name}={value}" for name, value in env.items()],
         cwd=command.cwd,
         user=command.user or user,
         rlimits=[v1.Rlimit(type=name, soft=soft, hard=hard) for name, soft, hard in command.rlimits],

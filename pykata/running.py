@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,8 @@ from pykata.errors import AgentError, AgentLostError, PykataError, VMError
 from pykata.guest import Bundle
 from pykata.hypervisors.base import VM
 from pykata.options import Options
-from pykata.spec import Disk, Timings
+from pykata.origin import Origin, SavedContainer
+from pykata.spec import Disk, Image, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -48,6 +50,12 @@ class Running:
     timings: Timings
     broken: PykataError | None = None
     """Why nothing more can be done in this sandbox."""
+    containers: dict[str, SavedContainer] = field(factory=dict)
+    """Those that stay for several commands, by id, and those that wait for a first one."""
+    env_of_processes: Mapping[str, str] = field(factory=dict)
+    """What each process gets, as the containers may have been made by another sandbox, with another environment."""
+    main: str = ""
+    """Of a container among them, that a template's setup has set up."""
     namespace: str = ""
     """In each id, so that several processes can use one sandbox."""
     _numbers: count[int] = field(factory=lambda: count(1))
@@ -56,10 +64,28 @@ class Running:
         """A name for a container or process, unique in this sandbox."""
         return f"{prefix}{self.namespace}{next(self._numbers)}"
 
+    def next_number(self) -> int:
+        """The number in the next id."""
+        return next(copy(self._numbers))
+
+    def inherit(self, origin: Origin) -> None:
+        """Take over what was in the guest when it was saved."""
+        self.containers = {one.id: one for one in origin.containers}
+        self.main = origin.main
+        self.env_of_processes = self.options.env
+        self._numbers = count(origin.next_number)
+
     def check(self) -> None:
         """Raise why the sandbox can't be used any more, if it can't."""
         if self.broken is not None:
             raise self.broken.with_traceback(None)      # else each raise makes the traceback longer
+
+    def take_fresh(self, image: Image) -> str | None:
+        """The id of a container of this very image in which nothing has run yet, if there is one: the caller's now."""
+        for one in self.containers.values():
+            if one.fresh and (one.digest, one.config, one.disk) == (image.digest, image.config, self.options.disk):
+                return self.containers.pop(one.id).id
+        return None
 
     def saw_output(self) -> None:
         """A command wrote something; the first time is one of the timings."""

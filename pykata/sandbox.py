@@ -5,24 +5,50 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from attrs import evolve
 
 from pykata.boot import boot, check_isolation, isolation_of
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
 from pykata.completed import Completed
-from pykata.container import Container, kept_container, single_process
+from pykata.container import Container, inherited, kept_container, single_process
 from pykata.detached.handle import Detached, find_detached
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.fs.base import SharedFs
 from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
-from pykata.options import Options, Rlimits, check_env, check_hostname, check_pull, check_seconds, parse_size
+from pykata.options import (
+    Options,
+    Rlimits,
+    check_count,
+    check_env,
+    check_hostname,
+    check_pull,
+    check_seconds,
+    check_template,
+    forked,
+    new_hostname,
+    parse_size,
+)
 from pykata.process import Process
 from pykata.running import Running
-from pykata.spec import MIB, Accel, Features, Isolation, Progress, PullPolicy, Registries, Terminal, Timings
+from pykata.spec import (
+    MIB,
+    Accel,
+    Features,
+    Isolation,
+    Progress,
+    PullPolicy,
+    Registries,
+    TemplatePolicy,
+    Terminal,
+    Timings,
+)
 from pykata.stats import Stats
 from pykata.strategies import strategy
 
@@ -65,6 +91,7 @@ class Sandbox:
         pull: PullPolicy = "missing",
         registries: Registries | None = None,
         progress: Progress | None = None,
+        template: TemplatePolicy = "off",
     ) -> None:
         if isolation not in ("hardware", "emulated", None):
             raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", or None for what the host has')
@@ -76,7 +103,7 @@ class Sandbox:
             cpus=cpus,
             memory=mebibytes,
             disk=mebibytes * MIB // 2 if disk is None else parse_size("disk", disk),
-            hostname=check_hostname(hostname or f"pykata-{os.urandom(4).hex()}"),
+            hostname=check_hostname(hostname or new_hostname()),
             env=check_env(env),
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
@@ -84,28 +111,46 @@ class Sandbox:
             pull=check_pull(pull),
             registries=registries,
             progress=progress,
+            template=check_template(template),
         )
         """What was asked for, checked and completed."""
+        self._begin()
+
+    def _begin(self) -> None:
         self._stack = AsyncExitStack()
         self._entered = False
         self._running: Running | None = None
         self._main: Container | None = None
+        self._inherited: dict[str, Container] = {}
+
+    @classmethod
+    def _of(cls, options: Options) -> Self:
+        """One with options that were checked before."""
+        sandbox = cls.__new__(cls)
+        sandbox.options = options
+        sandbox._begin()
+        return sandbox
 
     async def __aenter__(self) -> Self:
         if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make a Sandbox for each block")
         self._entered = True
         try:
-            self._running = await self._stack.enter_async_context(boot(self.options))
+            self._running = running = await self._stack.enter_async_context(boot(self.options))
         except BaseException:
             self._entered = False
             raise
+        self._inherited = {one.id: one for one in inherited(running)}
+        self._main = self._inherited.get(running.main)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running = None
+        for container in self._inherited.values():
+            container.leave()
+            await finish(container.files.aclose())
         try:
             await self._stack.__aexit__(kind, error, trace)
         finally:
@@ -260,9 +305,8 @@ class Sandbox:
         from pykata.detached.remote import remote
 
         async with remote(name) as connected:
-            sandbox = cls.__new__(cls)
-            sandbox.options = connected.running.options
-            sandbox._stack, sandbox._entered = AsyncExitStack(), True
+            sandbox = cls._of(connected.running.options)
+            sandbox._entered = True
             sandbox._running = connected.running
             sandbox._main = Container(connected.running, *connected.main) if connected.main else None
             try:
@@ -275,10 +319,15 @@ class Sandbox:
 
     @property
     def main(self) -> Container:
-        """The container that a detached sandbox was started with. Raises ConfigError if there is none."""
+        """The container that a detached sandbox was started with, or that a template's setup has set up.
+
+        Raises ConfigError if there is none.
+        """
         self._open  # noqa: B018  a closed sandbox is named first
         if self._main is None:
-            raise ConfigError("this sandbox has no main container", hint="only one detached with an image has")
+            raise ConfigError(
+                "this sandbox has no main container", hint="one detached with an image has, or of a template with setup"
+            )
         return self._main
 
     async def stats(self) -> Stats:
@@ -289,6 +338,65 @@ class Sandbox:
         running.check()
         async with running.explained():
             return decoded(await running.agent.stats())
+
+    @property
+    def containers(self) -> Mapping[str, Container]:
+        """In a sandbox that goes on from another one: the containers that were open in that, by their ids."""
+        self._open  # noqa: B018  a closed sandbox is named first
+        return dict(self._inherited)
+
+    async def fork(self, count: int = 1, *, signal: int = 0) -> list[Sandbox]:
+        """Sandboxes that go on from where this one is now, with all that runs in it. Enter them, one by one or at once.
+
+        ::
+
+            for child in await sb.fork(2):
+                async with child:
+                    await child.containers[container.id].run(["cat", "state"])
+
+        This one stands still for some 10 ms while it is saved. Its processes go on in each child; their output there
+        goes nowhere, and their stdin stays open. A child has another host name, machine-id and random numbers, which
+        its processes can see by ``/run/pykata/generation``; ``signal`` is sent to those that were started from here. A
+        child may be entered as long as this sandbox is open, and may then outlive it.
+
+        Raises ConfigError where the hypervisor can't do that, HostError and VMError.
+        """
+        from pykata.saving import fork
+
+        origin = await fork(self._stack, self._open, signal)
+        return [Sandbox._of(forked(self.options, origin)) for _ in range(check_count("count", count))]
+
+    async def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Save this sandbox with all that runs in it as the directory ``path``, from which :meth:`restore` goes on.
+
+        It can be copied, also to another machine with the same QEMU and a CPU of the same clock rate. It holds the
+        guest's memory with every secret in it, and is as trustworthy as whoever could write to it.
+
+        Raises ConfigError, HostError and VMError.
+        """
+        from pykata.saving import snapshot
+
+        await snapshot(self._open, Path(path))
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike[str], **options: object) -> Self:
+        """A sandbox that goes on from a snapshot, to be entered. ``options`` are those of :class:`Sandbox`.
+
+        Entering raises SavedDamagedError, SavedElsewhereError, and what entering a sandbox raises.
+        """
+        sandbox = cls(**options)  # type: ignore[arg-type]
+        sandbox.options = evolve(sandbox.options, snapshot=Path(path))
+        return sandbox
+
+    async def pause(self) -> None:
+        """Stop the guest's CPUs and timers. It takes no CPU time until :meth:`resume`, and no call gets an answer."""
+        await self._open.vm.pause()
+
+    async def resume(self) -> None:
+        """Go on after :meth:`pause`, with the right time."""
+        from pykata.saving import resume
+
+        await resume(self._open)
 
     @property
     def accel(self) -> Accel:

@@ -12,6 +12,8 @@ from attrs import field, frozen
 
 Accel = Literal["kvm", "tcg"]
 Isolation = Literal["hardware", "emulated"]
+TemplatePolicy = Literal["auto", "off"]
+Start = Literal["boot", "template", "fork", "snapshot"]
 Reason = Literal["exit", "signal", "oom", "timeout", "vm_died"]
 PullPolicy = Literal["missing", "always", "never"]
 """When a registry is asked: for an image that isn't here, every time, or not at all."""
@@ -136,8 +138,21 @@ Transport = SerialTransport | VsockTransport
 
 
 @frozen
+class SavedVM:
+    """A virtual machine that was stopped for a moment: any number of others can go on from there.
+
+    ``memory`` is a descriptor of a memfd that nobody can write to any more. Whoever made this closes it, after the last
+    machine that was started from it has ended. ``slots`` are the disks that were plugged in, by the number of the slot.
+    """
+
+    memory: int
+    devices: bytes                      # what the VMM says of its devices
+    slots: Mapping[int, Path] = field(factory=dict)
+
+
+@frozen
 class VMSpec:
-    """A virtual machine to boot. Memory in MiB."""
+    """A virtual machine to boot, or to go on with where another was ``saved``. Memory in MiB."""
 
     kernel: Path
     initrd: Path
@@ -146,6 +161,7 @@ class VMSpec:
     memory: int = 256
     devices: tuple[Device, ...] = ()
     boot_timeout: float = 60.0          # seconds, from when the boot got its slot
+    saved: SavedVM | None = None
 
 
 @frozen
@@ -226,7 +242,11 @@ Progress = Callable[[PullEvent], object]
 
 @frozen
 class Timings:
-    """Where the time of a start went, in seconds from entering the sandbox; what didn't happen yet is None."""
+    """Where the time of a start went, in seconds from entering the sandbox; what didn't happen is None.
+
+    ``start`` is which way it went: the guest was booted, or goes on from one that was saved (without ``kernel`` and
+    ``agent``, then). ``why`` is why it was booted where a template could have been.
+    """
 
     slot: float | None = None           # the boot got its slot
     spawned: float | None = None        # the VMM's process exists
@@ -235,3 +255,5 @@ class Timings:
     agent: float | None = None          # the agent serves
     ready: float | None = None          # Setup was answered: the sandbox is entered
     first_output: float | None = None   # the first byte of the first command's output
+    start: Start = "boot"
+    why: str = ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
 from typing import Self, cast
 
 from h2.config import H2Configuration
@@ -39,6 +40,7 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame
 
 from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, FrameGuard
+from pykata.agent.parking import MARK, Greeting, Parking
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
@@ -88,6 +90,8 @@ class Channel(asyncio.BufferedProtocol):
         self._guard = FrameGuard() if client_side else None
         self._streams: dict[int, Stream] = {}
         self._receive_size = RECEIVE_SIZE
+        self._greeting = Greeting()
+        self._incoming: Callable[[bytes], bytes] = self._greeting
         self._transport: asyncio.Transport | None = None
         self._failure: tuple[type[AgentError], str] | None = None
         self._writable = asyncio.Event()
@@ -96,14 +100,22 @@ class Channel(asyncio.BufferedProtocol):
         self._closed = asyncio.Event()
 
     @classmethod
-    async def over(cls, sock: socket.socket) -> Self:
-        """A channel over ``sock``, which it owns from now on."""
+    async def over(cls, sock: socket.socket, *, greeting: bytes = b"", parked: bool = False) -> Self:
+        """A channel over ``sock``, which it owns from now on.
+
+        ``greeting`` is that of an agent that was saved and goes on in another machine: ``parked``, it has sent it
+        before; else it is still to come, behind what was under way.
+        """
         sock.setblocking(False)
         try:
             _, protocol = await asyncio.get_running_loop().create_connection(cls, sock=sock)
         except BaseException:
             sock.close()
             raise
+        if parked:
+            protocol.received(greeting)
+        elif greeting:
+            protocol._incoming = protocol._greeting = Greeting(greeting)
         return protocol
 
     # What asyncio calls.
@@ -131,8 +143,13 @@ class Channel(asyncio.BufferedProtocol):
         return scratch.view[: self._receive_size]
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(scratch.view[:nbytes])
+        self.received(bytes(scratch.view[:nbytes]))
+
+    def received(self, data: bytes) -> None:
+        """Take in what the agent sent."""
+        nbytes = len(data)
         try:
+            data = self._incoming(data)
             if self._guard:
                 frames = self._guard.feed(data)
                 self._receive_size = DENSE_SIZE if frames * DENSE > nbytes + DENSE else RECEIVE_SIZE
@@ -192,6 +209,23 @@ class Channel(asyncio.BufferedProtocol):
         for stream in self._streams.values():
             stream.wake()
 
+    @property
+    def greeting(self) -> bytes:
+        """The agent's first frame, its settings."""
+        return self._greeting.frame
+
+    async def park(self) -> bytes:
+        """Leave the agent waiting for its next host; returns how it has greeted that. No call may be in progress.
+
+        This connection is at its end, its socket isn't closed: the agent would notice.
+        """
+        self.check()
+        assert self._transport is not None
+        parking = Parking()
+        self._incoming = parking
+        self._transport.write(MARK)
+        return await parking.done
+
     async def ready(self) -> None:
         """Wait until the agent runs: until the SETTINGS arrived with which it opens the connection."""
         await self._ready.wait()
@@ -249,7 +283,8 @@ class Channel(asyncio.BufferedProtocol):
 
     async def aclose(self) -> None:
         """End the connection and give the socket back to the system."""
-        if self._h2.state_machine.state is not ConnectionState.CLOSED:
+        is_parked = isinstance(self._incoming, Parking)     # another connection has begun on this stream
+        if self._h2.state_machine.state is not ConnectionState.CLOSED and not is_parked:
             self._h2.close_connection(ErrorCodes.NO_ERROR)
             self.flush()
         self.fail(AgentLostError, "the connection to the agent was closed by the host")

@@ -20,8 +20,12 @@ from pykata.agent.channel import Channel
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.v1 import (
+    CloneRequest,
+    CloneResponse,
     CreateContainerRequest,
     CreateContainerResponse,
+    HoldRequest,
+    HoldResponse,
     InspectRequest,
     InspectResponse,
     RemoveContainerRequest,
@@ -47,6 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 Scope = SignalRequestScope
+LATE = 0.25                     # seconds by which a guest's clock may be wrong
 MAX_ANSWER = 128 * 1024         # bytes of an answer to anything but Run; decoding is slow, so this also bounds a stall
 
 _Answer = TypeVar("_Answer", bound=Message)
@@ -77,6 +82,33 @@ class AgentClient:
             answer.kernel_release = printable(answer.kernel_release.encode(), 64)
             return answer
         raise AgentTimeoutError(f"the agent didn't answer Setup within {timeout:g} s")
+
+    async def clone(self, request: CloneRequest, *, timeout: float = 60.0) -> CloneResponse:
+        """Tell a guest that goes on from a saved one that it is another one now. The clock is filled in here.
+
+        By when the guest gets it, the machine may have taken its time to start: a clock that is late by more than
+        :data:`LATE` is corrected at once.
+        """
+        request.unix_time_ns = time.time_ns()
+        answer = await self._call("Clone", request, CloneResponse, timeout)
+        if abs(time.time_ns() - answer.unix_time_ns) > LATE * 1e9:
+            await self._call("Clone", CloneRequest(unix_time_ns=time.time_ns()), CloneResponse, timeout)
+        return answer
+
+    async def hold(self, hold: bool, *, timeout: float = 10.0) -> None:
+        """Have all processes that run outlive their connection, or no longer."""
+        await self._call("Hold", HoldRequest(hold=hold), HoldResponse, timeout)
+
+    async def park(self, *, timeout: float = 10.0) -> bytes:
+        """Leave the agent waiting for its next host; returns its greeting. The last call. See :mod:`.parking`."""
+        with anyio.move_on_after(timeout):
+            return await self._channel.park()
+        raise AgentTimeoutError(f"the agent didn't take a new connection within {timeout:g} s")
+
+    @property
+    def greeting(self) -> bytes:
+        """How the agent greeted this connection: it greets the next one the same way."""
+        return self._channel.greeting
 
     async def create_container(self, request: CreateContainerRequest, *, timeout: float = 60.0) -> None:
         """Make a container that outlives the commands run in it."""
@@ -188,15 +220,19 @@ class AgentClient:
 
 
 @asynccontextmanager
-async def connect(sock: socket.socket) -> AsyncIterator[AgentClient]:
+async def connect(
+    sock: socket.socket, *, greeting: bytes = b"", parked: bool = False
+) -> AsyncIterator[AgentClient]:
     """The agent at the other end of a connected stream socket, which is closed when the context is left.
+
+    ``greeting`` and ``parked`` are about one that was saved with its machine: see :mod:`.parking`.
 
     The guest may not have booted yet; :meth:`AgentClient.setup` waits for it::
 
         async with connect(sock) as agent:
             await agent.setup(SetupRequest(hostname="guest"), timeout=60)
     """
-    channel = await Channel.over(sock)
+    channel = await Channel.over(sock, greeting=greeting, parked=parked)
     try:
         yield AgentClient(channel)
     finally:

@@ -12,6 +12,7 @@ from pykata.host.daemon import start_daemon
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, state_dir
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.locks import is_at, locked, open_lock, try_lock
+from pykata.host.memory import copy_file, copy_range, extents, memory_file, seal
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
     DEVNULL,
@@ -48,18 +49,23 @@ __all__ = [
     "byte_is_locked",
     "cache_dir",
     "cache_limit",
+    "copy_file",
+    "copy_range",
     "describe_exit",
     "ephemeral_identity",
+    "extents",
     "find_tool",
     "finish",
     "is_at",
     "lock_byte",
     "locked",
+    "memory_file",
     "open_lock",
     "remove_unused",
     "run_dir",
     "run_root",
     "run_tool",
+    "seal",
     "spawn",
     "start_daemon",
     "state_dir",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from pykata.errors import VMDiedError
-from pykata.spec import Accel, Disk, Features, Transport, VMSpec
+from pykata.errors import ConfigError, VMDiedError
+from pykata.spec import Accel, Disk, Features, SavedVM, Transport, VMSpec
 
 
 class VM(ABC):
@@ -17,6 +18,8 @@ class VM(ABC):
     """The process id of the VMM on the host."""
     accel: Accel
     """What executes the guest's instructions."""
+    can_be_saved: bool = False
+    """Whether :meth:`saved` works with it."""
     spawned_at: float
     """``time.monotonic()`` when the VMM's process existed."""
     ready_at: float
@@ -37,6 +40,23 @@ class VM(ABC):
     async def died(self) -> VMDiedError:
         """Wait until the virtual machine has ended without being told to; says why. May be called repeatedly."""
 
+    async def pause(self) -> None:
+        """Stop the guest's CPUs and timers; its processes notice nothing but the time that is missing."""
+        raise ConfigError("this hypervisor can't pause a virtual machine")
+
+    async def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+        raise ConfigError("this hypervisor can't pause a virtual machine")
+
+    @asynccontextmanager
+    async def saved(self) -> AsyncIterator[SavedVM]:
+        """The machine as it is now, for as long as the block runs. It stands still while it is being saved.
+
+        Raises :class:`~pykata.errors.VMError`.
+        """
+        raise ConfigError("this hypervisor can't save a virtual machine")
+        yield
+
 
 class Hypervisor(ABC):
     """A kind of virtual machine monitor: a frozen value with the options of its kind."""
@@ -49,6 +69,17 @@ class Hypervisor(ABC):
     @abstractmethod
     def accel_here(self) -> Accel:
         """The accelerator that :meth:`boot` will use on this host. Raises :class:`~pykata.errors.HostError`."""
+
+    def saving(self) -> Hypervisor:
+        """The same, but so that its machines can be saved, and others go on from them.
+
+        Raises :class:`~pykata.errors.ConfigError` that says why that can't be.
+        """
+        raise ConfigError(f"{self.features.name} can't save a virtual machine")
+
+    def identity(self) -> Mapping[str, str]:
+        """What must be the same of the hypervisor and the host for a saved machine to go on here."""
+        return {}
 
     @abstractmethod
     def transport(self, run_dir: Path) -> AbstractAsyncContextManager[Transport]:

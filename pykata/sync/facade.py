@@ -84,6 +84,8 @@ def convert(value: Any, turn: Turn | None = None) -> Any:
         return made
     if isinstance(value, AbstractAsyncContextManager):
         return Held(value, convert)
+    if type(value) is dict:
+        return {name: convert(item) for name, item in value.items()}
     return [convert(item) for item in value] if type(value) is list else value
 
 

@@ -33,7 +33,7 @@ def spec(*devices: Device, transport: Any = None, cpus: int = 1) -> VMSpec:
 
 def build(spec: VMSpec, machine: Machine = "microvm", **options: Any) -> list[str]:
     disks = [one for one in spec.devices if isinstance(one, Disk)]
-    handles = Descriptors(30, 31, 32, 33, disks=tuple((40 + n,) for n in range(len(disks))))
+    handles = Descriptors((30, 31), 32, 33, disks=tuple((40 + n,) for n in range(len(disks))))
     defaults: dict[str, Any] = {"slots": 2, "reclaim": True, "tsc_khz": 2_000_000}
     return command(Path("/bin/qemu"), machine, "tcg", spec, handles, **(defaults | options))
 
@@ -105,7 +105,7 @@ def test_slots() -> None:
 
 def test_disks_are_raw_and_their_descriptors_in_sets() -> None:
     disks = (Disk("a", Path("/a")), Disk("b", Path("/b"), readonly=False))
-    handles = Descriptors(30, 31, 32, 33, disks=((40,), (41, 42)))
+    handles = Descriptors((30, 31), 32, 33, disks=((40,), (41, 42)))
     argv = command(Path("qemu"), "microvm", "tcg", spec(*disks), handles, slots=0, reclaim=False, tsc_khz=None)
     assert options_of(argv, "-add-fd") == ["fd=40,set=0", "fd=41,set=1", "fd=42,set=1"]
     nodes = [json.loads(node) for node in options_of(argv, "-blockdev")]

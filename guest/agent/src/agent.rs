@@ -1,6 +1,7 @@
 //! What the agent knows: the guest's setup, its containers, and who waits for which process.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ pub struct Agent {
     pub guest: Guest,
     pub reaper: Reaper,
     pub slots: Arc<Slots>,
+    /// How often the guest was cloned.
+    generation: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -68,7 +71,13 @@ impl From<StateError> for Status {
 
 impl Agent {
     pub fn new(guest: Guest, slots: Arc<Slots>) -> Self {
-        Self { guest, reaper: Reaper::default(), slots, state: Mutex::default() }
+        Self { guest, reaper: Reaper::default(), slots, generation: AtomicU64::new(0), state: Mutex::default() }
+    }
+
+    /// The guest's generation; a new one where it has become another guest.
+    pub fn generation(&self, is_another: bool) -> u64 {
+        let step = u64::from(is_another);
+        self.generation.fetch_add(step, Ordering::Relaxed) + step
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -49,6 +49,45 @@ pub struct SetupResponse {
     #[prost(int64, tag = "7")]
     pub now_ns: i64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloneRequest {
+    /// with entropy: of the guest, and of its containers that have the guest's old one
+    #[prost(string, tag = "1")]
+    pub hostname: ::prost::alloc::string::String,
+    /// as in SetupRequest
+    #[prost(int64, tag = "2")]
+    pub unix_time_ns: i64,
+    /// as in SetupRequest; with it the machine-id and the generation are new
+    #[prost(bytes = "bytes", tag = "3")]
+    pub entropy: ::prost::bytes::Bytes,
+    /// sent to each process that the host has started, last of all
+    #[prost(int32, tag = "4")]
+    pub signal: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloneResponse {
+    /// how often the guest was cloned: the number in /run/pykata/generation
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// CLOCK_REALTIME as the answer was made
+    #[prost(int64, tag = "2")]
+    pub unix_time_ns: i64,
+    /// MemTotal, bytes
+    #[prost(uint64, tag = "3")]
+    pub memory_total: u64,
+    /// MemAvailable, bytes
+    #[prost(uint64, tag = "4")]
+    pub memory_available: u64,
+}
+/// While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
+/// that was saved meanwhile nobody is at the other end. What they write from then on is thrown away.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldRequest {
+    #[prost(bool, tag = "1")]
+    pub hold: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldResponse {}
 /// A network interface of the VM as the guest shall set it up. The loopback interface is always set up.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Interface {
@@ -134,6 +173,9 @@ pub struct CreateContainerRequest {
     /// for an empty oci_spec
     #[prost(message, optional, tag = "5")]
     pub usual: ::core::option::Option<Usual>,
+    /// a process to make beforehand, which waits just before its exec for the first Run that
+    #[prost(message, optional, tag = "6")]
+    pub waiting: ::core::option::Option<Process>,
 }
 /// What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
 /// agent longer to read than all the rest of the request.
@@ -306,6 +348,9 @@ pub struct Start {
     /// its stdin is empty: as if `stdin_closed` came next
     #[prost(bool, tag = "7")]
     pub stdin_closed: bool,
+    /// the container is there for this process alone: remove it at the end
+    #[prost(bool, tag = "8")]
+    pub last: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunResponse {
@@ -600,6 +645,53 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Setup"));
             self.inner.unary(req, path, codec).await
         }
+        /// Tells a guest that was set up before that its machine goes on from a saved one, as others do: makes it another guest
+        /// than they are. Before any user code of this machine runs; the order is entropy, clock, names, files, signals. Whatever
+        /// runs in the guest can see it by /run/pykata/generation (see CloneResponse), which inotify(7) watches. An empty field
+        /// leaves what it is about as it is.
+        pub async fn clone(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CloneRequest>,
+        ) -> std::result::Result<tonic::Response<super::CloneResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Clone",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Clone"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Before the machine is saved while processes run, and after that: see HoldRequest.
+        pub async fn hold(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldRequest>,
+        ) -> std::result::Result<tonic::Response<super::HoldResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Hold",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Hold"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes a container: its rootfs, namespaces, cgroup and an init process that reaps orphans; runs no user code.
         pub async fn create_container(
             &mut self,
@@ -793,6 +885,19 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::SetupRequest>,
         ) -> std::result::Result<tonic::Response<super::SetupResponse>, tonic::Status>;
+        /// Tells a guest that was set up before that its machine goes on from a saved one, as others do: makes it another guest
+        /// than they are. Before any user code of this machine runs; the order is entropy, clock, names, files, signals. Whatever
+        /// runs in the guest can see it by /run/pykata/generation (see CloneResponse), which inotify(7) watches. An empty field
+        /// leaves what it is about as it is.
+        async fn clone(
+            &self,
+            request: tonic::Request<super::CloneRequest>,
+        ) -> std::result::Result<tonic::Response<super::CloneResponse>, tonic::Status>;
+        /// Before the machine is saved while processes run, and after that: see HoldRequest.
+        async fn hold(
+            &self,
+            request: tonic::Request<super::HoldRequest>,
+        ) -> std::result::Result<tonic::Response<super::HoldResponse>, tonic::Status>;
         /// Makes a container: its rootfs, namespaces, cgroup and an init process that reaps orphans; runs no user code.
         async fn create_container(
             &self,
@@ -953,6 +1058,92 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/Clone" => {
+                    #[allow(non_camel_case_types)]
+                    struct CloneSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::CloneRequest>
+                    for CloneSvc<T> {
+                        type Response = super::CloneResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CloneRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::clone(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CloneSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/Hold" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::HoldRequest>
+                    for HoldSvc<T> {
+                        type Response = super::HoldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::hold(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

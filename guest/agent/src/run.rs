@@ -2,6 +2,7 @@
 //! It is a task of its own that no cancelled call can drop half-way; a call that goes away is an event to it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -76,7 +77,14 @@ async fn try_run(
     }
     let Some(create) = start.create.take() else {
         let container = agent.container(&start.container_id)?;
-        return Call { agent, container: &container, start: &start, answers }.run(process, requests, false, used).await;
+        let call = Call { agent, container: &container, start: &start, answers };
+        let result = call.run(process, requests, start.last, used).await;
+        if !start.last {
+            return result;
+        }
+        used.0 = None;
+        let removed = container::remove(agent, &container.id).await;
+        return result.and(removed);
     };
     let id = create.id.clone();
     if id != start.container_id {
@@ -103,6 +111,7 @@ pub struct Begun {
     pub spawned: Spawned,
     company: Company,
     oom_kills: u64,
+    kept: Arc<AtomicBool>,
 }
 
 /// Starts a process with these streams.
@@ -117,13 +126,31 @@ pub fn begin(
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
     let oom_kills = container.oom_kills();
-    let spawned = process::spawn(agent, container, &plan, kind(&plan))?;
-    let running = Running { pid: spawned.pid, cgroup: spawned.cgroup.clone(), terminal: None };
+    let kind = kind(&plan);
+    let spawned = match become_process(agent, container, &plan, kind) {
+        Some(spawned) => spawned,
+        None => process::spawn(agent, container, &plan, kind, None)?,
+    };
+    let kept = Arc::new(AtomicBool::new(false));
+    let running = Running { pid: spawned.pid, cgroup: spawned.cgroup.clone(), terminal: None, kept: kept.clone() };
     let company = container.processes.start(&plan.id, running);
-    Ok(Begun { plan, spawned, company, oom_kills })
+    Ok(Begun { plan, spawned, company, oom_kills, kept })
+}
+
+/// By the process that waits for its first command, if there is one that fits.
+fn become_process(agent: &Agent, container: &Container, plan: &Plan, kind: Kind) -> Option<Spawned> {
+    match kind {
+        Kind::Pipes { stdin } => container.take_waiting()?.become_process(agent, plan, stdin),
+        _ => None,
+    }
 }
 
 impl Begun {
+    /// Nobody is there any more who started it, and it lives on.
+    fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
     /// Waits until the command runs; its PID there.
     pub async fn started(&self) -> Result<i32, Status> {
         let reported = self.spawned.report.read().await?.report;
@@ -218,7 +245,14 @@ impl Call<'_> {
         if answer(answers, Response::Started(Started { pid })).await.is_err() {
             return Ok(Ended::Cancelled);
         }
-        let ended = self.pass(begun, &mut requests, &mut stdin, &sides, rest).await?;
+        let ended = self.pass(begun, &mut requests, &mut stdin, &sides, rest).await;
+        if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() {
+            sides.abandon();
+            let exit = (&mut begun.spawned.exit).await.map_err(|_| Status::internal("wait: process: lost"))?;
+            drop(stdin); // open until here
+            return Ok(Ended::Exit(exit));
+        }
+        let ended = ended?;
         if matches!(ended, Ended::Exit(_)) {
             sides.abandon();
         }

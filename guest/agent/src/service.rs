@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::Agent;
 use crate::container;
 use crate::detach;
+use crate::process::waiting::Waiting;
 use crate::proto::agent_server;
 use crate::proto::signal_request::Scope;
 use crate::proto::{self, run_request};
@@ -61,6 +62,17 @@ impl agent_server::Agent for Rpc {
         self.detached(async move { crate::setup::call(&agent, request.into_inner()).await }).await
     }
 
+    async fn clone(&self, request: Request<proto::CloneRequest>) -> Result<Response<proto::CloneResponse>, Status> {
+        Ok(Response::new(crate::setup::clone::call(&self.agent, request.get_ref())?))
+    }
+
+    async fn hold(&self, request: Request<proto::HoldRequest>) -> Result<Response<proto::HoldResponse>, Status> {
+        for container in self.agent.containers() {
+            container.processes.keep_all(request.get_ref().hold);
+        }
+        Ok(Response::new(proto::HoldResponse {}))
+    }
+
     async fn create_container(
         &self,
         request: Request<proto::CreateContainerRequest>,
@@ -72,7 +84,12 @@ impl agent_server::Agent for Rpc {
             agent.ready()?;
             let claim = agent.claim(&request.id)?;
             let prepared = container::prepare(request).await?;
-            claim.publish(&container::build(&agent, prepared).await?);
+            let waiting = prepared.waiting();
+            let container = container::build(&agent, prepared).await?;
+            claim.publish(&container);
+            if let Some(waiting) = waiting {
+                container.set_waiting(Waiting::new(&agent, &container, waiting)?);
+            }
             Ok(proto::CreateContainerResponse {})
         })
         .await

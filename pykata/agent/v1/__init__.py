@@ -4,11 +4,15 @@
 # This file has been @generated
 
 __all__ = (
+    "CloneRequest",
+    "CloneResponse",
     "ContainerStats",
     "CreateContainerRequest",
     "CreateContainerResponse",
     "Ended",
     "Exited",
+    "HoldRequest",
+    "HoldResponse",
     "InspectRequest",
     "InspectResponse",
     "Interface",
@@ -84,6 +88,58 @@ class SignalRequestScope(betterproto2.Enum):
 
 
 @dataclass(eq=False, repr=False)
+class CloneRequest(betterproto2.Message):
+    hostname: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    with entropy: of the guest, and of its containers that have the guest's old one
+    """
+
+    unix_time_ns: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    as in SetupRequest
+    """
+
+    entropy: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    as in SetupRequest; with it the machine-id and the generation are new
+    """
+
+    signal: "int" = betterproto2.field(4, betterproto2.TYPE_INT32)
+    """
+    sent to each process that the host has started, last of all
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "CloneRequest", CloneRequest)
+
+
+@dataclass(eq=False, repr=False)
+class CloneResponse(betterproto2.Message):
+    generation: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    how often the guest was cloned: the number in /run/pykata/generation
+    """
+
+    unix_time_ns: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    CLOCK_REALTIME as the answer was made
+    """
+
+    memory_total: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    MemTotal, bytes
+    """
+
+    memory_available: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    MemAvailable, bytes
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "CloneResponse", CloneResponse)
+
+
+@dataclass(eq=False, repr=False)
 class ContainerStats(betterproto2.Message):
     memory_current: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
     """
@@ -140,6 +196,11 @@ class CreateContainerRequest(betterproto2.Message):
     usual: "Usual | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
     """
     for an empty oci_spec
+    """
+
+    waiting: "Process | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    a process to make beforehand, which waits just before its exec for the first Run that
     """
 
 
@@ -200,6 +261,27 @@ class Exited(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "Exited", Exited)
+
+
+@dataclass(eq=False, repr=False)
+class HoldRequest(betterproto2.Message):
+    """
+    While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
+    that was saved meanwhile nobody is at the other end. What they write from then on is thrown away.
+    """
+
+    hold: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+
+
+default_message_pool.register_message("pykata.agent.v1", "HoldRequest", HoldRequest)
+
+
+@dataclass(eq=False, repr=False)
+class HoldResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("pykata.agent.v1", "HoldResponse", HoldResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -632,6 +714,11 @@ class Start(betterproto2.Message):
     stdin_closed: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
     """
     its stdin is empty: as if `stdin_closed` came next
+    """
+
+    last: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    the container is there for this process alone: remove it at the end
     """
 
 

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from pykata import transport as transports
-from pykata.errors import ConfigError, ToolMissingError
+from pykata.errors import ConfigError, HostError, ToolMissingError
 from pykata.host import find_tool
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.hypervisors.qemu import accel as accels
-from pykata.hypervisors.qemu import command
+from pykata.hypervisors.qemu import command, version
 from pykata.spec import Accel, Disk, Features, Transport, VMSpec
 
 __all__ = ["QEMU"]
@@ -75,11 +75,26 @@ class QEMU(Hypervisor):
             disk_slots=self._slots(),
             filesystems=("block",),
             networks=("none",),
+            templates=self._can_save(),
             max_cpus=64,        # of the guest's kernel, CONFIG_NR_CPUS
         )
 
     def accel_here(self) -> Accel:
         return accels.choose(self.accel)
+
+    def saving(self) -> QEMU:
+        if self.accel_here() != "tcg":
+            raise ConfigError("machines under KVM can't be saved yet", hint="accel='tcg' can, or template='off'")
+        if self.agent == "vsock":
+            raise ConfigError("a machine with agent='vsock' can't be saved", hint="agent='serial' can")
+        return evolve(self, agent="serial")
+
+    def identity(self) -> dict[str, str]:
+        return {
+            "hypervisor": "qemu", "build": version.build(self._binary()), "machine": self.machine,
+            "accel": self.accel_here(), "slots": str(self._slots()), "reclaim": str(self.reclaim),
+            "tsc_khz": str(accels.tsc_khz()),
+        }  # fmt: skip
 
     @asynccontextmanager
     async def transport(self, run_dir: Path) -> AsyncIterator[Transport]:
@@ -99,6 +114,13 @@ class QEMU(Hypervisor):
         binary, accel = self._binary(), self.accel_here()
         async with start(binary, self.machine, accel, spec, slots=slots, reclaim=self.reclaim) as vm:
             yield vm
+
+    def _can_save(self) -> bool:
+        try:
+            self.saving()
+        except (ConfigError, HostError):
+            return False
+        return True
 
     def _slots(self) -> int:
         return SLOTS[self.machine] if self.disk_slots is None else self.disk_slots

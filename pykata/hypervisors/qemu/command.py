@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
-from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec, VsockTransport
+from pykata.spec import MIB, Accel, Disk, Nic, SerialTransport, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
 PORT = "pykata.agent.0"
+SLOT_FDSETS = 500           # the first fdset of a slot's; below are those of the disks
 EMPTY_SIZE = 1 << 40        # bytes; of a disk slot
 
 MACHINES: Mapping[Machine, str] = {
@@ -41,17 +42,22 @@ TRANSPORTS: Mapping[Machine, int] = {"microvm": 8, "q35": 28}           # virtio
 
 @frozen
 class Descriptors:
-    """The descriptors that QEMU inherits. ``disks`` has those of each disk of the spec, in its order."""
+    """The descriptors that QEMU inherits. ``disks`` has those of each disk of the spec, in its order.
 
-    kernel: int
-    initrd: int
+    ``start`` is what it starts from: kernel and RAM disk, or memory and devices of a saved machine. ``slots`` are the
+    disks that such a machine had in its slots, by number.
+    """
+
+    start: tuple[int, int]
     control: int
     agent: int
     disks: tuple[tuple[int, ...], ...] = ()
     nics: tuple[int, ...] = ()
+    slots: Mapping[int, int] = field(factory=dict)
 
     def all(self) -> tuple[int, ...]:
-        return (self.kernel, self.initrd, self.control, self.agent, *itertools.chain(*self.disks), *self.nics)
+        disks = itertools.chain(*self.disks)
+        return (*self.start, self.control, self.agent, *disks, *self.nics, *self.slots.values())
 
 
 # Everything that the accelerator can: without ARAT an idle guest keeps ticking. But an emulated ``rep movsb`` goes byte
@@ -80,7 +86,7 @@ def command(
         "-display", "none",
         # A guest that panics or powers off resets the machine, which ends QEMU.
         "-no-reboot",
-        "-machine", MACHINES[machine],
+        "-machine", _machine(machine, spec),
         "-bios", FIRMWARE[machine],
         "-accel", ACCELS[accel],
         "-cpu", CPUS[accel],
@@ -88,9 +94,7 @@ def command(
         "-m", f"{spec.memory}M",
         # virtio-mmio's default is the interface of 2011, which vhost-user refuses.
         "-global", "virtio-mmio.force-legacy=false",
-        "-kernel", f"/proc/self/fd/{given.kernel}",
-        "-initrd", f"/proc/self/fd/{given.initrd}",
-        "-append", kernel_arguments(machine, accel, spec, tsc_khz),
+        *(_saved(spec, given) if spec.saved else _kernel(machine, accel, spec, given, tsc_khz)),
         # The guest's console is our stdout. Its stdin is /dev/null: nobody types.
         "-chardev", "stdio,id=console,signal=off",
         "-serial", "chardev:console",
@@ -100,9 +104,34 @@ def command(
         # Memory that the guest frees goes back to the host within seconds. It costs no boot time that can be measured.
         *(device(f"virtio-balloon-{bus}", **{"free-page-reporting": True}) if reclaim else ()),
         *_disks(bus, spec, given.disks),
-        *_slots(bus, slots),
+        *_slots(bus, slots, given.slots),
         *_nics(bus, spec),
     ]  # fmt: skip
+
+
+def _machine(machine: Machine, spec: VMSpec) -> str:
+    # Nothing is merged with what other guests have in their memory: who shares pages with someone can find out by the
+    # time a write takes.
+    options = f"{MACHINES[machine]},mem-merge=off"
+    return f"{options},memory-backend=ram" if spec.saved else options
+
+
+def _kernel(
+    machine: Machine, accel: Accel, spec: VMSpec, given: Descriptors, tsc_khz: int | None
+) -> Iterator[str]:
+    kernel, initrd = given.start
+    yield from ("-kernel", f"/proc/self/fd/{kernel}", "-initrd", f"/proc/self/fd/{initrd}")
+    yield from ("-append", kernel_arguments(machine, accel, spec, tsc_khz))
+
+
+def _saved(spec: VMSpec, given: Descriptors) -> Iterator[str]:
+    """The memory is mapped privately: what the guest writes is its own. It runs as soon as its devices are loaded."""
+    memory, devices = given.start
+    backend = {"qom-type": "memory-backend-file", "id": "ram", "size": spec.memory * MIB,
+               "mem-path": f"/proc/self/fd/{memory}", "share": False}
+    yield from ("-object", json.dumps(backend), "-incoming", f"fd:{devices}")
+    # What is saved is the devices and nothing else: see :mod:`.state`.
+    yield from ("-global", "migration.send-configuration=off")
 
 
 def kernel_arguments(machine: Machine, accel: Accel, spec: VMSpec, tsc_khz: int | None) -> str:
@@ -149,12 +178,17 @@ def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> 
         yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag, **errors)
 
 
-def _slots(bus: str, count: int) -> Iterator[str]:
+def _slots(bus: str, count: int, plugged: Mapping[int, int]) -> Iterator[str]:
     """Disks without content, whose content is exchanged while the machine runs: see :mod:`.slots`."""
     for number in range(count):
         yield from ("-blockdev", json.dumps(empty_node(number)))
+        drive = empty_name(number)
+        if number in plugged:
+            drive = node_name(number)
+            yield from ("-add-fd", f"fd={plugged[number]},set={SLOT_FDSETS + number}")
+            yield from ("-blockdev", json.dumps(image_node(drive, SLOT_FDSETS + number, readonly=True)))
         yield from device(
-            f"virtio-blk-{bus}", id=slot_name(number), drive=empty_name(number), serial=slot_name(number),
+            f"virtio-blk-{bus}", id=slot_name(number), drive=drive, serial=slot_name(number),
             **{"num-queues": 1, "discard": False, "write-zeroes": False},
         )  # fmt: skip
 
@@ -174,6 +208,10 @@ def device(driver: str, **options: object) -> tuple[str, str]:
 
 def slot_name(number: int) -> str:
     return f"slot{number}"
+
+
+def node_name(number: int) -> str:
+    return f"image{number}"
 
 
 def empty_name(number: int) -> str:

@@ -13,14 +13,15 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from attrs import define
 
 from pykata.errors import ConfigError, HostError, VMError
 from pykata.host import finish
-from pykata.hypervisors.qemu.command import empty_name, image_node, slot_name
+from pykata.hypervisors.qemu.command import empty_name, image_node, node_name, slot_name
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.spec import Disk
 
@@ -37,17 +38,22 @@ class Plugged:
     """An image in a slot: once, for all its users. ``inserting`` is done when the guest can read it."""
 
     number: int
-    inserting: asyncio.Task[None]
+    path: Path
+    inserting: asyncio.Future[None]
     users: int = 0
 
 
 class Slots:
-    """The slots of one machine. Who waits for one is served in the order of coming."""
+    """The slots of one machine. Who waits for one is served in the order of coming.
 
-    def __init__(self, qmp: QMP, count: int) -> None:
+    ``started_with`` are the disks that it has in slots from its start on, and keeps: by number.
+    """
+
+    def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Path]) -> None:
         self._qmp = qmp
-        self._free = list(reversed(range(count)))
-        self._plugged: dict[Key, Plugged] = {}
+        self._free = [number for number in reversed(range(count)) if number not in started_with]
+        self._plugged = {_key(os.stat(path)): _kept(number, path) for number, path in started_with.items()}
+        self._exchange = asyncio.Lock()
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._next_fdset = FIRST_FDSET
         self._gone = False
@@ -58,12 +64,11 @@ class Slots:
         """``disk`` in a slot; yields the slot's serial. An image that is in a slot already is shared."""
         descriptor = _open(disk)
         try:
-            found = os.fstat(descriptor)
-            key = found.st_dev, found.st_ino
+            key = _key(os.fstat(descriptor))
             plugged = self._plugged.get(key)
             if plugged is None:
                 number = await self._take()
-                plugged = self._join(key, number, descriptor)
+                plugged = self._join(key, number, descriptor, disk.path)
             plugged.users += 1
             try:
                 await asyncio.shield(plugged.inserting)
@@ -77,6 +82,12 @@ class Slots:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[dict[int, Path]]:
+        """No disk comes or goes while the block runs; yields those that are there, by the number of their slot."""
+        async with self._exchange:
+            yield {plugged.number: plugged.path for plugged in self._plugged.values() if _is_in(plugged)}
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""
@@ -104,13 +115,13 @@ class Slots:
                 return turn.set_result(number)
         return self._free.append(number)
 
-    def _join(self, key: Key, number: int, descriptor: int) -> Plugged:
+    def _join(self, key: Key, number: int, descriptor: int, path: Path) -> Plugged:
         """Put the image into slot ``number``, unless someone else did while we waited for a slot."""
         if (plugged := self._plugged.get(key)) is not None:
             self._give_back(number)
             return plugged
         inserting = asyncio.ensure_future(self._insert(number, os.dup(descriptor)))
-        self._plugged[key] = plugged = Plugged(number, inserting)
+        self._plugged[key] = plugged = Plugged(number, path, inserting)
         return plugged
 
     async def _insert(self, number: int, descriptor: int) -> None:
@@ -152,7 +163,8 @@ class Slots:
     async def _switch(self, number: int, node: str) -> None:
         """Set what is behind a slot's device. QEMU waits for the requests under way, then exchanges the node."""
         target = {"path": f"/machine/peripheral/{slot_name(number)}", "property": "drive", "value": node}
-        await self._qmp.execute("qom-set", target)
+        async with self._exchange:
+            await self._qmp.execute("qom-set", target)
 
     def _give_up(self) -> None:
         """The machine is gone: so is what they wait for."""
@@ -163,8 +175,19 @@ class Slots:
         self._waiting.clear()
 
 
-def node_name(number: int) -> str:
-    return f"image{number}"
+def _key(found: os.stat_result) -> Key:
+    return found.st_dev, found.st_ino
+
+
+def _kept(number: int, path: Path) -> Plugged:
+    """A disk that stays: who uses it next isn't its last user."""
+    inserted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    inserted.set_result(None)
+    return Plugged(number, path, inserted, users=1)
+
+
+def _is_in(plugged: Plugged) -> bool:
+    return plugged.inserting.done() and not plugged.inserting.cancelled() and plugged.inserting.exception() is None
 
 
 def _open(disk: Disk) -> int:

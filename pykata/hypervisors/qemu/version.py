@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 from pykata.errors import ToolFailedError, ToolTooOldError
 from pykata.host import run_tool
 
+# An ELF note: the sizes of name and content, type NT_GNU_BUILD_ID, the name.
+BUILD_ID = re.compile(rb"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0(.{20})", re.DOTALL)
 OLDEST = (7, 2)
 """The oldest version that we run and test: Debian 12's."""
 
@@ -31,6 +35,19 @@ async def of_binary(binary: Path) -> tuple[int, int, int]:
     if found is None:
         raise ToolFailedError(f"{binary} is no QEMU", output=said.decode(errors="backslashreplace"))
     return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _build(binary: Path, size: int, changed: int) -> str:
+    with binary.open("rb") as file:
+        found = BUILD_ID.search(file.read(64 * 1024))
+        return found[1].hex() if found else hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def build(binary: Path) -> str:
+    """What tells this build of QEMU from any other: the linker's build id (elf(5)), else a hash of the program."""
+    found = binary.stat()
+    return _build(binary, found.st_size, found.st_mtime_ns)
 
 
 def check(version: tuple[int, ...], binary: Path) -> None:

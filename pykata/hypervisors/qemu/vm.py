@@ -19,12 +19,13 @@ from pykata import host
 from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, PykataError, VMDiedError, last_line
 from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
-from pykata.hypervisors.qemu import version
+from pykata.hypervisors.qemu import state, version
 from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
-from pykata.spec import Accel, Disk, Nic, SerialTransport, VMSpec
+from pykata.hypervisors.qemu.state import copy_own_pages
+from pykata.spec import MIB, Accel, Disk, Nic, SavedVM, SerialTransport, VMSpec
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ LAST_WORDS = 2.0        # seconds that the pipes of a QEMU that has ended may ta
 class QemuVM(VM):
     """A running QEMU."""
 
-    def __init__(self, process: host.HostProcess, accel: Accel, control: socket.socket, slots: int) -> None:
+    def __init__(
+        self, process: host.HostProcess, accel: Accel, control: socket.socket, spec: VMSpec, slots: int
+    ) -> None:
         self.pid = process.pid
         self.accel = accel
         self.spawned_at = time.monotonic()
@@ -44,7 +47,12 @@ class QemuVM(VM):
         self._complaints = Tail(host.TAIL)
         self._events: dict[str, Mapping[str, object]] = {}
         self._qmp = QMP(control, self._note)
-        self._slots = Slots(self._qmp, slots)
+        self._slots = Slots(self._qmp, slots, spec.saved.slots if spec.saved else {})
+        self.can_be_saved = accel == "tcg" and isinstance(spec.transport, SerialTransport)
+        self._memory = spec.memory * MIB
+        # Of its own: this machine may outlive what it was started from, and be saved in turn.
+        self._started_from = os.dup(spec.saved.memory) if spec.saved else None
+        self._paused = False
         assert process.stdout is not None
         assert process.stderr is not None
         self._readers = [
@@ -58,6 +66,37 @@ class QemuVM(VM):
 
     def console(self) -> str:
         return self._console.text()
+
+    async def pause(self) -> None:
+        self._paused = True
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        await self._qmp.execute("cont")
+        self._paused = False
+
+    @asynccontextmanager
+    async def saved(self) -> AsyncIterator[SavedVM]:
+        with host.memory_file(self._memory) as memory:
+            if self._started_from is not None:
+                await anyio.to_thread.run_sync(host.copy_file, self._started_from, memory)
+            async with self._slots.still() as slots:
+                devices = await self._save(memory)
+            host.seal(memory)
+            yield SavedVM(memory=memory, devices=devices, slots=slots)
+
+    async def _save(self, memory: int) -> bytes:
+        """Fill the file with the guest's memory; returns the state of the devices. The machine is stopped for that."""
+        was_paused = self._paused
+        try:
+            if not was_paused:
+                await self.pause()
+            devices = await state.devices(self._qmp)
+            await anyio.to_thread.run_sync(copy_own_pages, self.pid, self._memory, self._started_from, memory)
+            return devices
+        finally:
+            if not was_paused:
+                await host.finish(self.resume())
 
     async def died(self) -> VMDiedError:
         await self._ended()
@@ -90,6 +129,9 @@ class QemuVM(VM):
     async def stop(self) -> None:
         """Let go of everything but the process. Nothing is asked of QEMU: it holds no state that must be saved."""
         self._stopped = True
+        if self._started_from is not None:
+            os.close(self._started_from)
+            self._started_from = None
         self._process.kill()
         self._qmp.close()
         for reader in self._readers:
@@ -112,7 +154,7 @@ class QemuVM(VM):
         log.debug("QEMU %d: %s %s", self.pid, name, data)
         if name == "SHUTDOWN":
             self._events[name] = data
-        elif name == "STOP" and "SHUTDOWN" not in self._events:
+        elif name == "STOP" and "SHUTDOWN" not in self._events and not self._paused:
             # Nobody asked it to: KVM met an instruction that it can't emulate, say. It would stay like that for ever.
             self._events[name] = data
             self._process.kill()
@@ -150,7 +192,7 @@ async def _started(
         process = await stack.enter_async_context(spawned)
     # Else our own copy would keep the stream open when QEMU ends.
     (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
-    vm = QemuVM(process, accel, ours, slots)
+    vm = QemuVM(process, accel, ours, spec, slots)
     stack.push_async_callback(lambda: host.finish(vm.stop()))
     with anyio.move_on_after(spec.boot_timeout) as patience:
         await vm.ready(binary)
@@ -173,8 +215,9 @@ def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
 
         transport = spec.transport
         yield Descriptors(
-            kernel=_reopenable(stack, opened(spec.kernel)),
-            initrd=_reopenable(stack, opened(spec.initrd)),
+            start=_saved(stack, spec.saved) if spec.saved else (
+                _reopenable(stack, opened(spec.kernel)), _reopenable(stack, opened(spec.initrd)),
+            ),
             control=control,
             agent=(transport.vmm if isinstance(transport, SerialTransport) else transport.device).fileno(),
             disks=tuple(
@@ -183,7 +226,17 @@ def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
                 for disk in spec.devices if isinstance(disk, Disk)
             ),
             nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
+            slots={number: opened(path) for number, path in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip
+
+
+def _saved(stack: ExitStack, saved: SavedVM) -> tuple[int, int]:
+    """Memory and devices. The devices are read once, from where the descriptor stands: each machine gets its own."""
+    devices = os.memfd_create("pykata-devices", os.MFD_CLOEXEC)
+    stack.callback(os.close, devices)
+    os.write(devices, saved.devices)
+    os.lseek(devices, 0, os.SEEK_SET)
+    return saved.memory, devices
 
 
 def _reopenable(stack: ExitStack, descriptor: int) -> int:

@@ -10,6 +10,7 @@ use super::filesystems::Found;
 use super::inside::{self, Kind};
 use super::{dev, idle, paths, rootfs, userns};
 use crate::errno::{Failed, Step};
+use crate::setup::identity;
 use crate::stdio::{Report, Reporter};
 use crate::sys::{self, Cloned};
 use crate::{mounts, setup};
@@ -114,6 +115,7 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
         (_, None) => Err(Failed::new("mount", &mount.destination, rustix::io::Errno::INVAL)),
     };
     let sources: Vec<OwnedFd> = config.mounts.iter().zip(opened.sources).map(kernel).collect::<Result<_, _>>()?;
+    let generation = shared(identity::GENERATION)?;
     rootfs::enter()?;
 
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -125,9 +127,18 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
     for (path, file) in files {
         rootfs::attach_file(root.as_fd(), path, file)?;
     }
+    rootfs::attach_file(root.as_fd(), identity::GENERATION, generation)?;
     paths::mask(root.as_fd(), &config.masked_paths)?;
     paths::make_readonly(root.as_fd(), &config.readonly_paths)?;
     rootfs::finish(&config.rootfs)
+}
+
+/// A file of the guest's that the container may only read.
+fn shared(path: &str) -> Result<OwnedFd, Failed> {
+    let mount = mounts::bind_path(path, false)?;
+    let set = mounts::NODEV | mounts::NOSUID | mounts::NOEXEC | mounts::RDONLY;
+    mounts::set_attributes(mount.as_fd(), false, set, 0, 0)?;
+    Ok(mount)
 }
 
 fn unshare_cgroup() -> Result<(), Failed> {

@@ -36,6 +36,16 @@ pub fn open_regular(root: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
     (rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile).then_some(file)
 }
 
+/// Opens a regular file for writing, following no symlink.
+pub fn open_for_writing(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = openat2(root, path, flags, Mode::empty(), IN_ROOT | ResolveFlags::NO_SYMLINKS)?;
+    match rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        rustix::fs::FileType::RegularFile => Ok(file),
+        _ => Err(Errno::INVAL),
+    }
+}
+
 /// A handle on `path`; what is missing of it is made: directories, and at its end `kind`.
 pub fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<OwnedFd, Failed> {
     match find(root, path) {

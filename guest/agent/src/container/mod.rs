@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::watch;
 use tonic::Status;
@@ -29,6 +30,7 @@ use crate::errno::{Failed, Step};
 use crate::log;
 use crate::process::defaults::Defaults;
 use crate::process::registry::Registry;
+use crate::process::waiting::Waiting;
 use crate::proto;
 use crate::reaper::Exit;
 use crate::seccomp::Filter;
@@ -47,6 +49,8 @@ pub struct Container {
     pub namespaces: Namespaces,
     pub defaults: Defaults,
     pub seccomp: Option<Filter>,
+    /// None: the guest's.
+    hostname: Mutex<Option<String>>,
     init: i32,
     pidfd: OwnedFd,
     /// How init ended, once it is gone, and with it the namespaces, mounts and processes.
@@ -57,6 +61,8 @@ pub struct Container {
     /// An empty cgroup for the next process: to make one takes a while.
     spare: Mutex<Option<Arc<Cgroup>>>,
     serial: AtomicU64,
+    /// A process that waits for the first command.
+    waiting: Mutex<Option<Waiting>>,
 }
 
 /// A request whose devices are all there: the rest takes no waiting for the host.
@@ -64,10 +70,19 @@ pub struct Prepared {
     config: Config,
     lowers: Vec<Found>,
     mounted: Vec<Option<Found>>,
+    waiting: Option<proto::Process>,
+}
+
+impl Prepared {
+    /// A process that shall be made beforehand.
+    pub fn waiting(&self) -> Option<proto::Process> {
+        self.waiting.clone()
+    }
 }
 
 /// Checks a request and waits for its disks. Holds nothing: may be dropped at any time.
-pub async fn prepare(request: proto::CreateContainerRequest) -> Result<Prepared, Status> {
+pub async fn prepare(mut request: proto::CreateContainerRequest) -> Result<Prepared, Status> {
+    let waiting = request.waiting.take();
     let mut config = Config::new(request)?;
     let lowers = filesystems::find_all(std::mem::take(&mut config.rootfs.lowers)).await?;
     let mut mounted = Vec::with_capacity(config.mounts.len());
@@ -77,13 +92,13 @@ pub async fn prepare(request: proto::CreateContainerRequest) -> Result<Prepared,
             _ => None,
         });
     }
-    Ok(Prepared { config, lowers, mounted })
+    Ok(Prepared { config, lowers, mounted, waiting })
 }
 
 /// Makes the container; its id must be claimed. Not to be dropped half-way.
 pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, Status> {
     let ready = agent.ready()?;
-    let Prepared { config, lowers, mounted } = prepared;
+    let Prepared { config, lowers, mounted, .. } = prepared;
     agent.guest.cgroups.follow_memory()?;
     rootfs::make_lower_dirs(lowers.len())?;
     let cgroup = agent.guest.cgroups.cgroup.child(&config.id)?;
@@ -124,7 +139,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
         Ok(report) => Err(report.status()),
         Err(failed) => Err(failed.into()),
     };
-    let Config { id, namespaces, process, seccomp, .. } = config;
+    let Config { id, namespaces, process, seccomp, hostname, .. } = config;
     match result {
         Ok((pidfd, memory_events)) => Ok(Arc::new(Container {
             id,
@@ -133,6 +148,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             namespaces,
             defaults: process,
             seccomp,
+            hostname: Mutex::new(hostname),
             init,
             pidfd,
             gone,
@@ -140,6 +156,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             leftovers: Mutex::default(),
             spare: Mutex::default(),
             serial: AtomicU64::new(0),
+            waiting: Mutex::default(),
         })),
         Err(status) => {
             let _ = sys::kill(init, libc::SIGKILL);
@@ -228,6 +245,29 @@ impl Container {
         let mut leftovers = lock(&self.leftovers);
         leftovers.push(cgroup);
         leftovers.retain(|cgroup| !self.cgroup.remove_child(cgroup.name()).unwrap_or(true));
+    }
+
+    pub fn hostname(&self) -> Option<String> {
+        lock(&self.hostname).clone()
+    }
+
+    pub fn set_hostname(&self, name: &str) {
+        *lock(&self.hostname) = Some(name.to_owned());
+    }
+
+    /// A handle on its root directory.
+    pub fn root(&self) -> Result<OwnedFd, Failed> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = format!("/proc/{}/root", self.init_if_alive());
+        rustix::fs::open(&path, flags, Mode::empty()).step("open", path)
+    }
+
+    pub fn set_waiting(&self, waiting: Waiting) {
+        *lock(&self.waiting) = Some(waiting);
+    }
+
+    pub fn take_waiting(&self) -> Option<Waiting> {
+        lock(&self.waiting).take()
     }
 
     /// How often the OOM killer has struck in here.

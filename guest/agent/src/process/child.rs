@@ -1,13 +1,14 @@
 //! The child between clone and exec. It joins the container's namespaces and becomes who it shall be; nothing in it
 //! runs on once that failed.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
 use super::slots::Slot;
 use super::streams::Theirs;
 use super::user::{self, Identity};
+use super::waiting::Orders;
 use super::{Plan, lookup, rlimits};
 use crate::container::Container;
 use crate::container::inside::{self, Kind};
@@ -37,16 +38,31 @@ impl From<Invalid> for Refused {
 }
 
 /// Becomes the process. `stdio` is its side of its streams; `started` takes its PID just before it executes the command.
-pub fn run(container: &Container, plan: &Plan, stdio: &Theirs, reporter: &Reporter, started: &Slot) -> ! {
+/// With `orders` it only then learns which.
+pub fn run(
+    container: &Container,
+    plan: &Plan,
+    stdio: &Theirs,
+    reporter: &Reporter,
+    started: &Slot,
+    orders: Option<&OwnedFd>,
+) -> ! {
     match prepare(container, plan, stdio) {
         Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
         Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
         Ok(_) if plan.tool == Tool::Files => become_tool(container, started, files::serve),
         Ok(home) => {
-            let mut env = plan.env.clone();
-            env.extend(home);
+            let told = orders.map(|orders| wait_for(orders, reporter));
+            let (args, env, path) = match &told {
+                Some(told) => (&told.args, &told.env, &told.path),
+                None => (&plan.args, &plan.env, &plan.path),
+            };
+            let mut env = env.clone();
+            if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
+                env.extend(home);
+            }
             started.set(rustix::process::getpid().as_raw_nonzero().get());
-            let failed = lookup::execute(&plan.args, &env, &plan.path);
+            let failed = lookup::execute(args, &env, path);
             let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
             sys::exit_now(failed.code);
         }
@@ -70,6 +86,26 @@ fn become_tool(container: &Container, started: &Slot, serve: fn() -> !) -> ! {
     // SAFETY: nothing of this process uses a descriptor above the standard ones from here on.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     serve()
+}
+
+/// Waits to be told what to execute. It may be long: descriptors of the agent's, such as the other ends of pipes of others,
+/// must not stay open for that.
+fn wait_for(orders: &OwnedFd, reporter: &Reporter) -> Orders {
+    let kept = [orders.as_raw_fd(), reporter.fd().as_raw_fd()];
+    let mut first = 3;
+    for fd in [kept[0].min(kept[1]), kept[0].max(kept[1])] {
+        close_range(first, fd - 1);
+        first = fd + 1;
+    }
+    close_range(first, i32::MAX);
+    Orders::wait(orders.as_fd()).unwrap_or_else(|| sys::exit_now(1))
+}
+
+fn close_range(first: i32, last: i32) {
+    if first <= last {
+        // SAFETY: closes descriptors that nothing in this process uses any more: it goes on to exec or to its end.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 fn prepare(container: &Container, plan: &Plan, stdio: &Theirs) -> Result<Option<std::ffi::CString>, Refused> {

@@ -12,9 +12,10 @@ pub mod slots;
 mod streams;
 mod terminal;
 pub mod user;
+pub mod waiting;
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -115,8 +116,14 @@ fn environment(base: &[String], own: &[String]) -> Result<(Vec<CString>, String)
     Ok((env, path.unwrap_or_else(|| DEFAULT_PATH.to_owned())))
 }
 
-/// Starts a process in a container.
-pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan, stdio: Kind) -> Result<Spawned, Status> {
+/// Starts a process in a container. With `orders`, a pipe, it waits there for what to execute.
+pub fn spawn(
+    agent: &Agent,
+    container: &Arc<Container>,
+    plan: &Plan,
+    stdio: Kind,
+    orders: Option<OwnedFd>,
+) -> Result<Spawned, Status> {
     if !container.is_alive() {
         return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
     }
@@ -128,13 +135,20 @@ pub fn spawn(agent: &Agent, container: &Arc<Container>, plan: &Plan, stdio: Kind
     let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.return_cgroup(cgroup.clone()))?;
     let pid = match cloned {
         Cloned::Parent { pid } => pid,
-        Cloned::Child => child::run(container, plan, &theirs, &reporter, &started),
+        Cloned::Child => child::run(container, plan, &theirs, &reporter, &started, orders.as_ref()),
     };
     let exit = agent.reaper.watch(pid);
     Ok(Spawned { pid, exit, streams: Some(streams), report, started, cgroup })
 }
 
 impl Spawned {
+    /// Its stdin is at its end.
+    pub fn close_stdin(&mut self) {
+        if let Some(Ours::Ready(streams)) = &mut self.streams {
+            streams.stdin = None;
+        }
+    }
+
     /// Its streams, once the command runs.
     pub fn streams(&mut self) -> Result<Streams, Failed> {
         self.streams.take().map_or(Ok(Streams::default()), Ours::streams)

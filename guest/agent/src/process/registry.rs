@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::detached::Detached;
@@ -17,6 +18,8 @@ pub struct Running {
     pub cgroup: Arc<Cgroup>,
     /// The master of its terminal.
     pub terminal: Option<Arc<OwnedFd>>,
+    /// It outlives the connection on which it was started.
+    pub kept: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -63,6 +66,16 @@ impl Registry {
         if let Some(running) = self.known().running.get_mut(id) {
             running.terminal = terminal;
         }
+    }
+
+    /// Whether those that run now outlive their connections.
+    pub fn keep_all(&self, keep: bool) {
+        self.known().running.values().for_each(|running| running.kept.store(keep, Ordering::Relaxed));
+    }
+
+    /// Of all that run.
+    pub fn pids(&self) -> Vec<i32> {
+        self.known().running.values().map(|running| running.pid).collect()
     }
 
     pub fn get(&self, id: &str) -> Option<Running> {

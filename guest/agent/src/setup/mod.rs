@@ -1,7 +1,9 @@
 //! The Setup call: makes the guest ready for containers.
 
 mod clock;
+pub mod clone;
 mod entropy;
+pub mod identity;
 pub mod names;
 pub mod net;
 mod netlink;
@@ -50,9 +52,11 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     clock::set(request.unix_time_ns)?;
     entropy::add(&request.entropy)?;
     names::set_hostname(&request.hostname)?;
+    identity::set_generation(0)?;
+    let names = plan.names.of_another("", identity::machine_id()?);
     net::apply(&plan.interfaces).await?;
     volumes::mount_all(plan.volumes).await?;
-    Ok(Ready { names: plan.names })
+    Ok(Ready { names })
 }
 
 /// The call itself: once, and again only if it failed.

@@ -15,6 +15,7 @@ pub struct Names {
     address: Option<IpAddr>,
     resolv_conf: String,
     hosts: String,
+    machine_id: String,
 }
 
 impl Names {
@@ -38,11 +39,22 @@ impl Names {
             lines.push(format!("{}\t{name}\n", ip("hosts", address)?));
         }
         lines.sort();
-        Ok(Self { hostname: hostname.to_owned(), address, resolv_conf, hosts: lines.concat() })
+        let hosts = lines.concat();
+        Ok(Self { hostname: hostname.to_owned(), address, resolv_conf, hosts, machine_id: String::new() })
+    }
+
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// The same for a guest with another name, if there is one, and another machine-id.
+    pub fn of_another(&self, hostname: &str, machine_id: String) -> Self {
+        let hostname = if hostname.is_empty() { &self.hostname } else { hostname };
+        Self { hostname: hostname.to_owned(), machine_id, ..self.clone() }
     }
 
     /// Paths and contents of the files for a container that may have a host name of its own.
-    pub fn files(&self, hostname: Option<&str>) -> [(&'static str, String); 3] {
+    pub fn files(&self, hostname: Option<&str>) -> [(&'static str, String); 4] {
         let hostname = hostname.unwrap_or(&self.hostname);
         let own = self.address.unwrap_or(IpAddr::from([127, 0, 1, 1]));
         let localhost = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -50,6 +62,7 @@ impl Names {
             ("/etc/hosts", format!("{localhost}{own}\t{hostname}\n{}", self.hosts)),
             ("/etc/hostname", format!("{hostname}\n")),
             ("/etc/resolv.conf", self.resolv_conf.clone()),
+            ("/etc/machine-id", format!("{}\n", self.machine_id)),
         ]
     }
 }
@@ -72,7 +85,7 @@ mod tests {
         let hosts = HashMap::from([("db".to_owned(), "10.0.0.3".to_owned())]);
         let names =
             Names::new("box", "10.0.0.2".parse().ok(), &["10.0.0.1".into(), "::1".into()], &hosts).expect("good");
-        let [(_, hosts), (_, hostname), (_, resolv)] = names.files(Some("web"));
+        let [(_, hosts), (_, hostname), (_, resolv), _] = names.files(Some("web"));
         assert!(hosts.ends_with("10.0.0.2\tweb\n10.0.0.3\tdb\n"), "{hosts}");
         assert_eq!(hostname, "web\n");
         assert_eq!(resolv, "nameserver 10.0.0.1\nnameserver ::1\n");

@@ -1,0 +1,109 @@
+//! The Clone call: makes a guest that goes on from a saved one another guest.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
+use tonic::Status;
+
+use super::names::{self, Names};
+use super::{Ready, clock, entropy, identity};
+use crate::agent::Agent;
+use crate::container::{Container, inside};
+use crate::errno::{Failed, Step};
+use crate::stats::Memory;
+use crate::validate::{self, Invalid};
+use crate::{log, proto, sys};
+
+fn check(request: &proto::CloneRequest) -> Result<(), Invalid> {
+    if !request.hostname.is_empty() {
+        validate::hostname("hostname", &request.hostname)?;
+    }
+    let size = request.entropy.len();
+    if size != 0 && !(entropy::LEAST..=entropy::MOST).contains(&size) {
+        return Err(Invalid::new("entropy", format!("{size} bytes")));
+    }
+    match request.signal {
+        0..=64 => Ok(()),
+        other => Err(Invalid::new("signal", format!("{other} is no signal"))),
+    }
+}
+
+/// The call. It may be made any number of times.
+pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::CloneResponse, Status> {
+    let ready = agent.ready()?;
+    check(request)?;
+    let is_another = !request.entropy.is_empty();
+    if is_another {
+        entropy::add(&request.entropy)?;
+    }
+    clock::set(request.unix_time_ns)?;
+    let generation = agent.generation(is_another);
+    if is_another {
+        let names = ready.names.of_another(&request.hostname, identity::machine_id()?);
+        rename(agent, &ready.names, &names)?;
+        agent.end_setup(Some(Ready { names }));
+        identity::set_generation(generation)?; // who sees this change finds the rest changed
+    }
+    if request.signal != 0 {
+        signal_all(agent, request.signal);
+    }
+    let (memory, now) = (Memory::read()?, clock_gettime(ClockId::Realtime));
+    Ok(proto::CloneResponse {
+        generation,
+        unix_time_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec,
+        memory_total: memory.total,
+        memory_available: memory.available,
+    })
+}
+
+fn rename(agent: &Agent, old: &Names, new: &Names) -> Result<(), Failed> {
+    if new.hostname() != old.hostname() {
+        names::set_hostname(new.hostname())?;
+    }
+    for container in agent.containers().iter().filter(|container| container.is_alive()) {
+        // What a container did to its own files is its own affair.
+        if let Err(failed) = rename_in(container, old, new) {
+            log!("container {}: keeps a name: {failed}", container.id);
+        }
+    }
+    Ok(())
+}
+
+/// One that has a name of its own keeps it.
+fn rename_in(container: &Container, old: &Names, new: &Names) -> Result<(), Failed> {
+    let own = container.hostname().filter(|own| own != old.hostname());
+    if own.is_none() {
+        container.set_hostname(new.hostname());
+        if container.namespaces.uts {
+            set_hostname_in(container, new.hostname())?;
+        }
+    }
+    let root = container.root()?;
+    for (path, text) in new.files(own.as_deref()) {
+        let file = inside::open_for_writing(root.as_fd(), path).step("open", path)?;
+        rustix::io::pwrite(&file, text.as_bytes(), 0).step("write", path)?;
+        rustix::fs::ftruncate(&file, text.len() as u64).step("truncate", path)?;
+    }
+    Ok(())
+}
+
+fn set_hostname_in(container: &Container, hostname: &str) -> Result<(), Failed> {
+    let own = rustix::fs::open("/proc/self/ns/uts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", "uts namespace")?;
+    sys::setns(container.pidfd(), libc::CLONE_NEWUTS).step("setns", "uts namespace")?;
+    let renamed = names::set_hostname(hostname);
+    sys::setns(own.as_fd(), libc::CLONE_NEWUTS).step("setns", "uts namespace of the guest")?;
+    renamed
+}
+
+/// Only who still runs can be meant: a process that wasn't waited for keeps its PID.
+fn signal_all(agent: &Agent, signal: i32) {
+    for container in agent.containers() {
+        for pid in container.processes.pids() {
+            if agent.reaper.is_unreaped(pid) {
+                let _ = sys::kill(pid, signal);
+            }
+        }
+    }
+}

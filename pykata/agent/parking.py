@@ -1,0 +1,82 @@
+"""Connections to an agent that was saved together with its machine, and goes on in another one.
+
+The agent's serial port has no connections of its own: what goes on in the new machine is the byte stream of the old.
+The agent finds the beginning of a new connection by HTTP/2's preface (guest/agent/src/transport/preface.rs). So one
+that is *parked* before the machine is saved, by the first bytes of a preface, leaves an agent that has greeted its next
+host already and waits; nothing of the old connection is left to be done in the new machine. One that isn't parked,
+because processes run that need it, is left as it was, and the next host has to find the agent's greeting behind
+whatever was still under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from pykata.agent.guard import ACK, HEADER_SIZE, LONGEST, SETTINGS
+from pykata.errors import AgentProtocolError
+
+MARK = b"PRI"
+"""The beginning of a preface. Where a frame begins it can't be anything else, as its length would be 5 MB."""
+
+MOST_LEFT = 4 * 1024 * 1024
+"""Bytes of the old connection that may come before the new one's; what fits into the port's queues is less."""
+
+
+class Greeting:
+    """Reads along for the agent's first frame, its settings; ``expected`` is what they are known to be.
+
+    With ``expected``, whatever comes before them belongs to another connection and is dropped.
+    """
+
+    def __init__(self, expected: bytes = b"") -> None:
+        self.frame = b""
+        self._expected = expected
+        self._read = bytearray()
+        self._dropped = 0
+
+    def __call__(self, data: bytes) -> bytes:
+        """What of these bytes is for the connection."""
+        if self.frame:
+            return data
+        self._read += data
+        if self._expected:
+            return self._seek()
+        if len(self._read) >= HEADER_SIZE:
+            size = HEADER_SIZE + int.from_bytes(self._read[:3])
+            if len(self._read) >= size or size > HEADER_SIZE + LONGEST[SETTINGS]:
+                self.frame = bytes(self._read[: HEADER_SIZE + LONGEST[SETTINGS]][:size])
+        return data
+
+    def _seek(self) -> bytes:
+        at = self._read.find(self._expected)
+        if at < 0:
+            spare = max(0, len(self._read) - len(self._expected) + 1)
+            self._dropped += spare
+            del self._read[:spare]
+            if self._dropped > MOST_LEFT:
+                raise AgentProtocolError(f"the agent sent {self._dropped} bytes without greeting its new host")
+            return b""
+        self.frame = self._expected
+        return bytes(self._read[at:])
+
+
+class Parking:
+    """Reads what the agent sends after it was told that a new connection begins; ``done`` when it has greeted that."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._read = bytearray()
+
+    def __call__(self, data: bytes) -> bytes:
+        self._read += data
+        while len(self._read) >= HEADER_SIZE and not self.done.done():
+            size = HEADER_SIZE + int.from_bytes(self._read[:3])
+            kind, flags = self._read[3], self._read[4]
+            if size - HEADER_SIZE > LONGEST.get(kind, -1):
+                raise AgentProtocolError("the agent sent what isn't HTTP/2 while its connection was parked")
+            if len(self._read) < size:
+                break
+            if kind == SETTINGS and not flags & ACK:
+                self.done.set_result(bytes(self._read[:size]))
+            del self._read[:size]
+        return b""

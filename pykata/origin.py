@@ -1,0 +1,38 @@
+"""Where a sandbox goes on from: a guest that was saved together with its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from pykata.spec import ImageConfig, SavedVM, Start
+
+
+@frozen
+class SavedContainer:
+    """A container that was there when the guest was saved. ``fresh``: nothing has run in it, and a process waits."""
+
+    id: str
+    reference: str                      # the image, as it was named
+    digest: str
+    config: ImageConfig
+    architecture: str
+    disk: int                           # bytes of its writable layer
+    fresh: bool = False
+
+
+@frozen
+class Origin:
+    """A guest that was saved with its machine, and what the host has to know to take it over."""
+
+    vm: SavedVM
+    greeting: bytes
+    parked: bool                        # its agent waits for a host; else processes run, and the old host's connection
+    memory_limit: int
+    start: Start
+    containers: tuple[SavedContainer, ...] = ()
+    main: str = ""                      # the container that a setup has set up
+    next_number: int = 1                # of the next container or process
+    signal: int = 0                     # sent to the processes that run in it
+    identity: Mapping[str, str] = field(factory=dict)       # what a machine has to be to go on from here

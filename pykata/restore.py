@@ -1,0 +1,200 @@
+"""Starting a sandbox from a guest that was saved, and making the template of those that were booted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from attrs import evolve, frozen
+
+from pykata import saved, template_cache
+from pykata.boot import Begun, Machine, attached, boot_error, booted, connected, memory_limit, set_up, up
+from pykata.errors import AgentError, BootTimeoutError, ConfigError, HostError, SavedElsewhereError, VMError
+from pykata.guest import find_bundle
+from pykata.hypervisors.base import VM
+from pykata.net.none import NoNetwork
+from pykata.options import Options
+from pykata.origin import Origin
+from pykata.running import Running
+from pykata.spec import Attachment, SerialTransport, Timings
+
+if TYPE_CHECKING:
+    from pykata.agent.client import AgentClient
+
+log = logging.getLogger(__name__)
+
+CLOCK_TOLERANCE = 0.0005
+"""By what share the clock rates of two hosts may differ: as much makes a guest's clock wrong by 2 s in an hour."""
+
+NOBODY = "template"
+"""Host name of a guest that isn't anybody's yet."""
+
+
+async def started(stack: AsyncExitStack, begun: Begun) -> Running:
+    """A sandbox from where its options say, else from the template of its kind, which is made if there is none."""
+    if begun.options.origin is not None:
+        return await restored(stack, begun, begun.options.origin)
+    if begun.options.snapshot is not None:
+        return await _from_snapshot(stack, begun, begun.options.snapshot)
+    try:
+        kind = _kind(begun.options)
+    except ConfigError as unfit:
+        return await booted(stack, evolve(begun, why=unfit.message))
+    begun = evolve(begun, options=kind.options)
+    origin = await stack.enter_async_context(template_cache.loaded(kind.folder))
+    if origin is not None:
+        try:
+            return await _attempt(stack, begun, origin)
+        except BootTimeoutError:
+            raise           # a busy host, and another boot would take longer
+        except (VMError, AgentError) as error:
+            template_cache.discard(kind.folder, error)
+    with template_cache.turn_to_make(kind.folder) as ours:
+        if ours:
+            return await _making(stack, begun, kind)
+    return await booted(stack, evolve(begun, why="its template is being made"))
+
+
+async def _from_snapshot(stack: AsyncExitStack, begun: Begun, folder: Path) -> Running:
+    options = evolve(begun.options, hypervisor=begun.options.hypervisor.saving())
+    begun = evolve(begun, options=options)
+    _check_identity(folder, await anyio.to_thread.run_sync(saved.identity, folder), identity(options))
+    origin = await anyio.to_thread.run_sync(lambda: stack.enter_context(saved.opened(folder, "snapshot")))
+    return await restored(stack, begun, origin)
+
+
+def _check_identity(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raises SavedElsewhereError that names what differs."""
+    differ = [name for name in sorted({*there, *here}) if not _same(name, there.get(name, ""), here.get(name, ""))]
+    if differ:
+        said = ", ".join(f"{name} {there.get(name)!r}, here {here.get(name)!r}" for name in differ)
+        raise SavedElsewhereError(f"{folder} was saved with another {said}",
+                                  hint="restore it with the options it was saved with, by the same QEMU")
+
+
+def _same(name: str, there: str, here: str) -> bool:
+    if name == "tsc_khz" and there.isdigit() and here.isdigit():
+        return abs(int(there) - int(here)) <= int(here) * CLOCK_TOLERANCE      # it is measured at each boot of a host
+    return there == here
+
+
+@frozen
+class _Kind:
+    """Of sandboxes that can go on from the same template."""
+
+    options: Options
+    folder: Path
+
+
+def _kind(options: Options) -> _Kind:
+    """Raises ConfigError that says why there can be no template."""
+    hypervisor = options.hypervisor.saving()
+    if not isinstance(options.network, NoNetwork):
+        raise ConfigError("a template has no network")
+    options = evolve(options, hypervisor=hypervisor)
+    return _Kind(options, template_cache.folder_of(identity(options)))
+
+
+def identity(options: Options) -> dict[str, str]:
+    """What must be the same for a saved guest to go on in a sandbox with these options."""
+    sizes = {"cpus": str(options.cpus), "memory": str(options.memory)}
+    return {**options.hypervisor.identity(), **sizes, "bundle": find_bundle().hash}
+
+
+async def _attempt(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Running:
+    """As :func:`restored`; what was started for it is gone if it fails."""
+    async with AsyncExitStack() as attempt:
+        running = await restored(attempt, begun, origin)
+        stack.push_async_exit(attempt.pop_all())
+    return running
+
+
+async def restored(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Running:
+    """A machine that goes on from a saved one; what belongs to it is on the ``stack``."""
+    machine = await attached(stack, begun.options, origin.vm)
+
+    async def talk(vm: VM) -> AgentClient:
+        return await _taken_over(
+            stack, vm, machine, begun.options, origin.greeting, parked=origin.parked, signal=origin.signal
+        )
+
+    slot, vm, agent = await up(stack, begun.options, machine, talk)
+    timings = evolve(_timings(begun, slot, vm), start=origin.start)
+    running = _running(begun, machine, vm, agent, origin.memory_limit, timings)
+    running.inherit(origin)
+    return running
+
+
+def _timings(begun: Begun, slot: float, vm: VM) -> Timings:
+    return Timings(
+        slot=slot - begun.entered, spawned=vm.spawned_at - begun.entered, vmm_ready=vm.ready_at - begun.entered,
+        ready=time.monotonic() - begun.entered,
+    )  # fmt: skip
+
+
+def _running(
+    begun: Begun, machine: Machine, vm: VM, agent: AgentClient, limit: int, timings: Timings
+) -> Running:
+    return Running(
+        options=begun.options, bundle=machine.bundle, run_dir=machine.directory, vm=vm, agent=agent,
+        memory_limit=limit, entered=begun.entered, timings=timings,
+    )  # fmt: skip
+
+
+async def _taken_over(
+    stack: AsyncExitStack, vm: VM, machine: Machine, options: Options, greeting: bytes, *, parked: bool, signal: int = 0
+) -> AgentClient:
+    """The agent of a saved guest, after that has become another guest than the others."""
+    from pykata.agent.v1 import CloneRequest
+
+    connection = connected(vm, _port(machine).host, greeting=greeting, parked=parked)
+    agent = await stack.enter_async_context(connection)
+    try:
+        request = CloneRequest(hostname=options.hostname, entropy=os.urandom(64), signal=signal)
+        await agent.clone(request, timeout=options.boot_timeout)
+    except AgentError as error:
+        raise await boot_error(vm, error) from error
+    return agent
+
+
+def _port(machine: Machine) -> SerialTransport:
+    assert isinstance(machine.spec.transport, SerialTransport)      # see Hypervisor.saving
+    return machine.spec.transport
+
+
+async def _making(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
+    """A sandbox that is booted, and on the way to its first command leaves a template behind."""
+    machine = await attached(stack, begun.options)
+
+    async def talk(vm: VM) -> tuple[AgentClient, int]:
+        # Nothing of this sandbox's is in the guest yet: no name, no entropy that it will use, no environment.
+        async with connected(vm, _port(machine).host.dup()) as first:
+            answer = await set_up(vm, first, evolve(begun.options, hostname=NOBODY), Attachment())
+            greeting = await first.park()
+        await _keep(vm, kind, greeting, memory_limit(answer))
+        agent = await _taken_over(stack, vm, machine, begun.options, greeting, parked=True)
+        return agent, memory_limit(answer)
+
+    slot, vm, (agent, limit) = await up(stack, begun.options, machine, talk)
+    timings = evolve(_timings(begun, slot, vm), why="there was no template of its kind")
+    return _running(begun, machine, vm, agent, limit, timings)
+
+
+async def _keep(vm: VM, kind: _Kind, greeting: bytes, limit: int) -> None:
+    """Put the machine as it is now into the cache. Where that can't be done the sandbox goes on without."""
+    try:
+        async with vm.saved() as state:
+            origin = Origin(
+                vm=state, greeting=greeting, parked=True, memory_limit=limit, start="template",
+                identity=identity(kind.options),
+            )  # fmt: skip
+            await anyio.to_thread.run_sync(template_cache.keep, kind.folder, origin)
+    except HostError as error:
+        log.warning("no template was made: %s", error)

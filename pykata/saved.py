@@ -1,0 +1,161 @@
+"""Saved guests as directories: complete, checked as they are read, and good on another machine of the same kind.
+
+``memory`` has the pages that aren't zero, one after the other; ``devices`` is the VMM's own; ``slotN`` are the disks
+that are plugged in; ``state.json`` has the rest, and the hashes of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict
+
+from pykata.errors import SavedDamagedError
+from pykata.host import copy_range, extents, memory_file, seal
+from pykata.origin import Origin, SavedContainer
+from pykata.spec import ImageConfig, SavedVM, Start
+
+FORMAT = 1
+STATE = "state.json"
+_verified: set[tuple[int, int, int, int]] = set()
+"""The memory files whose hash this process has compared, by what tells one from another."""
+
+
+def write(folder: Path, origin: Origin) -> None:
+    """Write a saved guest into a directory, which is made. It takes some 50 ms, so call it in a worker thread."""
+    folder.mkdir(mode=0o700)
+    runs, digest = _write_memory(folder / "memory", origin.vm.memory)
+    _private(folder / "devices", origin.vm.devices)
+    for number, disk in origin.vm.slots.items():
+        _copy(disk, folder / f"slot{number}")
+    state = {
+        "format": FORMAT,
+        "identity": dict(origin.identity),
+        "size": os.fstat(origin.vm.memory).st_size,
+        "runs": runs,
+        "memory": digest,
+        "devices": hashlib.sha256(origin.vm.devices).hexdigest(),
+        "slots": list(origin.vm.slots),
+        "greeting": origin.greeting.hex(),
+        "parked": origin.parked,
+        "memory_limit": origin.memory_limit,
+        "main": origin.main,
+        "containers": [asdict(container) for container in origin.containers],
+        "next_number": origin.next_number,
+    }
+    text = json.dumps(state)
+    # The hash of the rest itself, before it: nothing is believed that a torn write could have left.
+    _private(folder / STATE, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+
+
+def identity(folder: Path) -> Mapping[str, str]:
+    """What a machine has to be to go on from there. Raises SavedDamagedError."""
+    with _explained(folder):
+        return dict(_state(folder)["identity"])
+
+
+@contextmanager
+def opened(folder: Path, start: Start) -> Iterator[Origin]:
+    """A saved guest from a directory, in memory while the block runs. Blocks for some 20 ms.
+
+    Raises SavedDamagedError for one that isn't whole, FileNotFoundError if there is none.
+    """
+    with _explained(folder):
+        state = _state(folder)
+        devices = (folder / "devices").read_bytes()
+        if hashlib.sha256(devices).hexdigest() != state["devices"]:
+            raise ValueError("the devices aren't those that were saved")
+    with memory_file(state["size"]) as memory:
+        with _explained(folder):
+            _read_memory(folder / "memory", state["runs"], state["memory"], memory)
+            seal(memory)
+            origin = Origin(
+                vm=SavedVM(memory, devices, {number: folder / f"slot{number}" for number in state["slots"]}),
+                greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
+                memory_limit=state["memory_limit"], start=start,
+                containers=tuple(_container(each) for each in state["containers"]),
+                main=state["main"], next_number=state["next_number"], identity=state["identity"],
+            )  # fmt: skip
+        yield origin
+
+
+def _container(saved: dict[str, Any]) -> SavedContainer:
+    config = {**saved["config"], "entrypoint": tuple(saved["config"]["entrypoint"])}
+    return SavedContainer(**{**saved, "config": ImageConfig(**{**config, "cmd": tuple(config["cmd"])})})
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    digest, _, text = (folder / STATE).read_text().partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError(f"{STATE} isn't what was written")
+    state = json.loads(text)
+    if state["format"] != FORMAT:
+        raise ValueError(f"it has format {state['format']}, not {FORMAT}")
+    return dict(state)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as exc:
+        if not folder.is_dir():
+            raise
+        raise SavedDamagedError(f"the saved guest {folder} is incomplete: {exc.filename} is missing") from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SavedDamagedError(f"the saved guest {folder} is damaged: {exc}") from exc
+
+
+def _write_memory(path: Path, memory: int) -> tuple[list[tuple[int, int]], str]:
+    """Write what isn't a hole; returns where that was, and its hash."""
+    runs, digest = list(extents(memory)), hashlib.sha256()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with mmap.mmap(memory, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+            for start, end in runs:
+                digest.update(view[start:end])
+                copy_range(memory, target, start, end)
+    finally:
+        os.close(target)
+    return runs, digest.hexdigest()
+
+
+def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: int) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(source)
+        if found.st_size != sum(end - start for start, end in runs):
+            raise ValueError(f"{path.name} has {found.st_size} bytes, which isn't what was saved")
+        stamp = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        if stamp not in _verified:
+            with open(source, "rb", closefd=False) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise ValueError(f"{path.name} isn't what was saved")
+            _verified.add(stamp)
+        at = 0
+        for start, end in runs:
+            os.lseek(memory, start, os.SEEK_SET)
+            copy_range(source, memory, at, at + end - start)
+            at += end - start
+    finally:
+        os.close(source)
+
+
+def _private(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+
+
+def _copy(disk: Path, target: Path) -> None:
+    with suppress(OSError):         # another filesystem, or one without links
+        os.link(disk, target)
+        return
+    shutil.copyfile(disk, target)

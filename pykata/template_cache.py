@@ -1,0 +1,160 @@
+"""Templates that make themselves: for each kind of sandbox a booted guest is saved once, and the next start from it.
+
+One is a directory in the user's cache, named by the hash of all that decides what is in it: the guest bundle, QEMU's
+build, the machine and its options. It appears whole or not at all; who finds it damaged removes it. Only one process
+makes one at a time, and nobody waits for that: who comes meanwhile boots. A killed maker leaves a directory that the
+next one removes. The least recently used go when all together exceed :data:`MOST`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+from attrs import define, field
+
+from pykata import saved
+from pykata.boot import TemplateWarning
+from pykata.errors import HostError, SavedDamagedError
+from pykata.host import cache_dir
+from pykata.origin import Origin
+
+log = logging.getLogger(__name__)
+
+MOST = 2 * 1024**3
+"""Bytes that all templates of a user together may take; ``$PYKATA_TEMPLATES_SIZE`` overrides it."""
+
+
+def folder_of(identity: Mapping[str, str]) -> Path:
+    """Where the template of such machines is, or would be."""
+    text = json.dumps({**identity, "format": saved.FORMAT}, sort_keys=True)
+    root = cache_dir() / "templates"
+    root.mkdir(mode=0o700, exist_ok=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# --- using one ---
+
+
+@define(eq=False)
+class _Loaded:
+    """A template in memory, for all sandboxes of this event loop that go on from it."""
+
+    lock: anyio.Lock = field(factory=anyio.Lock)
+    stack: ExitStack = field(factory=ExitStack)
+    origin: Origin | None = None
+    users: int = 0
+
+
+_all: RunVar[dict[Path, _Loaded]] = RunVar("pykata_templates")
+
+
+@asynccontextmanager
+async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
+    """The template, in memory as long as someone uses it; None if there is none that is of use."""
+    try:
+        everyone = _all.get()
+    except LookupError:
+        everyone = {}
+        _all.set(everyone)
+    one = everyone.setdefault(folder, _Loaded())
+    one.users += 1
+    try:
+        async with one.lock:
+            if one.origin is None:
+                one.origin = await anyio.to_thread.run_sync(_load, folder, one.stack)
+        yield one.origin
+    finally:
+        one.users -= 1
+        if not one.users:
+            del everyone[folder]
+            one.stack.close()
+
+
+def _load(folder: Path, stack: ExitStack) -> Origin | None:
+    try:
+        origin = stack.enter_context(saved.opened(folder, "template"))
+    except FileNotFoundError:
+        return None
+    except SavedDamagedError as damaged:
+        discard(folder, damaged)
+        return None
+    with suppress(OSError):
+        os.utime(folder / saved.STATE)      # who was used last stays longest
+    return origin
+
+
+def discard(folder: Path, why: Exception) -> None:
+    """Remove a template that is of no use, and say so."""
+    warnings.warn(f"a template was removed: {why}", TemplateWarning, stacklevel=2)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- making one ---
+
+
+@contextmanager
+def turn_to_make(folder: Path) -> Iterator[bool]:
+    """Whether it is ours to make this template; if so nobody else does while the block runs."""
+    with _lock(folder.name) as ours:
+        yield ours and not folder.exists()
+
+
+def keep(folder: Path, origin: Origin) -> None:
+    """Put a template into the cache. Call it in one's turn, in a worker thread. Raises HostError."""
+    fresh = folder.with_name(f"tmp-{folder.name}")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        saved.write(fresh, origin)
+        fresh.rename(folder)
+        _collect(folder)
+    except OSError as exc:
+        raise HostError(f"can't keep the template {folder}: {exc.strerror}") from exc
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _collect(newest: Path) -> None:
+    """Remove what killed makers left, and what was used least recently beyond the limit."""
+    for leftover in newest.parent.glob("tmp-*"):
+        with _lock(leftover.name.removeprefix("tmp-")) as ours:
+            if ours:
+                shutil.rmtree(leftover, ignore_errors=True)
+    limit = int(os.environ.get("PYKATA_TEMPLATES_SIZE") or MOST)
+    states = [state for state in newest.parent.glob(f"*/{saved.STATE}") if not state.parent.name.startswith("tmp-")]
+    for state in sorted(states, key=_last_use, reverse=True):
+        limit -= sum(file.stat().st_size for file in state.parent.iterdir())
+        if limit < 0 and state.parent != newest:
+            log.info("template %s makes room", state.parent.name)
+            shutil.rmtree(state.parent, ignore_errors=True)
+
+
+def _last_use(state: Path) -> float:
+    try:
+        return state.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[bool]:
+    """The lock of one template, if nobody has it. It goes with its holder, however that ends."""
+    descriptor = os.open(cache_dir() / "templates" / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Templates: a sandbox that is set up once, and any number of others that go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import evolve
+
+from pykata.container import Container, fresh_container
+from pykata.errors import ConfigError, SandboxClosedError
+from pykata.options import check_cmd, check_env, check_seconds, forked
+from pykata.origin import Origin
+from pykata.running import Running
+from pykata.sandbox import Sandbox
+
+Setup = Callable[[Container], Awaitable[object]]
+
+
+class Template:
+    """A sandbox that was set up once, saved, and goes on in as many as one likes.
+
+    ::
+
+        async with Template("./images/app", setup=[["python3", "-c", "import app"]]) as template:
+            async with template.sandbox() as sb:
+                done = await sb.run("./images/app", ["python3", "-m", "app"])
+
+    In each of them a container of ``image`` waits for the first :meth:`Sandbox.run` or :meth:`Sandbox.process` of that
+    image, so that none has to be made for it. With ``setup`` there is another container of the image, ``sb.main``, the
+    same in all of them with whatever runs in it. It is set up by commands, each of which must succeed, or by an async
+    function of the :class:`Container`, whose processes in the background live on in each sandbox.
+
+    ``options`` are those of :class:`Sandbox`. ``env`` is that of the setup's commands alone: each sandbox has its own.
+    Nothing of the maker's gets into the template but what the setup puts there.
+
+    Entering raises what entering a Sandbox raises, and :class:`CommandFailedError` for a setup that failed.
+    """
+
+    def __init__(self, image: str, *, setup: Sequence[Sequence[str]] | Setup | None = None, **options: Any) -> None:
+        self.image = image
+        """What its containers are made from."""
+        self._setup = setup if callable(setup) or setup is None else [check_cmd(each, "setup") or () for each in setup]
+        if options.setdefault("template", "auto") not in ("auto", "off"):
+            raise ConfigError("a template can't be made from another one")
+        self._sandbox = Sandbox(**options)
+        hypervisor = self._sandbox.options.hypervisor.saving()      # raises why it can't be
+        self._env = self._sandbox.options.env
+        self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={})
+        self._stack = AsyncExitStack()
+        self._origin: Origin | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._origin is not None:
+            raise SandboxClosedError("this template is entered already", hint="one block makes it, and many use it")
+        async with AsyncExitStack() as stack:
+            self._origin = await self._made(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._origin = None
+        await self._stack.__aexit__(kind, error, trace)
+
+    def sandbox(
+        self, *, env: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> Sandbox:
+        """A sandbox that goes on from here, to be entered while the template is; it may stay open longer.
+
+        ``env`` and ``timeout`` are as for :class:`Sandbox`.
+        """
+        if self._origin is None:
+            raise SandboxClosedError("this template is not open", hint="use it inside its 'async with' block")
+        options = forked(self._sandbox.options, self._origin)
+        return Sandbox._of(evolve(options, env=check_env(env), timeout=check_seconds("timeout", timeout)))
+
+    async def _made(self, stack: AsyncExitStack) -> Origin:
+        """The saved guest. Its memory and its image stay on the ``stack``."""
+        from pykata.saving import origin  # who imports pykata need not wait for it
+
+        async with AsyncExitStack() as making:
+            running = (await making.enter_async_context(self._sandbox))._open
+            if self._setup is not None:
+                main = await making.enter_async_context(self._sandbox.container(self.image))
+                await self._set_up(main)
+                running.main = main.id
+            await making.enter_async_context(fresh_container(running, self.image))
+            await self._hold_image(stack, running)
+            greeting = await running.agent.park()
+            # Nobody talks to this guest any more: what is to be undone in it goes with its machine.
+            running.broken = SandboxClosedError("this sandbox has become a template")
+            vm = await stack.enter_async_context(running.vm.saved())
+            return origin(running, vm, "template", greeting, parked=True)
+
+    async def _set_up(self, main: Container) -> None:
+        if callable(self._setup):
+            await self._setup(main)
+            return
+        for command in self._setup or ():
+            await main.run(command, env=self._env, check=True)
+
+    async def _hold_image(self, stack: AsyncExitStack, running: Running) -> None:
+        """Who clears the cache of images leaves this one alone."""
+        from pykata.rootfs import found
+
+        image = await found(running.options, running.bundle, self.image)
+        await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))

@@ -1,0 +1,108 @@
+"""Sandboxes that go on from a running one, and from one on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pykata import Sandbox
+from pykata.errors import ConfigError, SavedDamagedError, SavedElsewhereError
+from tests.vm.conftest import BUSYBOX
+
+COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i > /count; echo $i; sleep 0.1; done"
+
+TELL = "cat /file /run/pykata/generation; hostname; until [ -e /told ]; do sleep 0.1; done; cat /told"
+
+
+def sandbox(**options: object) -> Sandbox:
+    return Sandbox(isolation="emulated", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", ["auto", "off"])
+async def test_processes_go_on_in_all(template: str) -> None:
+    async with (
+        sandbox(template=template) as parent, parent.container(BUSYBOX) as c,
+        c.process(["sh", "-c", COUNTING]) as counting, AsyncExitStack() as stack,
+    ):  # fmt: skip
+        await anext(counting.stdout)
+        await c.run(["sh", "-c", "echo parents > /file"])
+        children = await parent.fork(2, signal=10)
+        for child in children:
+            await stack.enter_async_context(child)
+            assert child.timings.start == "fork"
+            inside = child.containers[c.id]
+            done = await inside.run(["sh", "-c", TELL])
+            file, generation, name, told = done.stdout.split()
+            assert (file, told) == ("parents", "told")
+            assert int(generation) > 0
+            assert name == child.options.hostname != parent.options.hostname
+            before = int((await inside.run(["cat", "/count"])).stdout)
+            await anyio.sleep(0.5)
+            assert int((await inside.run(["cat", "/count"])).stdout) > before
+        assert (await c.run(["ls", "/told"])).exit_code != 0        # nobody told the parent's
+        last = int((await c.run(["cat", "/count"])).stdout)
+        # Its output is the parent's still, and whole.
+        seen = ""
+        while not seen.endswith(f"\n{last}\n"):
+            seen += (await anext(counting.stdout)).decode()
+        assert seen.split() == [str(number) for number in range(2, last + 1)][-len(seen.split()):]
+
+
+async def test_a_child_outlives_its_parent_and_has_children() -> None:
+    async with AsyncExitStack() as stack:
+        async with sandbox() as parent, parent.container(BUSYBOX) as c:
+            await c.run(["sh", "-c", "echo 1 > /file"])
+            (child,) = await parent.fork()
+            await stack.enter_async_context(child)
+        inside = child.containers[c.id]
+        await inside.run(["sh", "-c", "echo 2 >> /file"])
+        (grandchild,) = await child.fork()
+        async with grandchild:
+            assert (await grandchild.containers[c.id].run(["cat", "/file"])).stdout == "1\n2\n"
+            assert (await grandchild.run(BUSYBOX, ["echo", "new"])).stdout == "new\n"
+        with pytest.raises(ConfigError, match="count=0"):
+            await child.fork(0)
+
+
+async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
+    async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", COUNTING]) as counting:
+        await anext(counting.stdout)
+        await sb.snapshot(tmp_path / "saved")
+        await c.run(["sh", "-c", "echo later > /later"])
+    shutil.copytree(tmp_path / "saved", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "saved")
+    async with Sandbox.restore(tmp_path / "copy", isolation="emulated") as again:
+        assert again.timings.start == "snapshot"
+        inside = again.containers[c.id]
+        assert (await inside.run(["ls", "/later"])).exit_code != 0
+        before = int((await inside.run(["cat", "/count"])).stdout)
+        await anyio.sleep(0.5)
+        assert int((await inside.run(["cat", "/count"])).stdout) > before
+        assert abs(int((await inside.run(["date", "+%s"])).stdout) - time.time()) < 60
+    with pytest.raises(SavedElsewhereError, match="memory '256', here '128'"):
+        async with Sandbox.restore(tmp_path / "copy", isolation="emulated", memory=128):
+            pass
+    (tmp_path / "copy" / "memory").write_bytes(b"")
+    with pytest.raises(SavedDamagedError, match="memory has 0 bytes"):
+        async with Sandbox.restore(tmp_path / "copy", isolation="emulated"):
+            pass
+    with pytest.raises(FileNotFoundError):
+        async with Sandbox.restore(tmp_path / "none", isolation="emulated"):
+            pass
+
+
+async def test_a_pause_stops_everything_but_the_clock() -> None:
+    async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", COUNTING]) as counting:
+        await anext(counting.stdout)
+        await sb.pause()
+        while counting.stdout.take():
+            pass
+        await anyio.sleep(1.5)
+        await sb.resume()
+        assert abs(int((await c.run(["date", "+%s"])).stdout) - time.time()) < 60
+        assert (await anext(counting.stdout)).strip()

@@ -1,0 +1,199 @@
+
+"""Sandboxes that go on from a template, with a real guest in them."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from pykata import Container, Sandbox, SandboxClosedError, Template, TemplateWarning
+from pykata.errors import CommandFailedError, ConfigError
+from pykata.host import cache_dir
+from pykata.hypervisors.qemu import QEMU
+from tests.vm.conftest import BUSYBOX
+
+IDENTITY = (
+    "hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id;"
+    " head -c 16 /dev/urandom | md5sum; cat /run/pykata/generation; date +%s"
+)
+
+
+def sandbox(**options: object) -> Sandbox:
+    return Sandbox(isolation="emulated", template="auto", **options)  # type: ignore[arg-type]
+
+
+def kept() -> list[Path]:
+    """The templates in the cache."""
+    return [state.parent for state in (cache_dir() / "templates").glob("*/state.json")]
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No template is there yet."""
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "cache"))
+
+
+async def identity(sb: Sandbox) -> list[str]:
+    return (await sb.run(BUSYBOX, ["sh", "-c", IDENTITY], check=True)).stdout.split("\n")
+
+
+@pytest.mark.usefixtures("empty")
+async def test_the_first_is_booted_and_the_others_are_not() -> None:
+    async with sandbox() as first:
+        assert first.timings.start == "boot"
+        assert "no template" in first.timings.why
+        assert (await first.run(BUSYBOX, ["echo", "1"])).stdout == "1\n"
+        (folder,) = kept()
+        assert {oct(path.stat().st_mode & 0o777) for path in [folder, *folder.iterdir()]} == {"0o700", "0o600"}
+        async with sandbox() as second, sandbox(memory=192) as other:
+            assert second.timings.start == "template"
+            assert (await second.run(BUSYBOX, ["echo", "2"])).stdout == "2\n"
+            assert other.timings.start == "boot"        # of another kind
+    assert len(kept()) == 2
+
+
+async def test_no_two_are_alike() -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(sandbox())
+        all_of_them = [await identity(await stack.enter_async_context(sandbox())) for _ in range(3)]
+    for number, what in enumerate(["hostname", "/etc/hostname", "machine-id", "boot id", "urandom"]):
+        assert len({each[number] for each in all_of_them}) == 3, what
+    for each in all_of_them:
+        assert each[0] == each[1]
+        assert each[5] == "1"
+        assert abs(int(each[6]) - time.time()) < 60
+
+
+async def test_options_hold_in_one_from_a_template() -> None:
+    async with sandbox(), sandbox(hostname="named", env={"A": "1", "B": "2"}, disk="8M", timeout=30) as sb:
+        assert sb.timings.start == "template"
+        done = await sb.run(BUSYBOX, ["sh", "-c", "hostname; echo $A $B; df -m / | tail -1"], env={"B": "3"})
+        name, env, root = done.stdout.splitlines()
+        assert (name, env) == ("named", "1 3")
+        assert root.split()[1] == "8"
+
+
+@pytest.mark.usefixtures("empty")
+async def test_what_a_sandbox_has_of_its_own_is_not_in_the_template() -> None:
+    secret = f"s3cret-{time.time_ns()}"
+    async with sandbox(env={"TOKEN": secret}, hostname="my-own-name") as first:
+        assert (await first.run(BUSYBOX, ["sh", "-c", "echo $TOKEN"])).stdout.strip() == secret
+    (folder,) = kept()
+    memory = (folder / "memory").read_bytes()
+    assert b"pykata-agent" in memory        # this would find it
+    assert secret.encode() not in memory
+    assert b"my-own-name" not in memory
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing", "not json"])
+async def test_a_damaged_one_is_found_and_made_anew(how: str) -> None:
+    async with sandbox():
+        (folder,) = kept()
+    match how:
+        case "flipped":
+            with (folder / "memory").open("r+b") as file:
+                file.seek(5_000_000)
+                file.write(b"\xff\x00\xff")
+        case "truncated":
+            (folder / "memory").write_bytes((folder / "memory").read_bytes()[:-1])
+        case "missing":
+            (folder / "devices").unlink()
+        case _:
+            (folder / "state.json").write_text("{")
+    with pytest.warns(TemplateWarning, match="template was removed") as caught:
+        async with sandbox() as sb:
+            assert sb.timings.start == "boot"
+    assert len([each for each in caught if each.category is TemplateWarning]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TemplateWarning)
+        async with sandbox() as sb:
+            assert sb.timings.start == "template"
+
+
+@pytest.mark.usefixtures("empty")
+async def test_the_least_recently_used_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sandbox(memory=64):
+        pass
+    (first,) = kept()
+    size = sum(path.stat().st_size for path in first.iterdir())
+    monkeypatch.setenv("PYKATA_TEMPLATES_SIZE", str(int(size * 1.5)))
+    async with sandbox(memory=65):
+        pass
+    (second,) = kept()
+    assert second != first
+
+
+async def test_what_can_not_be_saved_is_booted_and_says_so() -> None:
+    async with sandbox(hypervisor=QEMU(accel="tcg", agent="serial", machine="q35")) as first:
+        assert first.timings.start == "boot"
+    async with Sandbox(isolation="emulated", template="off") as off:
+        assert (off.timings.start, off.timings.why) == ("boot", "")
+    with pytest.raises(ConfigError, match="template="):
+        Sandbox(template="always")  # type: ignore[arg-type]
+
+
+# --- Template ---
+
+
+async def test_a_template_with_commands() -> None:
+    setup = [["sh", "-c", "echo made > /made"], ["sh", "-c", "(while :; do date +%s > /ticking; sleep 0.1; done) &"]]
+    async with Template(BUSYBOX, setup=setup, isolation="emulated", env={"SECRET": "x"}) as template:
+        async with template.sandbox(env={"OWN": "1"}) as one, template.sandbox() as two:
+            assert one.timings.start == "template"
+            for sb in (one, two):
+                done = await sb.main.run(["sh", "-c", "cat /made; sleep 0.5; cat /ticking; echo $OWN$SECRET."])
+                made, ticking, own = done.stdout.splitlines()
+                assert made == "made"
+                assert abs(int(ticking) - time.time()) < 60
+                assert own == ("1." if sb is one else ".")
+            await one.main.run(["sh", "-c", "echo changed > /made"])
+            assert (await two.main.run(["cat", "/made"])).stdout == "made\n"
+            names = [(await sb.main.run(["sh", "-c", "hostname; cat /etc/hostname"])).stdout for sb in (one, two)]
+            assert names == [f"{sb.options.hostname}\n" * 2 for sb in (one, two)]
+        leftover = template.sandbox()
+    with pytest.raises(SandboxClosedError):
+        template.sandbox()
+    del leftover
+
+
+async def test_the_first_command_takes_the_container_that_waits() -> None:
+    async with Template(BUSYBOX, isolation="emulated") as template:
+        async with template.sandbox(env={"A": "1"}) as sb:
+            def waiting() -> int:
+                return sum(one.fresh for one in sb._open.containers.values())
+
+            assert waiting() == 1
+            script = "echo $A $B $HOME; touch /x; ls /; cat; exit 3"
+            done = await sb.run(BUSYBOX, ["sh", "-c", script], env={"B": "2"}, input="in")
+            assert waiting() == 0
+            again = await sb.run(BUSYBOX, ["sh", "-c", script], env={"B": "2"}, input="in")
+            assert (done.exit_code, done.stdout) == (again.exit_code, again.stdout)
+            assert done.stdout.startswith("1 2 /root\n")
+        async with template.sandbox() as sb:        # another user than that of the process that waits
+            assert (await sb.run(BUSYBOX, ["id", "-u"], user="1000", cwd="/tmp")).stdout == "1000\n"
+        async with template.sandbox() as sb:
+            assert (await sb.run(BUSYBOX, ["no-such-program"])).exit_code == 127
+        async with template.sandbox() as sb:        # longer than what can be told to one that waits
+            long = ["x" * 30_000] * 3
+            assert (await sb.run(BUSYBOX, ["sh", "-c", "echo $*", "sh", *long])).stdout == " ".join(long) + "\n"
+
+
+async def test_a_template_with_a_function_and_what_fails_in_it() -> None:
+    async def setup(main: Container) -> None:
+        await main.files.write_bytes("/made", b"by a function")
+        await main.run(["false"], check=fails)
+
+    fails = False
+    async with Template(BUSYBOX, setup=setup, isolation="emulated") as template, template.sandbox() as sb:
+        assert await sb.main.files.read_bytes("/made") == b"by a function"
+    fails = True
+    with pytest.raises(CommandFailedError):
+        async with Template(BUSYBOX, setup=setup, isolation="emulated"):
+            pass
+    with pytest.raises(ConfigError, match="vsock"):
+        Template(BUSYBOX, hypervisor=QEMU(agent="vsock"), isolation="emulated")
