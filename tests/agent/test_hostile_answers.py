@@ -7,6 +7,7 @@ import pytest
 
 from pykata.agent.client import AgentClient, Exited, OutputEvent, RunStream, Stderr, Stdout
 from pykata.agent.stream import frame as grpc_message
+from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import Exited as ExitedMessage
 from pykata.agent.v1 import Process, RunResponse, SetupRequest, SetupResponse, Start, Started, StatsResponse
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, AgentRefusedError
@@ -16,6 +17,7 @@ GUARD = 30.0    # seconds; only a hang takes that long
 START = Start(container_id="c", process=Process(id="p", args=["true"]))
 STATS = bytes(StatsResponse(agent_rss=1))
 STARTED = bytes(RunResponse(started=Started(pid=1)))
+ENDED = bytes(RunResponse(ended=EndedMessage(stdout=True)))
 EXITED = bytes(RunResponse(exited=ExitedMessage(exit_code=0)))
 Pairs = tuple[tuple[bytes, bytes], ...]
 
@@ -176,6 +178,9 @@ RUNS: dict[str, list[bytes]] = {
     "unknown answer": [STARTED, b"\x7a\x00"],
     "truncated length": [STARTED, b"\x12\xff"],
     "truncated exit": [STARTED, b"\x22\x05\x08"],
+    "ends stdout, and goes on with it": [STARTED, ENDED, bytes(RunResponse(stdout=b"x"))],
+    "room for stdin that nobody asked for": [STARTED, bytes(RunResponse(stdin_window=1))],
+    "truncated end of a stream": [STARTED, b"\x2a\x02\x08"],
     "goes on after the exit": [STARTED, EXITED, bytes(RunResponse(stdout=b"x"))],
     "exits twice": [STARTED, EXITED, EXITED],
 }

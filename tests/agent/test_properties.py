@@ -177,6 +177,54 @@ def test_arbitrary_chunking(
     assert got == outputs
 
 
+news = st.builds(Room, st.integers(1, 1000)) | st.builds(Ended, st.booleans(), st.booleans())
+
+
+@settings(max_examples=200, deadline=None)
+@given(pieces_of_output.flatmap(lambda output: st.tuples(st.just(output), st.lists(news, max_size=6))), ends, st.data())
+def test_windows(given_: tuple[list[OutputEvent], list[OutputEvent]], end: Exited, chance: st.DataObject) -> None:
+    """Output, ends of streams and room for input in any order: what may be is passed on, and nothing else is."""
+    events: list[OutputEvent] = chance.draw(st.permutations([*given_[0], *given_[1]]))
+    window = chance.draw(st.integers(1, 300_000))
+    start = Start(container_id="c", process=Process(id="p", args=["true"]), window=window)
+
+    # What an agent may do, in other words than the code's.
+    good: list[OutputEvent] = []
+    left, over = {Stdout: window, Stderr: window}, {Stdout: False, Stderr: False}
+    for event in [*events, end]:
+        if isinstance(event, Stdout | Stderr):
+            left[type(event)] -= len(event.data)
+            if left[type(event)] < 0 or over[type(event)]:
+                break
+        if isinstance(event, Ended):
+            over[Stdout] |= event.stdout
+            over[Stderr] |= event.stderr
+        good.append(event)
+    got: list[OutputEvent] = []
+
+    async def main() -> None:
+        channel = connected()
+        async with AgentClient(channel).run(start) as command:
+            feeding = asyncio.create_task(arrive(channel))
+            try:
+                async for event in command:
+                    got.append(event)
+            except AgentProtocolError:
+                assert end not in good
+            finally:
+                await feeding
+
+    async def arrive(channel: Channel) -> None:
+        feed(channel, GREETING)
+        for piece in answer(1, [*events, end], [16_384]):
+            feed(channel, piece)
+            await asyncio.sleep(0)      # the reader keeps up with its window
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert got == good
+
+
 @given(st.binary(min_size=1, max_size=300) | st.integers(1, 70_000).map(bytes))
 def test_fast_decoding_is_the_same(data: bytes) -> None:
     assert stdio(bytes(RunResponse(stdout=data))) == Stdout(data)
