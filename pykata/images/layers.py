@@ -13,7 +13,7 @@ image. In return nothing is written before all digests are known to be right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -24,10 +24,11 @@ from pykata.images.compression import ForeignCompressionError, decompressed
 from pykata.images.entry import BadEntryError, Entry
 from pykata.images.layer import Layer
 from pykata.images.limits import Limits
+from pykata.images.plan import Plan, plan
 from pykata.images.stream import Reader, StreamError, Tally, read_chunks
 from pykata.images.tar_reader import TarReader
 from pykata.images.tar_writer import END, header, padding
-from pykata.images.tree import Plan, Tree, plan
+from pykata.images.tree import Tree
 
 BUFFER = 256 * 1024
 
@@ -85,12 +86,12 @@ def write_layers(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> No
         raise ImageCorruptError(f"it has {len(layers)} layers, more than {limits.layers}")
     merged, digests = _merge(layers, limits, dest)
     out = Output(dest)
-    for entry in merged.heads:
+    for entry in merged.heads():
         out.write(header(entry))
     for number, layer in enumerate(layers):
-        if wanted := merged.files.get(number):
+        if merged.has_files(number):
             with _opened(layer, dest, again=digests[number]) as archive:
-                _copy(archive.reader, wanted, out)
+                _copy(archive.reader, merged.files(number), out)
     for entry in merged.links:
         out.write(header(entry))
     out.write(END)
@@ -118,7 +119,7 @@ def _counted(archive: _Archive, budget: _Budget) -> Iterator[Entry]:
         yield entry
 
 
-def _copy(reader: Reader, wanted: list[Entry], out: Output) -> None:
+def _copy(reader: Reader, wanted: Iterable[Entry], out: Output) -> None:
     for entry in wanted:
         reader.skip(entry.offset - reader.position)
         out.write(header(entry))

@@ -13,7 +13,7 @@ class Limits:
 
     ``size`` bounds the uncompressed layers in bytes, ``holes`` what its sparse files pretend to be on top of that: half
     a second of tar2sqfs for each GiB, which at 256 GiB crashes. ``entries`` bounds the files of all layers together,
-    each of which takes about 700 bytes of memory while the image is converted, and ``names`` the bytes of their names
+    each of which takes about 300 bytes of memory while the image is converted, and ``names`` the bytes of their names
     and attributes, which stay in memory as well.
     """
 

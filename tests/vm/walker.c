@@ -54,7 +54,7 @@ static void walk(const char *path) {
     struct stat s;
     for (size_t i = 0; i < sizeof skipped / sizeof *skipped; i++)
         if (strcmp(inside, skipped[i]) == 0) return;
-    if (lstat(path, &s)) { perror(path); exit(1); }
+    if (lstat(*path ? path : "/", &s)) { perror(path); exit(1); }
     quoted((const unsigned char *)(*inside ? inside : "/"), strlen(*inside ? inside : "/"));
     printf(" %o %u:%u", s.st_mode, s.st_uid, s.st_gid);
     if (S_ISCHR(s.st_mode) || S_ISBLK(s.st_mode)) printf(" %u:%u", major(s.st_rdev), minor(s.st_rdev));
@@ -65,7 +65,7 @@ static void walk(const char *path) {
         printf(" -> ");
         quoted((unsigned char *)target, length > 0 ? length : 0);
     }
-    attributes(path);
+    attributes(*path ? path : "/");
     putchar('\n');
     if (!S_ISDIR(s.st_mode)) return;
     struct dirent **entries;
