@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
     from pykata.net.none import NoNetwork
+    from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
     from pykata.sandbox import Sandbox
@@ -138,6 +139,8 @@ __all__ = [
     "LogPiece",
     "NoNetwork",
     "NotPermittedError",
+    "Pool",
+    "PoolStats",
     "Process",
     "PullEvent",
     "PykataError",
@@ -190,6 +193,7 @@ _HOMES = {
     "pykata.hypervisors.qemu": "QEMU",
     "pykata.net.none": "NoNetwork",
     "pykata.probe": "CheckItem CheckReport check",
+    "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
     "pykata.spec": "Features Image ImageConfig PullEvent Registries Terminal Timings",

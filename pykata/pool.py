@@ -1,0 +1,226 @@
+"""Sandboxes that are ready before somebody asks for one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import anyio
+from attrs import define, field, frozen
+
+from pykata.concurrency import alongside
+from pykata.errors import ConfigError, PykataError, SandboxClosedError
+from pykata.host import finish
+from pykata.options import check_count
+from pykata.sandbox import Sandbox
+from pykata.templates import Template
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""Seconds until the next attempt after a start that failed and that nobody was waiting for."""
+
+
+@frozen
+class PoolStats:
+    """What a pool has and has done."""
+
+    ready: int
+    """Sandboxes that wait for somebody."""
+    in_use: int
+    """Sandboxes that were given away, and aren't back."""
+    waiting: int
+    """Tasks that wait for a sandbox."""
+    started: int
+    """Sandboxes that were started, ever."""
+    failed: int
+    """Starts that failed."""
+    died: int
+    """Sandboxes that ended while they were waiting for somebody."""
+
+
+@define(eq=False)
+class _Ready:
+    sandbox: Sandbox
+    watch: anyio.CancelScope = field(factory=anyio.CancelScope)
+
+
+class Pool:
+    """Sandboxes of a template, some of which are always ready.
+
+    ::
+
+        async with Template("./images/app") as template, Pool(template, size=4) as pool:
+            async with pool.acquire() as sb:
+                done = await sb.run("./images/app", ["handle"])
+
+    ``size`` are kept ready; one that was taken is replaced in the background. There are never more than ``limit``
+    altogether, with those in use (default: no limit). Who waits is served in the order of coming. One that ends while
+    nobody has it is replaced. Each is used once: when it is given back it is gone.
+    """
+
+    def __init__(self, template: Template, *, size: int = 2, limit: int | None = None) -> None:
+        self._template = template
+        self._size = check_count("size", size)
+        self._limit = None if limit is None else check_count("limit", limit)
+        if self._limit is not None and self._limit < self._size:
+            raise ConfigError(f"limit={limit} is less than size={size}")
+        self._stack = AsyncExitStack()
+        self._ready: deque[_Ready] = deque()
+        self._waiting: deque[asyncio.Future[Sandbox]] = deque()
+        self._is_open = False
+        self._changed = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._starting = self._in_use = self._started = self._failed = self._died = 0
+
+    async def __aenter__(self) -> Self:
+        if self._is_open:
+            raise SandboxClosedError("this pool is entered already", hint="make a Pool for each block")
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._drain)
+            await stack.enter_async_context(alongside(self._fill()))
+            self._stack = stack.pop_all()
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_open = False
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def stats(self) -> PoolStats:
+        """What it has now, and has done."""
+        return PoolStats(
+            ready=len(self._ready), in_use=self._in_use, waiting=len(self._waiting), started=self._started,
+            failed=self._failed, died=self._died,
+        )  # fmt: skip
+
+    async def filled(self) -> None:
+        """Wait until as many are ready as shall be."""
+        while len(self._ready) < self._size:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Sandbox]:
+        """A sandbox that nobody else has had; gone when the block is left.
+
+        Waits if none is ready. Raises why the one that was started for it couldn't be.
+        """
+        sandbox = await self._take()
+        self._in_use += 1
+        try:
+            yield sandbox
+        finally:
+            try:
+                await finish(sandbox.__aexit__(None, None, None))
+            finally:
+                self._in_use -= 1
+                self._changed.set()
+
+    async def _take(self) -> Sandbox:
+        if not self._is_open:
+            raise SandboxClosedError("this pool is not open", hint="use it inside its 'async with' block")
+        self._changed.set()
+        if self._ready:
+            ready = self._ready.popleft()
+            ready.watch.cancel()
+            return ready.sandbox
+        turn: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._pass_on(turn.result())        # it came as we were leaving
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def _pass_on(self, sandbox: Sandbox) -> bool:
+        """Give it to who has waited longest; without one it is ready for the next. True: somebody has it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(sandbox)
+                return True
+        self._ready.appendleft(_Ready(sandbox))
+        self._arrived.set()
+        return False
+
+    # --- in the background ---
+
+    async def _fill(self) -> None:
+        """Start what is missing, as many at a time as there are cores, until the pool is left."""
+        cores = len(os.sched_getaffinity(0))
+        async with anyio.create_task_group() as group:
+            while True:
+                self._changed.clear()
+                while self._starting < min(self._missing(), cores):
+                    self._starting += 1
+                    group.start_soon(self._start, group)
+                await self._changed.wait()
+
+    def _missing(self) -> int:
+        """How many have to be started, those that are being started included."""
+        wanted = self._size - len(self._ready) + len(self._waiting)
+        if self._limit is None:
+            return wanted
+        return min(wanted, self._limit - len(self._ready) - self._in_use)
+
+    async def _start(self, group: anyio.abc.TaskGroup) -> None:
+        try:
+            sandbox = self._template.sandbox()
+            try:
+                await sandbox.__aenter__()
+            except PykataError as error:
+                self._failed += 1
+                await self._tell(error)
+                return
+            self._started += 1
+            self._give(sandbox, group)
+        finally:
+            self._starting -= 1
+            self._changed.set()
+
+    async def _tell(self, error: PykataError) -> None:
+        """A start failed: who has waited longest is told. If nobody waits, the next attempt does."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(error)
+                return
+        log.warning("a sandbox of the pool didn't start: %s", error)
+        await anyio.sleep(PATIENCE)
+
+    def _give(self, sandbox: Sandbox, group: anyio.abc.TaskGroup) -> None:
+        if not self._pass_on(sandbox):
+            group.start_soon(self._watch, self._ready[0])
+
+    async def _watch(self, ready: _Ready) -> None:
+        """See to it that one that ends is replaced, rather than given to somebody."""
+        with ready.watch:
+            await ready.sandbox._open.vm.died()
+            self._ready.remove(ready)
+            self._died += 1
+            await finish(ready.sandbox.__aexit__(None, None, None))
+            self._changed.set()
+
+    async def _drain(self) -> None:
+        """The end: nothing is started any more."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(SandboxClosedError("the pool was left while this waited for a sandbox"))
+        self._waiting.clear()
+        async with AsyncExitStack() as stack:
+            while self._ready:
+                stack.push_async_exit(self._ready.pop().sandbox)

@@ -1,0 +1,84 @@
+"""Sandboxes that are ready before somebody asks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from pykata import Pool, SandboxClosedError, Template
+from pykata.errors import ConfigError
+from tests.vm.conftest import BUSYBOX
+
+
+@pytest.fixture
+async def template(bundle: object) -> AsyncIterator[Template]:
+    async with Template(BUSYBOX, isolation="emulated") as made:
+        yield made
+
+
+async def test_one_that_was_taken_is_replaced(template: Template) -> None:
+    async with Pool(template, size=2) as pool:
+        await pool.filled()
+        async with pool.acquire() as one, pool.acquire() as other:
+            assert pool.stats.in_use == 2
+            assert one.options.hostname != other.options.hostname
+            assert (await one.run(BUSYBOX, ["hostname"])).stdout.strip() == one.options.hostname
+            await pool.filled()
+        assert pool.stats.in_use == 0
+        assert pool.stats.started == 4
+    with pytest.raises(SandboxClosedError):
+        async with pool.acquire():
+            pass
+
+
+async def test_one_that_died_is_given_to_nobody(template: Template) -> None:
+    async with Pool(template, size=1) as pool:
+        await pool.filled()
+        first = pool._ready[0].sandbox._open.vm
+        os.kill(first.pid, signal.SIGKILL)
+        await first.died()
+        with anyio.fail_after(60):
+            while not pool.stats.died:
+                await anyio.lowlevel.checkpoint()
+        await pool.filled()
+        assert (pool.stats.died, pool.stats.started) == (1, 2)
+        async with pool.acquire() as sb:
+            assert (await sb.run(BUSYBOX, ["echo", "alive"])).stdout == "alive\n"
+
+
+async def test_who_comes_first_is_served_first_and_there_is_a_limit(template: Template) -> None:
+    order: list[int] = []
+    most = 0
+    async with Pool(template, size=1, limit=2) as pool:
+
+        async def use(number: int) -> None:
+            nonlocal most
+            async with pool.acquire() as sb:
+                order.append(number)
+                most = max(most, pool.stats.in_use + pool.stats.ready)
+                assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
+
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(use, number)
+                await anyio.lowlevel.checkpoint()
+    assert order == sorted(order)
+    assert most <= 2
+    with pytest.raises(ConfigError, match="limit=1 is less than size=2"):
+        Pool(template, size=2, limit=1)
+
+
+async def test_a_wait_that_is_cancelled_takes_nothing(template: Template) -> None:
+    async with Pool(template, size=1, limit=1) as pool:
+        async with pool.acquire():
+            with anyio.move_on_after(0.2) as waiting:
+                async with pool.acquire():
+                    pytest.fail("there is one only")
+            assert waiting.cancelled_caught
+            assert pool.stats.waiting == 0
+        async with pool.acquire() as sb:
+            assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
