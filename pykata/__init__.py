@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         SandboxClosedError,
         SavedDamagedError,
         SavedElsewhereError,
+        ShareLostError,
         ToolFailedError,
         ToolMissingError,
         ToolTooOldError,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
+    from pykata.volumes import Bind, Tmpfs
 
 __all__ = [
     "QEMU",
@@ -91,6 +93,7 @@ __all__ = [
     "AgentRefusedError",
     "AgentTimeoutError",
     "Background",
+    "Bind",
     "Block",
     "BootError",
     "BootTimeoutError",
@@ -153,12 +156,14 @@ __all__ = [
     "SandboxClosedError",
     "SavedDamagedError",
     "SavedElsewhereError",
+    "ShareLostError",
     "Stats",
     "StoredImage",
     "Template",
     "TemplateWarning",
     "Terminal",
     "Timings",
+    "Tmpfs",
     "ToolFailedError",
     "ToolMissingError",
     "ToolTooOldError",
@@ -200,6 +205,7 @@ _HOMES = {
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
+    "pykata.volumes": "Bind Tmpfs",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +20,7 @@ from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationErro
 from pykata.guest import Bundle, find_bundle
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
+from pykata.lost import ended_with, explained
 from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
 from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
@@ -85,7 +86,7 @@ async def booted(stack: AsyncExitStack, begun: Begun) -> Running:
 
     async def talk(vm: VM) -> tuple[AgentClient, SetupResponse]:
         agent = await stack.enter_async_context(connected(vm, await _dialled(vm, machine.spec.transport)))
-        return agent, await set_up(vm, agent, begun.options, machine.network)
+        return agent, await set_up(vm, agent, begun.options, machine.attachment)
 
     slot, vm, (agent, answer) = await up(stack, begun.options, machine, talk)
     return Running(
@@ -100,21 +101,30 @@ class Machine:
 
     directory: Path
     bundle: Bundle
-    network: Attachment
+    attachment: Attachment
     spec: VMSpec
 
 
 async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | None = None) -> Machine:
-    """Run directory, network and transport, on the ``stack``."""
+    """Run directory, network, volumes and transport, on the ``stack``."""
     bundle = find_bundle()
     directory = await stack.enter_async_context(run_dir())
     network = await stack.enter_async_context(options.network.attach(directory))
+    attachment = network + await stack.enter_async_context(_volumes(options, directory))
     transport = await stack.enter_async_context(options.hypervisor.transport(directory))
     spec = VMSpec(
         kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,
-        devices=network.devices, boot_timeout=options.boot_timeout, saved=saved,
+        devices=attachment.devices, boot_timeout=options.boot_timeout, saved=saved,
     )  # fmt: skip
-    return Machine(directory, bundle, network, spec)
+    return Machine(directory, bundle, attachment, spec)
+
+
+def _volumes(options: Options, directory: Path) -> AbstractAsyncContextManager[Attachment]:
+    if not options.volumes:
+        return nullcontext(Attachment())
+    from pykata.volumes import attached as shared
+
+    return shared(options.volumes, directory)
 
 
 async def up(
@@ -129,8 +139,10 @@ async def up(
         slot = time.monotonic()
         try:
             with anyio.fail_after(options.boot_timeout):
-                vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+                async with explained(machine.attachment):
+                    vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
                 console.append(vm)
+                await stack.enter_async_context(ended_with(vm, machine.attachment))
                 return slot, vm, await talk(vm)
         except TimeoutError as late:
             said = console[0].console() if console else ""
@@ -168,11 +180,11 @@ async def _dialled(vm: VM, transport: Transport) -> socket.socket:
     raise BootError(f"the guest didn't boot: {dead[0]}", console=vm.console())
 
 
-async def set_up(vm: VM, agent: AgentClient, options: Options, network: Attachment) -> SetupResponse:
+async def set_up(vm: VM, agent: AgentClient, options: Options, attachment: Attachment) -> SetupResponse:
     """The first call. What is behind its failure is raised."""
     from pykata.requests import setup_request
 
-    request = setup_request(options.hostname, network)
+    request = setup_request(options.hostname, attachment)
     try:
         return await agent.setup(request, timeout=options.boot_timeout)
     except AgentError as error:

@@ -33,7 +33,8 @@
     │   ├── BootError                     it never got as far as the agent
     │   │   └── BootTimeoutError (TimeoutError)
     │   └── VMDiedError                   it was running, and ended
-    │       └── GuestPanicError           ... because the guest's kernel panicked
+    │       ├── GuestPanicError           ... because the guest's kernel panicked
+    │       └── ShareLostError            ... because the process ended that served it files of the host
     ├── AgentError                        the agent in the guest
     │   ├── AgentLostError                the connection ended
     │   ├── AgentProtocolError            the guest sent what the protocol doesn't allow
@@ -229,6 +230,10 @@ class VMDiedError(VMError):
 
 class GuestPanicError(VMDiedError):
     """The guest's kernel panicked."""
+
+
+class ShareLostError(VMDiedError):
+    """The process ended that served the virtual machine files of the host; what uses them would hang for ever."""
 
 
 class AgentError(PykataError):

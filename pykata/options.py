@@ -14,13 +14,13 @@ from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
 from pykata.origin import Origin
-from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
+from pykata.spec import Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
+from pykata.volumes import Bind, Volume
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
 
 MAX_NAME = 63
-UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 
 Rlimits = Mapping[str, int | tuple[int, int]]
 """Limits by name, such as ``{"nofile": 1024, "core": (0, -1)}``: soft and hard at once, or both; -1 is none."""
@@ -32,21 +32,8 @@ RLIMITS = (
 """getrlimit(2)."""
 UNLIMITED = 2**64 - 1
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
 _ENV_NAME = re.compile(r"[^=\0]+")
-
-
-def parse_size(name: str, value: object) -> int:
-    """Bytes of a size given as MiB (a number) or as text: ``512``, ``"512M"``, ``"1.5G"``, ``"64MiB"``.
-
-    Raises :class:`ConfigError` that names the argument ``name``.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
-        return int(value * MIB)
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        return int(float(match[1]) * UNITS[match[2].upper()])
-    raise ConfigError(f"{name}={value!r} is not a size", hint='give MiB as a number, or text such as "512M" or "2G"')
 
 
 def check_seconds(name: str, value: object) -> float | None:
@@ -194,6 +181,7 @@ class Options:
     template: TemplatePolicy = "off"
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
     snapshot: Path | None = None                                # the same, on disk
+    volumes: Mapping[str, Volume] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._check_cpus()
@@ -202,8 +190,21 @@ class Options:
                 f"memory={self.memory} MiB is too little for a guest",
                 hint=f"at least {MIN_MEMORY} MiB",
             )
+        if self.shares_directories:
+            features = self.hypervisor.features
+            if not {"virtiofs", "9p"} & set(features.filesystems):
+                raise ConfigError(f"volumes: {features.name} can't share directories of the host")
+            if self.origin is not None:
+                raise ConfigError("a sandbox with directories of the host can't go on from a saved one")
+        if self.volumes and self.snapshot is not None:
+            raise ConfigError("volumes: a snapshot has none", hint="restore it without, and copy files into it")
         if self.disk <= 0:
             raise ConfigError(f"disk={self.disk} bytes leaves nothing to write to")
+
+    @property
+    def shares_directories(self) -> bool:
+        """Whether a process of the host serves files to the machine, which can't be saved then."""
+        return any(isinstance(volume, Bind) for volume in self.volumes.values())
 
     def _check_cpus(self) -> None:
         if not isinstance(self.cpus, int) or isinstance(self.cpus, bool) or self.cpus < 1:

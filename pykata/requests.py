@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from attrs import asdict
+
 from pykata.agent import v1
 from pykata.command import Command
 from pykata.rootfs import Prepared
 from pykata.running import Running
 from pykata.spec import Attachment, Mount
+from pykata.volumes import places
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WINDOW = 1024 * 1024
@@ -69,6 +72,7 @@ def container_request(
             env=[f"{name}={value}" for name, value in env.items()],
             cwd=config.workdir,
             memory_limit=running.memory_limit,
+            volumes=[v1.Volume(**asdict(place)) for place in places(options.volumes)],
         ),
         waiting=v1.Process(id="waiting", user=rootfs.image.config.user) if for_others else None,
     )  # fmt: skip

@@ -96,6 +96,8 @@ class _Kind:
 def _kind(options: Options) -> _Kind:
     """Raises ConfigError that says why there can be no template."""
     hypervisor = options.hypervisor.saving()
+    if options.volumes:
+        raise ConfigError("a template has no volumes")
     if not isinstance(options.network, NoNetwork):
         raise ConfigError("a template has no network")
     options = evolve(options, hypervisor=hypervisor)

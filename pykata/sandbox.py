@@ -33,10 +33,10 @@ from pykata.options import (
     check_template,
     forked,
     new_hostname,
-    parse_size,
 )
 from pykata.process import Process
 from pykata.running import Running
+from pykata.sizes import parse_size
 from pykata.spec import (
     MIB,
     Accel,
@@ -51,6 +51,7 @@ from pykata.spec import (
 )
 from pykata.stats import Stats
 from pykata.strategies import strategy
+from pykata.volumes import Volume, check_volumes
 
 
 class Sandbox:
@@ -69,6 +70,9 @@ class Sandbox:
     at a time than there are cores. ``isolation="hardware"`` refuses to run where there is no hardware virtualization,
     ``"emulated"`` accepts that without a warning. ``pull`` says when a registry is asked for an image: for one that is
     ``"missing"`` here, ``"always"`` or ``"never"``; ``registries`` how, and ``progress`` is told each step of that.
+
+    ``volumes`` are directories and files of the host, and others, by their place in every container of this sandbox:
+    a path is a directory or file that can be written; :class:`Bind` and :class:`Tmpfs` say more.
 
     Raises :class:`ConfigError` at once for what can't be right. Entering raises :class:`BundleError`,
     :class:`HostError`, :class:`BootError` and :class:`AgentError`.
@@ -92,6 +96,7 @@ class Sandbox:
         registries: Registries | None = None,
         progress: Progress | None = None,
         template: TemplatePolicy = "off",
+        volumes: Mapping[str, Volume | str | Path] | None = None,
     ) -> None:
         if isolation not in ("hardware", "emulated", None):
             raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", or None for what the host has')
@@ -112,6 +117,7 @@ class Sandbox:
             registries=registries,
             progress=progress,
             template=check_template(template),
+            volumes=check_volumes(volumes),
         )
         """What was asked for, checked and completed."""
         self._begin()

@@ -34,6 +34,9 @@ def origin(
 async def as_it_is(running: Running, start: Start, *, signal: int = 0) -> AsyncIterator[Origin]:
     """The sandbox with all that runs in it, as long as the block runs."""
     running.check()
+    if running.options.shares_directories:
+        raise ConfigError("this sandbox can't be saved: it has directories of the host",
+                          hint="use Tmpfs volumes, or copy files in")
     if not running.vm.can_be_saved:
         raise ConfigError("this sandbox can't be saved", hint="it takes emulation, and an agent on a serial port")
     async with AsyncExitStack() as stack:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import IO, Literal
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 Accel = Literal["kvm", "tcg"]
 Isolation = Literal["hardware", "emulated"]
@@ -51,7 +51,27 @@ class Nic:
     fds: tuple[int, ...] = ()
 
 
-Device = Disk | Nic
+@frozen
+class Shared:
+    """A directory or a file of the host that a guest gets, as ``name`` among others."""
+
+    name: str
+    path: Path
+    readonly: bool = False
+
+
+@frozen
+class VhostFs:
+    """A virtio-fs device that a daemon serves. ``connection`` leads to the daemon (vhost-user) and goes to the VMM."""
+
+    tag: str
+    connection: socket.socket
+
+
+Device = Disk | Nic | VhostFs
+
+VOLUMES = "/run/pykata/volumes"
+"""Where the agent mounts volumes in the guest, out of any container's sight."""
 
 
 @frozen
@@ -98,6 +118,11 @@ class Attachment:
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     nameservers: tuple[str, ...] = ()
+    lost: tuple[Callable[[], Awaitable[str]], ...] = ()
+    """Each waits until a process has ended without which the machine can't go on, and says what happened."""
+
+    def __add__(self, other: Attachment) -> Attachment:
+        return Attachment(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Attachment)))
 
 
 @frozen

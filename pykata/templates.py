@@ -46,6 +46,8 @@ class Template:
         if options.setdefault("template", "auto") not in ("auto", "off"):
             raise ConfigError("a template can't be made from another one")
         self._sandbox = Sandbox(**options)
+        if self._sandbox.options.shares_directories:
+            raise ConfigError("a template can't have directories of the host", hint="use Tmpfs, or copy files in setup")
         hypervisor = self._sandbox.options.hypervisor.saving()      # raises why it can't be
         self._env = self._sandbox.options.env
         self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={})

@@ -157,6 +157,9 @@ class RemoteVM(VM):
     def console(self) -> str:
         return self._console
 
+    def end(self, why: VMDiedError) -> None:
+        raise NotImplementedError("only the keeper ends its machine")
+
     async def died(self) -> VMDiedError:
         return self._as_death(await self._keeper.gone())
 

@@ -37,6 +37,10 @@ class VM(ABC):
         """The end of what the guest wrote to its console, printable, bounded."""
 
     @abstractmethod
+    def end(self, why: VMDiedError) -> None:
+        """End it now: something that it needs is gone. :meth:`died` says ``why``, unless it has ended already."""
+
+    @abstractmethod
     async def died(self) -> VMDiedError:
         """Wait until the virtual machine has ended without being told to; says why. May be called repeatedly."""
 

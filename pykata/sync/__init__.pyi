@@ -22,6 +22,7 @@ from pykata.options import Options, Rlimits
 from pykata.probe import CheckReport
 from pykata.spec import Accel, Features, Image, Isolation, Phase, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
 from pykata.stats import Stats
+from pykata.volumes import Volume
 from types import TracebackType
 from typing import Self
 
@@ -282,6 +283,7 @@ class Sandbox:
         registries: Registries | None=...,
         progress: Progress | None=...,
         template: TemplatePolicy=...,
+        volumes: Mapping[str, Volume | str | Path] | None=...,
     ) -> None: ...
     @property
     def options(self) -> Options: ...

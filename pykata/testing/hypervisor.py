@@ -69,6 +69,9 @@ class FakeVM(VM):
         assert self._end is not None
         return self._end
 
+    def end(self, why: VMDiedError) -> None:
+        self._stop(why)
+
     def die(self) -> None:
         """End as if the VMM had been killed."""
         self._stop(VMDiedError("the virtual machine was killed by SIGKILL", console=self._console))

@@ -87,6 +87,17 @@ async def test_the_guide_to_detached_sandboxes(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.vm
+async def test_the_guide_to_volumes(capsys: pytest.CaptureFixture[str]) -> None:
+    code = block((ROOT / "docs" / "guides" / "volumes.md").read_text(), "python")
+    namespace: dict[str, Any] = {"pykata": pykata, "__file__": __file__}
+    exec("async def main():\n" + textwrap.indent(code, "    "), namespace)  # noqa: S102
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pykata.EmulationWarning)
+        await namespace["main"]()
+    assert capsys.readouterr().out == "True\n"
+
+
+@pytest.mark.vm
 def test_the_guide_to_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (ROOT / "docs" / "guides" / "notebooks.md").read_text()
     namespace: dict[str, Any] = {}

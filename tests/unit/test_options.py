@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pykata.errors import ConfigError, IsolationError, SandboxClosedError, UnknownStrategyError
 from pykata.hypervisors.qemu import QEMU
-from pykata.options import check_cmd, check_env, check_hostname, parse_size
+from pykata.options import check_cmd, check_env, check_hostname
 from pykata.sandbox import Sandbox
+from pykata.sizes import parse_size
 from pykata.spec import MIB
 
 

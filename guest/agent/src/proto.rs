@@ -179,7 +179,7 @@ pub struct CreateContainerRequest {
 }
 /// What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
 /// agent longer to read than all the rest of the request.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Usual {
     #[prost(string, tag = "1")]
     pub hostname: ::prost::alloc::string::String,
@@ -192,6 +192,21 @@ pub struct Usual {
     /// bytes; 0: the guest's own limit alone
     #[prost(uint64, tag = "4")]
     pub memory_limit: u64,
+    /// mounted in this order, after all else
+    #[prost(message, repeated, tag = "5")]
+    pub volumes: ::prost::alloc::vec::Vec<Volume>,
+}
+/// A volume that Setup mounted, or something in one, in a container. Without devices and setuid, always.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Volume {
+    /// below /run/pykata/volumes
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// absolute path in the container; made if it is missing
+    #[prost(string, tag = "2")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub readonly: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {}

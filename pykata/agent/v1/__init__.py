@@ -39,6 +39,7 @@ __all__ = (
     "StatsResponse",
     "Terminal",
     "Usual",
+    "Volume",
     "Window",
 )
 
@@ -820,8 +821,35 @@ class Usual(betterproto2.Message):
     bytes; 0: the guest's own limit alone
     """
 
+    volumes: "list[Volume]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    mounted in this order, after all else
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "Usual", Usual)
+
+
+@dataclass(eq=False, repr=False)
+class Volume(betterproto2.Message):
+    """
+    A volume that Setup mounted, or something in one, in a container. Without devices and setuid, always.
+    """
+
+    source: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    below /run/pykata/volumes
+    """
+
+    destination: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    absolute path in the container; made if it is missing
+    """
+
+    readonly: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+
+
+default_message_pool.register_message("pykata.agent.v1", "Volume", Volume)
 
 
 @dataclass(eq=False, repr=False)

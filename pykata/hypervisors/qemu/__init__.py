@@ -15,7 +15,7 @@ from pykata.host import find_tool
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import command, version
-from pykata.spec import Accel, Disk, Features, Transport, VMSpec
+from pykata.spec import Accel, Disk, Features, Transport, VhostFs, VMSpec
 
 __all__ = ["QEMU"]
 
@@ -73,7 +73,7 @@ class QEMU(Hypervisor):
         return Features(
             name="qemu",
             disk_slots=self._slots(),
-            filesystems=("block",),
+            filesystems=("block", "virtiofs"),
             networks=("none",),
             templates=self._can_save(),
             max_cpus=64,        # of the guest's kernel, CONFIG_NR_CPUS
@@ -110,7 +110,7 @@ class QEMU(Hypervisor):
         from pykata.hypervisors.qemu.vm import start
 
         self._check(spec)
-        slots = self._slots()
+        slots = self._slots_beside(spec)
         binary, accel = self._binary(), self.accel_here()
         async with start(binary, self.machine, accel, spec, slots=slots, reclaim=self.reclaim) as vm:
             yield vm
@@ -121,6 +121,10 @@ class QEMU(Hypervisor):
         except (ConfigError, HostError):
             return False
         return True
+    def _slots_beside(self, spec: VMSpec) -> int:
+        """Slots for which the other devices leave room: one at least, unless a number was asked for."""
+        room = command.TRANSPORTS[self.machine] - self.reclaim - 1 - len(spec.devices)
+        return self._slots() if self.disk_slots is not None else max(1, min(room, self._slots()))
 
     def _slots(self) -> int:
         return SLOTS[self.machine] if self.disk_slots is None else self.disk_slots
@@ -140,10 +144,10 @@ class QEMU(Hypervisor):
             raise ConfigError(f"cpus={spec.cpus} is not a number from 1 to {self.features.max_cpus}")
         if spec.memory < 64:
             raise ConfigError(f"memory={spec.memory} MiB is too little", hint="64 MiB is the least")
-        room = command.TRANSPORTS[self.machine] - self._slots() - self.reclaim - 1
+        room = command.TRANSPORTS[self.machine] - self._slots_beside(spec) - self.reclaim - 1
         if len(spec.devices) > room:
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",
                               hint="use machine='q35', fewer disk_slots or reclaim=False")
-        tags = [device.tag for device in spec.devices if isinstance(device, Disk)]
+        tags = [device.tag for device in spec.devices if isinstance(device, Disk | VhostFs)]
         if len(set(tags)) != len(tags) or any(not 0 < len(tag.encode()) <= SERIAL_LENGTH for tag in tags):
-            raise ConfigError(f"the tags of disks {tags!r} must differ and have at most {SERIAL_LENGTH} bytes")
+            raise ConfigError(f"the tags of devices {tags!r} must differ and have at most {SERIAL_LENGTH} bytes")

@@ -14,7 +14,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from pykata.spec import MIB, Accel, Disk, Nic, SerialTransport, VMSpec, VsockTransport
+from pykata.spec import MIB, Accel, Disk, Nic, SerialTransport, VhostFs, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
@@ -54,10 +54,11 @@ class Descriptors:
     disks: tuple[tuple[int, ...], ...] = ()
     nics: tuple[int, ...] = ()
     slots: Mapping[int, int] = field(factory=dict)
+    shares: tuple[int, ...] = ()
 
     def all(self) -> tuple[int, ...]:
-        disks = itertools.chain(*self.disks)
-        return (*self.start, self.control, self.agent, *disks, *self.nics, *self.slots.values())
+        groups = (*self.disks, self.nics, self.slots.values(), self.shares)
+        return (*self.start, self.control, self.agent, *itertools.chain(*groups))
 
 
 # Everything that the accelerator can: without ARAT an idle guest keeps ticking. But an emulated ``rep movsb`` goes byte
@@ -87,6 +88,7 @@ def command(
         # A guest that panics or powers off resets the machine, which ends QEMU.
         "-no-reboot",
         "-machine", _machine(machine, spec),
+        *_memory(spec),
         "-bios", FIRMWARE[machine],
         "-accel", ACCELS[accel],
         "-cpu", CPUS[accel],
@@ -106,6 +108,7 @@ def command(
         *_disks(bus, spec, given.disks),
         *_slots(bus, slots, given.slots),
         *_nics(bus, spec),
+        *_shares(bus, spec, given.shares),
     ]  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def _machine(machine: Machine, spec: VMSpec) -> str:
     # Nothing is merged with what other guests have in their memory: who shares pages with someone can find out by the
     # time a write takes.
     options = f"{MACHINES[machine]},mem-merge=off"
-    return f"{options},memory-backend=ram" if spec.saved else options
+    return f"{options},memory-backend=ram" if spec.saved or _is_shared(spec) else options
 
 
 def _kernel(
@@ -200,6 +203,24 @@ def _nics(bus: str, spec: VMSpec) -> Iterator[str]:
         # romfile: a PCI card would bring a boot ROM for PXE, which nobody waits for.
         rom = {"romfile": ""} if bus == "pci" else {}
         yield from device(f"virtio-net-{bus}", netdev=f"net{number}", mac=nic.mac, **rom)
+
+
+def _memory(spec: VMSpec) -> Iterator[str]:
+    if _is_shared(spec):
+        # The daemon reads and writes the guest's memory itself, so it must be a file that both can map.
+        backend = {"qom-type": "memory-backend-memfd", "id": "ram", "size": spec.memory * MIB, "share": True}
+        yield from ("-object", json.dumps(backend))
+
+
+def _is_shared(spec: VMSpec) -> bool:
+    return any(isinstance(one, VhostFs) for one in spec.devices)
+
+
+def _shares(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[str]:
+    shares = [one for one in spec.devices if isinstance(one, VhostFs)]
+    for number, (share, descriptor) in enumerate(zip(shares, descriptors, strict=True)):
+        yield from ("-chardev", f"socket,id=share{number},fd={descriptor}")
+        yield from device(f"vhost-user-fs-{bus}", chardev=f"share{number}", tag=share.tag, **{"queue-size": 1024})
 
 
 def device(driver: str, **options: object) -> tuple[str, str]:

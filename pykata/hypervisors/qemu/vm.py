@@ -25,7 +25,7 @@ from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
 from pykata.hypervisors.qemu.state import copy_own_pages
-from pykata.spec import MIB, Accel, Disk, Nic, SavedVM, SerialTransport, VMSpec
+from pykata.spec import MIB, Accel, Disk, Nic, SavedVM, SerialTransport, VhostFs, VMSpec
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class QemuVM(VM):
             asyncio.ensure_future(self._complaints.follow(process.stderr)),
         ]
         self._stopped = False
+        self._why: VMDiedError | None = None
 
     def plug(self, disk: Disk) -> AbstractAsyncContextManager[str]:
         return self._slots.plug(disk)
@@ -97,11 +98,18 @@ class QemuVM(VM):
         finally:
             if not was_paused:
                 await host.finish(self.resume())
+    def end(self, why: VMDiedError) -> None:
+        if self._process.returncode is None and self._why is None:
+            self._why = why
+            self._process.kill()
 
     async def died(self) -> VMDiedError:
         await self._ended()
         code = self._process.returncode
         console = self.console()
+        if self._why is not None:
+            self._why.console = console
+            return self._why
         if self._stopped:
             return VMDiedError("the virtual machine was stopped", console=console)
         if "STOP" in self._events:
@@ -192,6 +200,9 @@ async def _started(
         process = await stack.enter_async_context(spawned)
     # Else our own copy would keep the stream open when QEMU ends.
     (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
+    for share in spec.devices:
+        if isinstance(share, VhostFs):
+            share.connection.close()
     vm = QemuVM(process, accel, ours, spec, slots)
     stack.push_async_callback(lambda: host.finish(vm.stop()))
     with anyio.move_on_after(spec.boot_timeout) as patience:
@@ -225,6 +236,7 @@ def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
                 (opened(disk.path),) if disk.readonly else (opened(disk.path), opened(disk.path, os.O_RDWR))
                 for disk in spec.devices if isinstance(disk, Disk)
             ),
+            shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
             nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
             slots={number: opened(path) for number, path in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip

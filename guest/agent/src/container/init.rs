@@ -173,7 +173,7 @@ fn sysctl(config: &Config) -> Result<(), Failed> {
 fn volume(path: &str, recursive: bool) -> Result<OwnedFd, Failed> {
     let volumes = rustix::fs::open(VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .step("open", VOLUMES)?;
-    let source = inside::find_exact(volumes.as_fd(), path).step("open volume", path)?;
+    let source = inside::find_mounted(volumes.as_fd(), path).step("open volume", path)?;
     mounts::bind(source.as_fd(), recursive)
 }
 

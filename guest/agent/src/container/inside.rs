@@ -28,6 +28,16 @@ pub fn find_exact(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
     openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), IN_ROOT | ResolveFlags::NO_SYMLINKS)
 }
 
+/// The same, and a directory on which a file system is mounted on demand, as virtio-fs does it where one begins on the
+/// host, has it by then.
+pub fn find_mounted(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat2(root, path, flags, Mode::empty(), IN_ROOT | ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOTDIR) => find_exact(root, path),
+        other => other,
+    }
+}
+
 /// Opens a regular file for reading; never blocks on a FIFO or a device. None if it is missing or something else.
 pub fn open_regular(root: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -2,7 +2,7 @@
 
 use crate::oci;
 use crate::proto;
-use crate::validate::Invalid;
+use crate::validate::{self, Invalid};
 
 /// Processes and threads of the usual container.
 const PIDS: i64 = 4096;
@@ -29,7 +29,13 @@ pub const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sy
 pub fn spec(from: proto::Usual) -> Result<oci::Spec, Invalid> {
     let limit = i64::try_from(from.memory_limit)
         .map_err(|_| Invalid::new("usual.memory_limit", format!("{} is too much", from.memory_limit)))?;
+    validate::list("usual.volumes", &from.volumes, 256)?;
+    let volumes = match from.volumes.is_empty() {
+        true => None,
+        false => Some(mounts().into_iter().chain(from.volumes.into_iter().map(volume)).collect()),
+    };
     Ok(oci::Spec {
+        mounts: volumes,
         hostname: Some(from.hostname).filter(|name| !name.is_empty()),
         process: Some(oci::Process {
             env: from.env,
@@ -49,6 +55,17 @@ pub fn spec(from: proto::Usual) -> Result<oci::Spec, Invalid> {
     })
 }
 
+/// A volume as a mount. No program looks at which devices this container opens: a node in a volume must not be one.
+fn volume(from: proto::Volume) -> oci::Mount {
+    let mode = if from.readonly { "ro" } else { "rw" };
+    oci::Mount {
+        destination: from.destination,
+        kind: "bind".to_owned(),
+        source: from.source,
+        options: ["bind", "nosuid", "nodev", mode].map(str::to_owned).to_vec(),
+    }
+}
+
 /// Its mounts. None of them but `/dev/pts`, where nobody can make a node, has devices.
 pub fn mounts() -> Vec<oci::Mount> {
     let mount = |destination: &str, kind: &str, options: &[&str]| oci::Mount {
@@ -66,4 +83,19 @@ pub fn mounts() -> Vec<oci::Mount> {
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/sys/fs/cgroup", "cgroup2", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_have_no_devices() {
+        let volume =
+            proto::Volume { source: "/run/pykata/volumes/v".into(), destination: "/v".into(), readonly: false };
+        let spec = spec(proto::Usual { volumes: vec![volume], ..Default::default() }).expect("good");
+        let list = spec.mounts.expect("some");
+        assert_eq!(list.len(), mounts().len() + 1);
+        assert!(["nodev", "nosuid"].iter().all(|&word| list[list.len() - 1].options.iter().any(|o| o == word)));
+    }
 }

@@ -1,0 +1,24 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from pykata.errors import ConfigError
+from pykata.spec import MIB
+
+UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
+
+
+def parse_size(name: str, value: object) -> int:
+    """Bytes of a size given as MiB (a number) or as text: ``512``, ``"512M"``, ``"1.5G"``, ``"64MiB"``.
+
+    Raises :class:`ConfigError` that names the argument ``name``.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
+        return int(value * MIB)
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * UNITS[match[2].upper()])
+    raise ConfigError(f"{name}={value!r} is not a size", hint='give MiB as a number, or text such as "512M" or "2G"')

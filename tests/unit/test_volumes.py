@@ -1,0 +1,190 @@
+"""Volumes: what is refused at the door, where they are in the guest, and what QEMU is told of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykata import Bind, ConfigError, Sandbox, Template, Tmpfs
+from pykata.fs.virtiofs import served
+from pykata.hypervisors.qemu import QEMU
+from pykata.hypervisors.qemu.command import Descriptors, command
+from pykata.lost import ended_with
+from pykata.spec import VOLUMES, Attachment, Disk, Mount, SerialTransport, Shared, VhostFs, VMSpec
+from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
+from pykata.volumes import check_volumes, places
+
+
+def test_a_path_is_a_volume_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    assert check_volumes({"/data//x/": "data"}) == {"/data/x": Bind(tmp_path / "data", readonly=False)}
+
+
+def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
+    volumes = check_volumes({"/a/b": Tmpfs("1M"), "/a": str(tmp_path), "/c": Bind(tmp_path, readonly=True)})
+    assert [place.destination for place in places(volumes)] == ["/a", "/a/b", "/c"]
+    assert [place.source for place in places(volumes)] == [
+        f"{VOLUMES}/fs-auto/0", f"{VOLUMES}/tmpfs1", f"{VOLUMES}/fs-auto/2",
+    ]  # fmt: skip
+    assert [place.readonly for place in places(volumes)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("volumes", "said"), [
+    (["/a"], "is not a mapping"),
+    ({"data": "."}, r"'data' that is no absolute path"),
+    ({"": "."}, "no absolute path"),
+    ({"/a\0": "."}, "no absolute path"),
+    ({"/a/../proc": "."}, r"with '\.\.' in it"),
+    ({"/" + "x" * 2000: "."}, "of 2001 characters"),
+    ({"/": "."}, "over what belongs"), ({"//": "."}, "over what belongs"), ({"/./": "."}, "over what belongs"),
+    ({"/proc": "."}, "over what belongs"), ({"/proc/self": "."}, "over what belongs"),
+    ({"/sys/": "."}, "over what belongs"), ({"//dev/shm": "."}, "over what belongs"),
+    ({"/a": "/nowhere/at/all"}, r"volumes\['/a'\]: there is no '/nowhere/at/all' \(make it first"),
+    ({"/a": "/dev/null"}, "neither a directory nor a file"),
+    ({"/a/": __file__}, "is a file, and the place ends in"),
+    ({"/a": None}, "is no volume"), ({"/a": 3}, "is no volume"), ({"/a": ""}, "is not a path"),
+    ({"/a": "x\0y"}, "is not a path"),
+    ({"/a": ".", "/a/": "."}, "has a place twice"),
+    ({f"/{n}": "." for n in range(65)}, "has 65 volumes"),
+])  # fmt: skip
+def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Sandbox(FakeHypervisor(), FakeFs(), volumes=volumes)
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: Tmpfs("many"), "size='many'"), (lambda: Tmpfs("1B"), "leaves nothing"),
+    (lambda: Tmpfs("1M", files=0), "files=0"), (lambda: Tmpfs("1M", files=True), "files=True"),
+    (lambda: Bind(".", cache="sometimes"), "cache='sometimes' is unknown"),  # type: ignore[arg-type]
+    (lambda: Bind(3), "3 is not a path"),
+])  # fmt: skip
+def test_values_that_cant_be(make: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may read everything, so that is what is faked.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="may not be read by uid"):
+        check_volumes({"/a": tmp_path})
+
+
+def test_a_hypervisor_that_cant_share(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fake can't share directories"):
+        Sandbox(FakeHypervisor(), FakeFs(), volumes={"/a": tmp_path})
+
+
+@given(st.dictionaries(st.text("/a.\0é", max_size=8), st.builds(Tmpfs, st.just("1M"))))
+def test_any_place_is_one_in_the_container_or_refused(volumes: Any) -> None:
+    try:
+        checked = check_volumes(volumes)
+    except ConfigError:
+        return
+    for place in checked:
+        assert place.startswith("/")
+        assert not {"", ".", ".."} & set(place.split("/")[1:])
+
+
+async def test_a_machine_ends_with_what_serves_it(tmp_path: Path) -> None:
+    hypervisor = FakeHypervisor()
+
+    async def lost() -> str:
+        return "virtiofsd was killed by SIGKILL"
+
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor, FakeFs()):
+            (machine,) = hypervisor.machines
+            async with ended_with(machine, Attachment(lost=(lost,))):
+                died = await machine.died()
+    assert str(died) == "the virtual machine was ended, because virtiofsd was killed by SIGKILL"
+
+
+def test_attachments_add_up() -> None:
+    one = Attachment(mounts=(Mount("a", "tmpfs"),), nameservers=("192.0.2.1",))
+    two = Attachment(devices=(Disk("d", Path("/d")),), mounts=(Mount("b", "tmpfs"),))
+    both = one + two
+    assert both.devices == two.devices
+    assert [mount.source for mount in both.mounts] == ["a", "b"]
+    assert both.nameservers == one.nameservers
+
+
+# --- QEMU ---
+
+
+def build(spec: VMSpec) -> list[str]:
+    return command(Path("qemu"), "microvm", "tcg", spec, Descriptors((30, 31), 32, 33, shares=(50,)), slots=1,
+                   reclaim=True, tsc_khz=None)
+
+
+def test_the_memory_is_shared_with_the_daemon() -> None:
+    end = socket.socket.__new__(socket.socket)
+    spec = VMSpec(Path("k"), Path("i"), SerialTransport(end, end), memory=100, devices=(VhostFs("fs-auto", end),))
+    argv = build(spec)
+    values = [value for option, value in pairwise(argv) if option == "-object"]
+    assert [json.loads(value)["size"] for value in values] == [100 * 1024 * 1024]
+    assert argv[argv.index("-machine") + 1].endswith(",memory-backend=ram")
+    assert "socket,id=share0,fd=50" in argv
+    devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
+    assert {"driver": "vhost-user-fs-device", "chardev": "share0", "tag": "fs-auto", "queue-size": 1024} in devices
+
+
+def test_slots_make_room() -> None:
+    end = socket.socket.__new__(socket.socket)
+
+    def slots(machine: QEMU, shares: int) -> int:
+        devices = tuple(VhostFs(str(number), end) for number in range(shares))
+        return machine._slots_beside(VMSpec(Path("k"), Path("i"), SerialTransport(end, end), devices=devices))
+
+    assert [slots(QEMU(), count) for count in range(7)] == [5, 5, 4, 3, 2, 1, 1]
+    assert slots(QEMU(disk_slots=4), 3) == 4, "what was asked for stays, and the machine is refused"
+
+
+# --- the daemon ---
+
+
+async def test_a_daemon_that_cant_start_says_why(tmp_path: Path) -> None:
+    shares = (Shared("0", tmp_path / "gone"),)
+    async with served("tag", shares, "auto", tmp_path) as attachment:
+        (lost,) = attachment.lost
+        assert await lost() == f"virtiofsd exited with code 1: {tmp_path}/gone: No such file or directory"
+    assert not (tmp_path / "tag.sock").exists()
+
+
+async def test_a_long_run_directory(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 200)
+    deep.mkdir()
+    (tmp_path / "data").mkdir()
+    async with served("tag", (Shared("0", tmp_path / "data"),), "auto", deep) as attachment:
+        assert [mount.target for mount in attachment.mounts] == [f"{VOLUMES}/tag"]
+
+
+async def test_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pykata import ToolMissingError
+
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", "/nowhere/virtiofsd")
+    with pytest.raises(ToolMissingError, match="PYKATA_VIRTIOFSD='/nowhere/virtiofsd' is not a program"):
+        async with served("tag", (Shared("0", tmp_path),), "auto", tmp_path):
+            pass
+
+
+# --- what is saved has none of the host's ---
+
+
+def test_no_template_with_directories_of_the_host(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a template can't have directories"):
+        Template("builtin:busybox", volumes={"/v": tmp_path}, isolation="emulated")
+
+
+def test_no_volumes_in_a_snapshot() -> None:
+    with pytest.raises(ConfigError, match="a snapshot has none"):
+        Sandbox.restore("/nowhere", volumes={"/v": Tmpfs("1M")})

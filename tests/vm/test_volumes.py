@@ -1,0 +1,125 @@
+"""Directories and files of the host in a guest, and what a guest can't do with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pykata import Bind, BootError, Sandbox, ShareLostError, Tmpfs
+
+BUSYBOX = "builtin:busybox"
+
+
+def sh(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+def daemons() -> list[int]:
+    """The processes of each virtiofsd of this test."""
+    return [
+        int(path.name) for path in Path("/proc").glob("[0-9]*")
+        if f"source={os.environ['PYKATA_RUN']}/".encode() in _read(path / "cmdline")
+        and b"virtiofsd\0" in _read(path / "cmdline").replace(b"virtiofsd -", b"virtiofsd\0")
+    ]  # fmt: skip
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+async def test_directories_files_and_memory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x").write_text("from the host\n")
+    (tmp_path / "one").write_text("one file\n")
+    (tmp_path / "other").write_text("not shared\n")
+    volumes: dict[str, Any] = {
+        "/data": tmp_path / "data", "/in": Bind(tmp_path / "in", readonly=True), "/etc/one.conf": tmp_path / "one",
+        "/data/scratch": Tmpfs("1M", files=20),
+    }  # fmt: skip
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        script = "cat /in/x /etc/one.conf; echo made > /data/made; echo more >> /etc/one.conf; echo s > /data/scratch/s"
+        assert (await sb.run(BUSYBOX, sh(script), check=True)).stdout == "from the host\none file\n"
+        assert (tmp_path / "data" / "made").read_text() == "made\n"
+        assert (tmp_path / "data" / "made").stat().st_uid == os.geteuid()
+        assert (tmp_path / "one").read_text() == "one file\nmore\n"
+        # Another container has the same volumes; what the host changes is seen by who opens a file then.
+        (tmp_path / "in" / "y").write_text("later\n")
+        done = await sb.run(BUSYBOX, sh("cat /in/y /data/scratch/s; ls /etc/one.conf/.. 2>&1"))
+        assert done.stdout.startswith("later\ns\n")
+        assert "other" not in done.stdout
+        readonly = await sb.run(BUSYBOX, sh("echo x > /in/x; rm /in/x; mkdir /in/d; chmod 777 /in; touch /in/x"))
+        assert readonly.stderr.count("Read-only file system") == 5
+        full = await sb.run(BUSYBOX, sh("cd /data/scratch; dd if=/dev/zero of=big bs=64k count=17; rm big; "
+                                        "for i in $(seq 20); do touch $i || break; done"))
+        assert full.stderr.count("No space left on device") == 2
+    assert (tmp_path / "in" / "x").read_text() == "from the host\n"
+    assert not list((tmp_path / "data" / "scratch").iterdir()), "only the place for it was made"
+
+
+async def test_a_device_in_a_volume_is_none(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "null", 0o20666, os.makedev(1, 3))
+    setuid = tmp_path / "setuid"
+    async with Sandbox(isolation="emulated", volumes={"/v": tmp_path, "/t": Tmpfs("4M")}) as sb:
+        done = await sb.run(BUSYBOX, sh(
+            "echo x > /v/null; mknod /t/null c 1 3 && echo x > /t/null; mknod /v/own c 1 3; "
+            "cp /bin/busybox /t/id; chmod 4755 /t/id; cp /bin/busybox /v/setuid; chmod 4755 /v/setuid; chmod 755 /v; "
+            "for p in /t/id /v/setuid; do su -s /bin/sh nobody -c 'exec -a id '$p' -u'; done; "
+            "grep -cE '^[^ ]+ /(v|t) [a-z]+ rw,nosuid,nodev' /proc/mounts"))  # fmt: skip
+    assert done.stderr.count("Permission denied") == 2, done
+    assert "mknod: /v/own: Operation not permitted" in done.stderr
+    assert done.stdout.split() == ["65534", "65534", "2"] or done.stdout.split()[-1] == "2", done
+    assert "0" not in done.stdout.split()
+    setuid.unlink()
+
+
+async def test_links_lead_nowhere_else(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret of the host\n")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "by-host").symlink_to(secret)
+    (shared / "up").symlink_to("../secret")
+    async with Sandbox(isolation="emulated", volumes={"/v": shared}) as sb:
+        script = f"cd /v; ln -s {secret} by-guest; ln -s /proc/1/root{secret} magic; ln -s ../../../..{secret} far; " \
+                 "for f in by-host up by-guest magic far ../secret; do cat $f; done; cat /v/../../secret"
+        done = await sb.run(BUSYBOX, sh(script))
+    assert done.stdout == ""
+    assert done.stderr.count("can't open") == 7, done
+    assert (shared / "by-guest").is_symlink()
+
+
+@pytest.mark.parametrize("which", [0, -1])
+async def test_a_daemon_that_is_killed_ends_the_machine(tmp_path: Path, which: int) -> None:
+    async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
+        async with sb.process(BUSYBOX, sh("echo begun; while :; do echo x > /v/file; cat /v/file; done")) as process:
+            assert (await anext(process.stdout)).startswith(b"begun\n")
+            os.kill(sorted(daemons())[which], signal.SIGKILL)
+            with pytest.raises(ShareLostError):
+                await process.wait()
+        with pytest.raises(ShareLostError, match=r"was ended, because virtiofsd .*"):
+            await sb.run(BUSYBOX, ["true"])
+
+
+async def test_a_directory_that_went_before_the_start(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    sandbox = Sandbox(isolation="emulated", volumes={"/v": gone})
+    gone.rmdir()
+    with pytest.raises(BootError, match=r"virtiofsd exited with code 1: .*gone: No such file or directory"):
+        async with sandbox:
+            pass
+
+
+async def test_caches(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("f\n")
+    volumes: dict[str, Any] = {f"/{cache}": Bind(tmp_path, cache=cache) for cache in ("auto", "always", "none")}
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        assert (await sb.run(BUSYBOX, sh("cat /auto/f /always/f /none/f"), check=True)).stdout == "f\n" * 3
