@@ -117,6 +117,7 @@ class Keeper:
             async with anyio.create_task_group() as copies:
                 copies.start_soon(self._copy, main.stdout, "stdout")
                 copies.start_soon(self._copy, main.stderr, "stderr")
+            await main.wait()       # it may run on without its output
         except* PykataError:
             pass            # its machine or its agent is gone, which is watched
         if (exited := main.exited) is None:

@@ -133,6 +133,13 @@ def test_without_a_command_it_waits_for_exec() -> None:
         assert list_detached() == []
 
 
+def test_a_command_that_closes_its_output_runs_on() -> None:
+    with detached("sh", "-c", "exec >&- 2>&-; sleep 1; exit 4") as name:
+        handle = find_detached(name)
+        assert handle.phase == "running"
+        assert anyio.run(handle.wait).exit_code == 4
+
+
 def test_following_the_logs_until_the_end() -> None:
     with (
         detached("sh", "-c", "echo ready; sleep 1000") as name,
