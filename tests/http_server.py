@@ -25,7 +25,10 @@ class Request:
 
 @frozen
 class Answer:
-    """An answer: ``length`` is what its header says of the body (None: what is true), ``cut`` where it breaks off."""
+    """An answer: ``length`` is what its header says of the body (None: what is true), ``cut`` where it breaks off.
+
+    ``drip``: a header without an end comes byte by byte.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -33,6 +36,7 @@ class Answer:
     length: int | None = None
     cut: int | None = None
     endless: bool = False
+    drip: bool = False
     stall: bool = False
 
 
@@ -96,7 +100,17 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     return Request(method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))
 
 
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 Answer\r\nX: ")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
 async def _write(writer: asyncio.StreamWriter, request: Request, answer: Answer) -> None:
+    if answer.drip:
+        await _drip(writer)
     headers = {"Connection": "close", **answer.headers}
     if not answer.endless and answer.status != 304:
         headers["Content-Length"] = str(len(answer.body) if answer.length is None else answer.length)

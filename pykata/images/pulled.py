@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import anyio.to_thread
 from attrs import frozen
@@ -90,13 +90,44 @@ class _Fetch:
 
 
 def _write(fetch: _Fetch, limits: Limits, dest: IO[bytes]) -> None:
+    watched = _Watched(dest)
     try:
-        with _layers(fetch) as layers:
-            write_merged(layers, limits, dest)
+        if not _merge(fetch, limits, watched):
+            # A layer that was here was wrong, as after a crash of the machine. It is gone now; its registry has it.
+            _merge(fetch, limits, watched, again=True)
     except (ImageCorruptError, ImageUnsupportedError):
         fetch.depot.remove(fetch.record)        # nothing of what is refused stays
         raise
     fetch.report("", "converted", 0, 0)
+
+
+def _merge(fetch: _Fetch, limits: Limits, dest: _Watched, *, again: bool = False) -> bool:
+    """Write the merged layers; False if one that was here before turned out to be wrong, and can be had again."""
+    here = {d.digest for d, _ in fetch.described.layers if fetch.depot.blob(d.digest).exists()}
+    try:
+        with _layers(fetch) as layers:
+            write_merged(layers, limits, cast(IO[bytes], dest))
+    except ImageCorruptError as exc:
+        if exc.digest not in here or fetch.how.pull == "never":
+            raise
+        fetch.depot.blob(exc.digest).unlink(missing_ok=True)
+        if again or dest.written:
+            raise
+        return False
+    return True
+
+
+class _Watched:
+    """A destination that remembers whether anything was written."""
+
+    def __init__(self, dest: IO[bytes]) -> None:
+        self._dest = dest
+        self.flush = dest.flush
+        self.written = False
+
+    def write(self, data: bytes) -> int:
+        self.written = True
+        return self._dest.write(data)
 
 
 @contextmanager

@@ -231,3 +231,26 @@ def test_a_full_disk(upstream: str, places: Path, size: str) -> None:
     finally:
         subprocess.run(["umount", cache], check=True)
     assert anyio.run(pulled, f"{upstream}/app:1")[1] == {"data", "small"}
+
+
+async def test_a_layer_that_is_damaged_on_disk(upstream: str, places: Path) -> None:
+    for damage in (b"", bytes(len(LAYER))):
+        await pulled(f"{upstream}/app:1")
+        blob = places / "cache/images/blobs" / digest_of(LAYER).replace(":", "/")
+        await anyio.to_thread.run_sync(blob.write_bytes, damage)
+        shutil.rmtree(places / "cache/rootfs")
+        events: list[PullEvent] = []
+        assert (await pulled(f"{upstream}/app:1", progress=events.append))[1] == {"data", "small"}
+        assert "downloaded" in {event.status for event in events}
+
+
+async def test_a_registry_that_sends_a_byte_now_and_then() -> None:
+    async with serving(lambda request: Answer(drip=True)) as server:
+        with pytest.raises(RegistryUnreachableError, match=r"took more than 1\.2 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.3, retries=0))
+
+
+async def test_a_layer_that_comes_a_byte_now_and_then(upstream: str) -> None:
+    async with serving(through(upstream, on_blob(lambda request, answer: Answer(drip=True)))) as server:
+        with pytest.raises(RegistryUnreachableError, match=r"took more than 1\.2 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.3, retries=0))

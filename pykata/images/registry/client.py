@@ -80,7 +80,7 @@ class Registry:
                 stated = response.headers.get("docker-content-digest", "")
                 return Manifest(raw, media_type, _verified(raw, pointer, stated, endpoint))
 
-        return await retried(attempt, self.settings.registries.retries)
+        return await retried(attempt, self.settings.registries, endpoint.host)
 
     async def digest(self, endpoint: Endpoint, pointer: str) -> str:
         """What a tag points at now, as far as the registry says it without sending it; else empty."""
@@ -90,7 +90,7 @@ class Registry:
                 stated: str = response.headers.get("docker-content-digest", "")
                 return stated if DIGEST.fullmatch(stated) else ""
 
-        return await retried(attempt, self.settings.registries.retries)
+        return await retried(attempt, self.settings.registries, endpoint.host)
 
     async def document(self, endpoint: Endpoint, digest: str, size: int) -> bytes:
         """A small blob, not verified yet."""
@@ -99,7 +99,7 @@ class Registry:
             async with self._get(endpoint, f"blobs/{digest}", {}) as response:
                 return await read_bounded(response, min(size, MAX_DOCUMENT), f"the blob {digest}")
 
-        return await retried(attempt, self.settings.registries.retries)
+        return await retried(attempt, self.settings.registries, endpoint.host)
 
     @asynccontextmanager
     async def blob(self, endpoint: Endpoint, digest: str, start: int) -> AsyncIterator[tuple[httpx.Response, int]]:

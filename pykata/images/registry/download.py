@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pykata.errors import ImageCorruptError, ImageError, PykataError, RegistryUn
 from pykata.images.arriving import Arriving
 from pykata.images.depot import Depot, explained, take, write_all
 from pykata.images.registry.client import Known, Registry, usable_elsewhere
-from pykata.images.registry.retry import TransientError, pause
+from pykata.images.registry.retry import PATIENCE, TransientError, pause, too_slow
 from pykata.images.registry.settings import Endpoint, Settings
 from pykata.images.stream import CHUNK
 
@@ -147,7 +148,12 @@ class _Download:
 
     async def _append(self, endpoint: Endpoint, writing: _Writing, announce: bool) -> None:
         size, timeout = self.blob.size, self.registry.settings.registries.timeout
-        async with self.registry.blob(endpoint, self.blob.digest, writing.size) as (response, at):
+        async with AsyncExitStack() as stack:
+            with anyio.move_on_after(PATIENCE * timeout) as waiting:
+                response, at = await stack.enter_async_context(
+                    self.registry.blob(endpoint, self.blob.digest, writing.size))
+            if waiting.cancelled_caught:
+                raise too_slow(endpoint.host, self.registry.settings.registries)
             skip = writing.size - at            # it knows no ranges: what we have comes once more
             pace = _Pace(timeout)
             async for chunk in response.aiter_raw():

@@ -11,12 +11,14 @@ from typing import TypeVar
 import anyio
 import httpx
 
-from pykata.errors import ImageError
+from pykata.errors import ImageError, RegistryUnreachableError
+from pykata.spec import Registries
 
 T = TypeVar("T")
 
 FIRST_DELAY = 0.25      # seconds; doubled each time, and shortened by chance, so that many don't come back together
 LONGEST_DELAY = 8.0
+PATIENCE = 4            # times the timeout of a connection: for a whole exchange that isn't about a layer
 LONGEST_WISH = 60.0     # seconds; a registry that wants us to wait longer gets an error instead
 
 
@@ -33,19 +35,31 @@ class TransientError(Exception):
         self.absent = absent
 
 
-async def retried(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
+async def retried(attempt: Callable[[], Awaitable[T]], registries: Registries, host: str) -> T:
     """What ``attempt`` returns in the end. What can't be connected at first isn't tried again: it isn't there."""
-    for number in range(retries):
+    for number in range(registries.retries):
         try:
-            return await attempt()
+            return await _in_time(attempt, registries, host)
         except TransientError as transient:
             if transient.absent and not number:
                 raise transient.error from transient.__cause__
             await pause(number, transient)
     try:
-        return await attempt()
+        return await _in_time(attempt, registries, host)
     except TransientError as transient:
         raise transient.error from transient.__cause__
+
+
+async def _in_time(attempt: Callable[[], Awaitable[T]], registries: Registries, host: str) -> T:
+    # The timeout of a read is no help against somebody who sends a byte now and then.
+    with anyio.move_on_after(PATIENCE * registries.timeout):
+        return await attempt()
+    raise too_slow(host, registries)
+
+
+def too_slow(host: str, registries: Registries) -> TransientError:
+    """An exchange took longer than it may."""
+    return TransientError(RegistryUnreachableError(f"{host} took more than {PATIENCE * registries.timeout:g} s"))
 
 
 async def pause(number: int, transient: TransientError) -> None:
