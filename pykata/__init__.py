@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from pykata.fs.block import Block
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
+    from pykata.images.recipe import Recipe
     from pykata.net.none import NoNetwork
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
     from pykata.volumes import Bind, Tmpfs
+    from pykata.workshop import build_image, push_image, save_image
 
 __all__ = [
     "QEMU",
@@ -148,6 +150,7 @@ __all__ = [
     "PullEvent",
     "PykataError",
     "RateLimitedError",
+    "Recipe",
     "Registries",
     "RegistryError",
     "RegistryTLSError",
@@ -173,6 +176,7 @@ __all__ = [
     "VMDiedError",
     "VMError",
     "build_bundle",
+    "build_image",
     "check",
     "collect_garbage",
     "find_bundle",
@@ -180,7 +184,9 @@ __all__ = [
     "list_detached",
     "list_images",
     "pull_image",
+    "push_image",
     "remove_image",
+    "save_image",
 ]
 
 # Imported when they are first used: all of them take 0.1 s, and who only wants an error needs none of the rest.
@@ -196,6 +202,7 @@ _HOMES = {
     "pykata.fs.block": "Block",
     "pykata.guest": "Bundle build_bundle find_bundle",
     "pykata.hypervisors.qemu": "QEMU",
+    "pykata.images.recipe": "Recipe",
     "pykata.net.none": "NoNetwork",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
@@ -206,6 +213,7 @@ _HOMES = {
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
     "pykata.volumes": "Bind Tmpfs",
+    "pykata.workshop": "build_image push_image save_image",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

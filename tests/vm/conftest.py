@@ -8,6 +8,7 @@ import pytest
 
 from pykata import Sandbox
 from pykata.guest import Bundle
+from tests.places import places as places
 
 BUSYBOX = "builtin:busybox"
 

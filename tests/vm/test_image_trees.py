@@ -68,6 +68,7 @@ def busybox(root: Path) -> Path:
     program = shutil.which("busybox")
     assert program is not None
     (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()      # every container has one, for its own hosts and resolv.conf
     shutil.copy(program, root / "bin/busybox")
     for applet in subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split():
         if applet != "busybox":

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from pykata import AgentRefusedError, Sandbox
+from pykata import AgentRefusedError, Recipe, Sandbox, build_image
 from tests.images_fixtures import config_of, file, folder, layout_of, symlink, tar_of
 from tests.real_registry import push, registry
 
@@ -100,3 +100,11 @@ async def test_an_owner_above_two_billion(sb: Sandbox, tmp_path: Path) -> None:
     assert done.stdout == "2147483653 4294967294\n"
     with pytest.raises(AgentRefusedError, match='id "2147483653" is above 2147483647'):
         await sb.run(f"oci:{tmp_path}/l", ["id", "-u"], user=str(2**31 + 5))
+
+
+@pytest.mark.slow
+async def test_a_recipe_of_packages(sb: Sandbox, places: Path) -> None:
+    recipe = Recipe(packages=("python3-minimal",)).with_files({"/app/main.py": "print(6 * 7)"}).with_env(A="b")
+    reference = await build_image(recipe.with_cmd(["python3", "/app/main.py"]), "app:dev")
+    assert (await sb.run(reference)).stdout == "42\n"
+    assert (await sb.run(reference, ["sh", "-c", "echo $A; cat /etc/debian_version"])).stdout.startswith("b\n")

@@ -54,20 +54,20 @@ def parse_challenges(headers: list[str]) -> list[Challenge]:
 
 @define
 class Authorizations:
-    """What registries accepted so far, by host and repository: the value of the header, and when it ends."""
+    """What registries accepted so far, by host, repository and actions: the value of the header, and when it ends."""
 
-    _known: dict[tuple[str, str], tuple[str, float]] = field(factory=dict, repr=False)
+    _known: dict[tuple[str, str, str], tuple[str, float]] = field(factory=dict, repr=False)
 
-    def get(self, endpoint: Endpoint) -> str:
-        value, until = self._known.get((endpoint.host, endpoint.repository), ("", 0.0))
+    def get(self, endpoint: Endpoint, actions: str) -> str:
+        value, until = self._known.get((endpoint.host, endpoint.repository, actions), ("", 0.0))
         return value if time.monotonic() < until else ""
 
-    def put(self, endpoint: Endpoint, value: str, lifetime: float) -> None:
-        self._known[endpoint.host, endpoint.repository] = value, time.monotonic() + lifetime - SLACK
+    def put(self, endpoint: Endpoint, actions: str, value: str, lifetime: float) -> None:
+        self._known[endpoint.host, endpoint.repository, actions] = value, time.monotonic() + lifetime - SLACK
 
 
 async def authorize(
-    http: Http, settings: Settings, endpoint: Endpoint, url: httpx.URL, challenges: list[Challenge]
+    http: Http, settings: Settings, endpoint: Endpoint, url: httpx.URL, challenges: list[Challenge], actions: str
 ) -> tuple[str, float]:
     """The answer to the challenges of the request to ``url``, and its lifetime in seconds.
 
@@ -76,7 +76,7 @@ async def authorize(
     found = await find_credentials(endpoint.registry, endpoint.repository, settings.registries.credentials)
     for challenge in challenges:
         if challenge.scheme == "bearer" and "realm" in challenge.parameters:
-            return await _token(http, endpoint, url, challenge, found)
+            return await _token(http, endpoint, url, challenge, found, actions)
         if challenge.scheme == "basic" and found.credentials is not None and found.credentials.user:
             return found.credentials.basic(), float("inf")
     raise unauthorized(endpoint, found.tried, found.credentials)
@@ -99,10 +99,10 @@ def unauthorized(
 
 
 async def _token(
-    http: Http, endpoint: Endpoint, url: httpx.URL, challenge: Challenge, found: Found
+    http: Http, endpoint: Endpoint, url: httpx.URL, challenge: Challenge, found: Found, actions: str
 ) -> tuple[str, float]:
     realm = await _realm(challenge.parameters["realm"], endpoint, url)
-    scope = {"scope": f"repository:{endpoint.repository}:pull"}
+    scope = {"scope": f"repository:{endpoint.repository}:{actions}"}
     if service := challenge.parameters.get("service", ""):
         scope["service"] = service
     credentials, form, authorization = found.credentials, None, ""

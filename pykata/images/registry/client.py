@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -28,9 +28,11 @@ from pykata.images.document import MAX_DOCUMENT, parse_document
 from pykata.images.manifest import INDEXES, MANIFESTS
 from pykata.images.registry.auth import Authorizations, authorize, parse_challenges, unauthorized
 from pykata.images.registry.credentials import find_credentials
-from pykata.images.registry.http import MAX_ERROR, Http, read_bounded
+from pykata.images.registry.http import MAX_ERROR, Http, origin, read_bounded
 from pykata.images.registry.retry import TransientError, retried, retry_after
 from pykata.images.registry.settings import Endpoint, Settings
+
+PUSH = "pull,push"
 
 _ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(?:\d+|\*)", re.ASCII)
@@ -117,27 +119,71 @@ class Registry:
                     raise RegistryError(f"{endpoint.host} sends another part of {digest} than it was asked for")
             yield response, at
 
+    async def upload(
+        self, endpoint: Endpoint, digest: str, size: int, content: Callable[[], AsyncIterator[bytes]]
+    ) -> None:
+        """Put a blob there, unless it is. ``content`` gives its bytes, from the start each time."""
+
+        async def attempt() -> None:
+            url = await self._url(endpoint, f"blobs/{digest}")
+            async with self._exchange(endpoint, url, {}, "HEAD", PUSH) as response:
+                if response.status_code == 200:
+                    return
+            start = await self._url(endpoint, "blobs/uploads/")
+            async with self._exchange(endpoint, start, {}, "POST", PUSH) as response:
+                await self._check(endpoint, f"blobs/{digest}", response, "POST", 202)
+                target = httpx.URL(start).join(response.headers.get("location", ""))
+            if origin(target) != origin(httpx.URL(start)):
+                raise RegistryError(f"{endpoint.host} wants uploads to go to {target.host}")
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            where = str(target.copy_merge_params({"digest": digest}))
+            async with self._exchange(endpoint, where, headers, "PUT", PUSH, content) as response:
+                await self._check(endpoint, f"blobs/{digest}", response, "PUT", 201)
+
+        await retried(attempt, self.settings.registries, endpoint.host, patient=True)
+
+    async def put_manifest(self, endpoint: Endpoint, pointer: str, raw: bytes, media_type: str) -> None:
+        """Put a manifest there, under a tag or its digest."""
+
+        async def attempt() -> None:
+            url = await self._url(endpoint, f"manifests/{pointer}")
+            headers = {"Content-Type": media_type}
+            async with self._exchange(endpoint, url, headers, "PUT", PUSH, lambda: raw) as response:
+                await self._check(endpoint, f"manifests/{pointer}", response, "PUT", 201)
+
+        await retried(attempt, self.settings.registries, endpoint.host)
+
     @asynccontextmanager
     async def _get(
         self, endpoint: Endpoint, path: str, headers: Mapping[str, str], method: str = "GET"
     ) -> AsyncIterator[httpx.Response]:
-        scheme = await self._scheme(endpoint)
-        url = f"{scheme}://{endpoint.host}/v2/{endpoint.repository}/{path}"
-        authorization = self.known.authorizations.get(endpoint)
+        async with self._exchange(endpoint, await self._url(endpoint, path), headers, method, "pull") as response:
+            await self._check(endpoint, path, response, method)
+            yield response
+
+    async def _url(self, endpoint: Endpoint, path: str) -> str:
+        return f"{await self._scheme(endpoint)}://{endpoint.host}/v2/{endpoint.repository}/{path}"
+
+    @asynccontextmanager
+    async def _exchange(
+        self, endpoint: Endpoint, url: str, headers: Mapping[str, str], method: str, actions: str,
+        content: Callable[[], bytes | AsyncIterator[bytes]] | None = None,
+    ) -> AsyncIterator[httpx.Response]:  # fmt: skip
+        """The answer to a request, whatever it is, after what the registry wants to know of us."""
+        authorization = self.known.authorizations.get(endpoint, actions)
         for again in (True, False):
             async with self._http.send(
-                method, url, headers, authorization=authorization, insecure=endpoint.insecure
+                method, url, headers, authorization=authorization, insecure=endpoint.insecure,
+                content=content() if content is not None else None, follow=actions == "pull",
             ) as response:
                 if response.status_code != 401 or not again:
-                    await self._check(endpoint, path, response, method)
                     yield response
                     return
                 challenges = parse_challenges(response.headers.get_list("www-authenticate"))
             # A token that was good before may have come to its end.
             authorization, lifetime = await authorize(
-                self._http, self.settings, endpoint, httpx.URL(url), challenges
-            )
-            self.known.authorizations.put(endpoint, authorization, lifetime)
+                self._http, self.settings, endpoint, httpx.URL(url), challenges, actions)
+            self.known.authorizations.put(endpoint, actions, authorization, lifetime)
 
     async def _scheme(self, endpoint: Endpoint) -> str:
         """Plain HTTP is for registries that may be insecure, and of those for the ones that know no TLS."""
@@ -155,9 +201,11 @@ class Registry:
             self.known.schemes[endpoint.host] = known
         return known
 
-    async def _check(self, endpoint: Endpoint, path: str, response: httpx.Response, method: str) -> None:
+    async def _check(
+        self, endpoint: Endpoint, path: str, response: httpx.Response, method: str, *fine: int
+    ) -> None:
         status = response.status_code
-        if status in (200, 206):
+        if status in (fine or (200, 206)):
             return
         detail = "" if method == "HEAD" else _detail(await read_bounded(response, MAX_ERROR, "an error"))
         what = f"{endpoint.repository}{_pointed(path)}"

@@ -44,7 +44,7 @@ class Http:
     @asynccontextmanager
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], *, authorization: str = "", insecure: bool = False,
-        form: Mapping[str, str] | None = None, follow: bool = True,
+        form: Mapping[str, str] | None = None, content: bytes | AsyncIterator[bytes] | None = None, follow: bool = True,
     ) -> AsyncIterator[httpx.Response]:  # fmt: skip
         """The answer to a request, after redirects, its body not read yet.
 
@@ -55,7 +55,7 @@ class Http:
             for _ in range(MAX_REDIRECTS + 1):
                 client = await self._client(target, insecure)
                 sent = {**_HEADERS, **headers, **({"Authorization": authorization} if authorization else {})}
-                request = client.build_request(method, target, headers=sent, data=form)
+                request = client.build_request(method, target, headers=sent, data=form, content=content)
                 response = await _sent(client, request)
                 try:
                     if not follow or response.status_code not in _REDIRECTS:

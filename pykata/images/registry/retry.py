@@ -35,24 +35,29 @@ class TransientError(Exception):
         self.absent = absent
 
 
-async def retried(attempt: Callable[[], Awaitable[T]], registries: Registries, host: str) -> T:
-    """What ``attempt`` returns in the end. What can't be connected at first isn't tried again: it isn't there."""
+async def retried(
+    attempt: Callable[[], Awaitable[T]], registries: Registries, host: str, *, patient: bool = False
+) -> T:
+    """What ``attempt`` returns in the end. What can't be connected at first isn't tried again: it isn't there.
+
+    ``patient``: an attempt may take as long as it takes.
+    """
     for number in range(registries.retries):
         try:
-            return await _in_time(attempt, registries, host)
+            return await _in_time(attempt, registries, host, patient)
         except TransientError as transient:
             if transient.absent and not number:
                 raise transient.error from transient.__cause__
             await pause(number, transient)
     try:
-        return await _in_time(attempt, registries, host)
+        return await _in_time(attempt, registries, host, patient)
     except TransientError as transient:
         raise transient.error from transient.__cause__
 
 
-async def _in_time(attempt: Callable[[], Awaitable[T]], registries: Registries, host: str) -> T:
+async def _in_time(attempt: Callable[[], Awaitable[T]], registries: Registries, host: str, patient: bool) -> T:
     # The timeout of a read is no help against somebody who sends a byte now and then.
-    with anyio.move_on_after(PATIENCE * registries.timeout):
+    with anyio.move_on_after(None if patient else PATIENCE * registries.timeout):
         return await attempt()
     raise too_slow(host, registries)
 

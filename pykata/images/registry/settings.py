@@ -59,6 +59,10 @@ class Settings:
             found.append(self._endpoint(name.registry, name.repository, bool(table.get("insecure"))))
         return found
 
+    def own(self, name: Name) -> Endpoint:
+        """The registry itself, to push to."""
+        return self._endpoint(name.registry, name.repository, bool(self._table(name).get("insecure")))
+
     def _endpoint(self, place: str, repository: str, insecure: bool = False) -> Endpoint:
         host, _, prefix = place.partition("/")
         insecure = insecure or host in self.registries.insecure or is_this_machine(host)
