@@ -29,9 +29,10 @@ from pykata.host.process import (
 )
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
-from pykata.host.trim import cache_limit, remove_unused, trim_cache
+from pykata.host.trim import BUILDING, cache_limit, remove_unused, trim_cache
 
 __all__ = [
+    "BUILDING",
     "DEVNULL",
     "KILL",
     "NO_ENV",

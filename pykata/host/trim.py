@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,12 +22,13 @@ log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 20 * 1024**3    # bytes
 FRESH = 60.0                    # seconds
+BUILDING = "build-"            # a directory in which an image is being made
 ABANDONED = 24 * 3600.0         # seconds after which nobody comes back for a file that isn't whole
 VARIABLE = "PYKATA_CACHE_LIMIT"
 
 _FOLDERS = ("rootfs", "images/archives", "images/names", "images/blobs/sha256", "images/blobs/sha512")
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_UNFINISHED = (".part", ".new")
+_UNFINISHED = (".part", ".new", ".lock")
 
 
 @frozen
@@ -94,8 +96,12 @@ def _files(cache: Path) -> Iterator[Kept]:
                 if path.suffix in _UNFINISHED:
                     if found.st_mtime < now - ABANDONED:
                         _remove_abandoned(path)
-                elif path.suffix != ".lock":
+                else:
                     yield Kept(path, found.st_size, found.st_mtime)
+    for path in (cache / "images").glob(BUILDING + "*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < now - ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -215,7 +215,7 @@ async def _packages(recipe: Recipe, depot: Depot, architecture: str) -> Built:
         suite, sources = await _apt_sources(suite)
     with explained(depot.path):
         depot.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="build-", dir=depot.path) as work:
+    with tempfile.TemporaryDirectory(prefix=host.BUILDING, dir=depot.path) as work:
         tar = Path(work, "packages.tar")
         await host.run_tool([
             tool, "--quiet", "--variant=minbase", f"--include={','.join(recipe.packages)}", "--format=tar",

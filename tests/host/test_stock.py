@@ -151,12 +151,16 @@ async def test_pulling_trims(upstream: str, places: Path, monkeypatch: pytest.Mo
 def test_what_nobody_continues(places: Path) -> None:
     folder = places / "cache/images/blobs/sha256"
     folder.mkdir(parents=True)
-    for name in ("new.part", "old.part", "old.lock", "older.new"):
+    for name in ("new.part", "old.part", "old.lock", "older.new", "alone.lock"):
         (folder / name).touch()
-    old(folder / "old.part", 60 * 25)
-    old(folder / "older.new", 60 * 25)
+    building = places / "cache/images/build-x"
+    building.mkdir()
+    (building / "packages.tar").touch()
+    for path in (folder / "old.part", folder / "older.new", folder / "alone.lock", building):
+        old(path, 60 * 25)
     host.trim_cache()
     assert files(places) == {folder / "new.part"}
+    assert not building.exists()
 
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("20G", 20 * 1024**3), ("5 MiB", 5 * 1024**2), ("7k", 7 * 1024)])

@@ -190,6 +190,14 @@ async def test_answers_without_an_end(where: str) -> None:
         await names(made)
 
 
+async def test_a_registry_that_knows_no_head() -> None:
+    made = offer(LAYER)
+    made.override = lambda request: Answer(b"", 405) if request.method == "HEAD" else None
+    async with serving(made) as server:
+        for _ in range(2):
+            assert await names_at(f"{server.host}/app:1", pull="always") == {"etc", "etc/a"}
+
+
 async def test_referrers_are_of_no_interest() -> None:
     made = Offer()
     subject = made.image(LAYER, tag="other")

@@ -92,7 +92,12 @@ class Registry:
                 stated: str = response.headers.get("docker-content-digest", "")
                 return stated if DIGEST.fullmatch(stated) else ""
 
-        return await retried(attempt, self.settings.registries, endpoint.host)
+        try:
+            return await retried(attempt, self.settings.registries, endpoint.host)
+        except RegistryError as exc:
+            if type(exc) is RegistryError:      # it knows no HEAD
+                return ""
+            raise
 
     async def document(self, endpoint: Endpoint, digest: str, size: int) -> bytes:
         """A small blob, not verified yet."""
