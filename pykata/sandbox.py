@@ -292,6 +292,8 @@ class Sandbox:
             raise ConfigError("a command needs an image", hint="pass image=, or leave the command out")
         if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
+        if self.options.origin is not None:
+            raise ConfigError("a sandbox of a template or a fork can't be detached", hint="detach one of a snapshot")
         check_isolation(self.options)
         await start(Request(name=name, options=self.options, image=image, command=what if asked else None))
         return find_detached(name)
@@ -369,8 +371,10 @@ class Sandbox:
         """
         from pykata.saving import fork
 
-        origin = await fork(self._stack, self._open, signal)
-        return [Sandbox._of(forked(self.options, origin)) for _ in range(check_count("count", count))]
+        check_count("count", count)
+        running = self._open
+        origin = await fork(self._stack, running, signal)
+        return [Sandbox._of(forked(running.options, origin)) for _ in range(count)]
 
     async def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Save this sandbox with all that runs in it as the directory ``path``, from which :meth:`restore` goes on.

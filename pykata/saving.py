@@ -38,7 +38,8 @@ async def as_it_is(running: Running, start: Start, *, signal: int = 0) -> AsyncI
         raise ConfigError("this sandbox can't be saved: it has directories of the host",
                           hint="use Tmpfs volumes, or copy files in")
     if not running.vm.can_be_saved:
-        raise ConfigError("this sandbox can't be saved", hint="it takes emulation, and an agent on a serial port")
+        raise ConfigError("this sandbox can't be saved",
+                          hint="it takes emulation, an agent on a serial port, and no network or directory of the host")
     async with AsyncExitStack() as stack:
         try:
             async with running.explained():

@@ -49,6 +49,8 @@ class Template:
         if self._sandbox.options.shares_directories:
             raise ConfigError("a template can't have directories of the host", hint="use Tmpfs, or copy files in setup")
         hypervisor = self._sandbox.options.hypervisor.saving()      # raises why it can't be
+        if self._sandbox.options.volumes:
+            raise ConfigError("volumes: a template has none", hint="copy files into its container in the setup")
         self._env = self._sandbox.options.env
         self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={})
         self._stack = AsyncExitStack()

@@ -74,8 +74,10 @@ class Hypervisor(ABC):
     def accel_here(self) -> Accel:
         """The accelerator that :meth:`boot` will use on this host. Raises :class:`~pykata.errors.HostError`."""
 
-    def saving(self) -> Hypervisor:
+    def saving(self, identity: Mapping[str, str] | None = None) -> Hypervisor:
         """The same, but so that its machines can be saved, and others go on from them.
+
+        ``identity`` is that of the one whose machine was saved, where there is one.
 
         Raises :class:`~pykata.errors.ConfigError` that says why that can't be.
         """

@@ -87,6 +87,22 @@ async def test_the_guide_to_detached_sandboxes(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.vm
+async def test_the_guide_to_templates(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "guides" / "templates.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {"pykata": pykata}
+    exec("async def main():\n" + textwrap.indent("".join(blocks), "    "), namespace)  # noqa: S102
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pykata.EmulationWarning)
+        await namespace["main"]()
+    said = capsys.readouterr().out.split("\n\n")
+    assert said[0] in ("boot\na fresh container", "template\na fresh container")
+    assert said[1] == "model"
+    assert said[2].startswith("pykata-")
+    assert said[3:] == ["work", "work", ""]
+
+
+@pytest.mark.vm
 async def test_the_guide_to_volumes(capsys: pytest.CaptureFixture[str]) -> None:
     code = block((ROOT / "docs" / "guides" / "volumes.md").read_text(), "python")
     namespace: dict[str, Any] = {"pykata": pykata, "__file__": __file__}

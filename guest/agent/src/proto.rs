@@ -72,12 +72,6 @@ pub struct CloneResponse {
     /// CLOCK_REALTIME as the answer was made
     #[prost(int64, tag = "2")]
     pub unix_time_ns: i64,
-    /// MemTotal, bytes
-    #[prost(uint64, tag = "3")]
-    pub memory_total: u64,
-    /// MemAvailable, bytes
-    #[prost(uint64, tag = "4")]
-    pub memory_available: u64,
 }
 /// While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
 /// that was saved meanwhile nobody is at the other end. What they write from then on is thrown away.

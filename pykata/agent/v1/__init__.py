@@ -126,16 +126,6 @@ class CloneResponse(betterproto2.Message):
     CLOCK_REALTIME as the answer was made
     """
 
-    memory_total: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
-    """
-    MemTotal, bytes
-    """
-
-    memory_available: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
-    """
-    MemAvailable, bytes
-    """
-
 
 default_message_pool.register_message("pykata.agent.v1", "CloneResponse", CloneResponse)
 

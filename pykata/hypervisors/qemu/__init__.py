@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -82,18 +82,19 @@ class QEMU(Hypervisor):
     def accel_here(self) -> Accel:
         return accels.choose(self.accel)
 
-    def saving(self) -> QEMU:
+    def saving(self, identity: Mapping[str, str] | None = None) -> QEMU:
         if self.accel_here() != "tcg":
             raise ConfigError("machines under KVM can't be saved yet", hint="accel='tcg' can, or template='off'")
         if self.agent == "vsock":
             raise ConfigError("a machine with agent='vsock' can't be saved", hint="agent='serial' can")
-        return evolve(self, agent="serial")
+        # What the guest frees can't be given back while others go on from the same memory, and its reports cost time.
+        return evolve(self, agent="serial", reclaim=identity is not None and identity["reclaim"] == "True")
 
     def identity(self) -> dict[str, str]:
         return {
             "hypervisor": "qemu", "build": version.build(self._binary()), "machine": self.machine,
             "accel": self.accel_here(), "slots": str(self._slots()), "reclaim": str(self.reclaim),
-            "tsc_khz": str(accels.tsc_khz()),
+            "tsc_khz": str(accels.tsc_khz()), "arguments": command.fingerprint(self.machine, self.accel_here()),
         }  # fmt: skip
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ QEMU opens nothing by path: every file, socket and device comes as a descriptor 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,13 @@ def command(
         *_nics(bus, spec),
         *_shares(bus, spec, given.shares),
     ]  # fmt: skip
+
+
+def fingerprint(machine: Machine, accel: Accel) -> str:
+    """What of the command line is ours to choose, as a hash: another release of pykata may choose otherwise."""
+    nothing = VMSpec(Path(), Path(), VsockTransport(None, 0, 0, None))  # type: ignore[arg-type]
+    words = command(Path(), machine, accel, nothing, Descriptors((0, 0), 0, 0), slots=1, reclaim=True, tsc_khz=None)
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
 
 def _machine(machine: Machine, spec: VMSpec) -> str:

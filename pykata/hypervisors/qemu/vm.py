@@ -48,7 +48,8 @@ class QemuVM(VM):
         self._events: dict[str, Mapping[str, object]] = {}
         self._qmp = QMP(control, self._note)
         self._slots = Slots(self._qmp, slots, spec.saved.slots if spec.saved else {})
-        self.can_be_saved = accel == "tcg" and isinstance(spec.transport, SerialTransport)
+        # Another machine couldn't have the same disks, nics and shared directories, nor QEMU save all of them.
+        self.can_be_saved = accel == "tcg" and isinstance(spec.transport, SerialTransport) and not spec.devices
         self._memory = spec.memory * MIB
         # Of its own: this machine may outlive what it was started from, and be saved in turn.
         self._started_from = os.dup(spec.saved.memory) if spec.saved else None

@@ -46,9 +46,9 @@ pub fn open_regular(root: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
     (rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile).then_some(file)
 }
 
-/// Opens a regular file for writing, following no symlink.
-pub fn open_for_writing(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+/// Opens a regular file for reading and writing, following no symlink.
+pub fn open_regular_for_writing(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat2(root, path, flags, Mode::empty(), IN_ROOT | ResolveFlags::NO_SYMLINKS)?;
     match rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
         rustix::fs::FileType::RegularFile => Ok(file),

@@ -1,0 +1,161 @@
+"""Sandboxes that go on from a template, beside a bare QEMU that goes on from a saved machine of the same kind.
+
+The floor is QEMU with the very command line of ``pykata.hypervisors.qemu.command``, going on from a guest whose PID 1
+is a shell, until that has echoed one line over the port that is the agent's. All are measured in turns.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import anyio
+
+import pykata
+from benchmarks._table import Row, interleaved, main, note, row
+from benchmarks.memory import pss
+from pykata.hypervisors.qemu import QEMU
+from pykata.hypervisors.qemu.command import Descriptors, command
+from pykata.spec import SavedVM, SerialTransport, VMSpec
+from tests.vm.qemu_guest import booted, initrd
+
+IMAGE = "builtin:busybox"
+ALIVE = 20
+"""Sandboxes that are there at once, for what each takes of memory."""
+
+
+def bare(hypervisor: QEMU, saved: SavedVM) -> float:
+    """Milliseconds from starting QEMU to the line that its guest echoes."""
+    with ExitStack() as stack:
+        agent, control = socket.socketpair(), socket.socketpair()
+        for end in (*agent, *control):
+            stack.enter_context(end)
+        with tempfile.TemporaryFile() as devices:
+            devices.write(saved.devices)
+            devices.seek(0)
+            spec = VMSpec(
+                kernel=Path(), initrd=Path(), transport=SerialTransport(host=agent[0], vmm=agent[1]), saved=saved
+            )
+            given = Descriptors(
+                start=(saved.memory, devices.fileno()), control=control[1].fileno(), agent=agent[1].fileno()
+            )
+            argv = command(
+                hypervisor._binary(), hypervisor.machine, "tcg", spec, given,
+                slots=hypervisor.features.disk_slots, reclaim=hypervisor.reclaim, tsc_khz=None,
+            )  # fmt: skip
+            agent[0].send(b"echo up\n")
+            began = time.perf_counter()
+            with subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as q:
+                said = b""
+                while b"up\n" not in said:
+                    said += agent[0].recv(100)
+                elapsed = (time.perf_counter() - began) * 1000
+                q.kill()
+    return elapsed
+
+
+async def first_output(sandbox: pykata.Sandbox) -> float:
+    """Milliseconds from entering a sandbox to the first byte of its first command's output."""
+    began = time.perf_counter()
+    async with sandbox, sandbox.process(IMAGE, ["echo", "up"]) as process:
+        await anext(process.stdout)
+        elapsed = (time.perf_counter() - began) * 1000
+        await process.wait()
+    return elapsed
+
+
+async def per_second(count: int, start: Callable[[], Awaitable[float]]) -> float:
+    """How many are started in a second, as many at a time as there are cores."""
+    limit = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+
+    async def one() -> None:
+        async with limit:
+            await start()
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for _ in range(count):
+            group.start_soon(one)
+    return count / (time.perf_counter() - began)
+
+
+async def forked(parent: pykata.Sandbox, container: str, pauses: list[float]) -> float:
+    """Milliseconds from asking for a fork to the first output of a command in the child."""
+    began = time.perf_counter()
+    (child,) = await parent.fork()
+    pauses.append((time.perf_counter() - began) * 1000)
+    async with child, child.containers[container].process(["echo", "up"]) as process:
+        await anext(process.stdout)
+        elapsed = (time.perf_counter() - began) * 1000
+        await process.wait()
+    return elapsed
+
+
+async def acquired(pool: pykata.Pool) -> float:
+    """Milliseconds that a sandbox takes which is ready."""
+    await pool.filled()
+    began = time.perf_counter()
+    async with pool.acquire():
+        return (time.perf_counter() - began) * 1000
+
+
+async def private_memory(template: pykata.Template) -> list[float]:
+    """PSS of QEMU in MiB, of each of several at once, idle with their agents connected."""
+    async with AsyncExitStack() as stack:
+        sandboxes = [await stack.enter_async_context(template.sandbox()) for _ in range(ALIVE)]
+        await anyio.sleep(1)
+        return [pss(sandbox._open.vm.pid) for sandbox in sandboxes]
+
+
+async def measure(rounds: int) -> list[Row]:
+    """A row for each way to start, and for what that takes."""
+    rows, pauses = [], list[float]()
+    hypervisor = QEMU(accel="tcg", agent="serial")
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        ram_disk = initrd(Path(folder) / "initrd.cpio")
+        guest = await stack.enter_async_context(booted(hypervisor, pykata.find_bundle().kernel, ram_disk, memory=256))
+        saved = await stack.enter_async_context(guest.vm.saved())
+        template = await stack.enter_async_context(
+            pykata.Template(IMAGE, setup=[["echo", "warm"]], isolation="emulated", hypervisor=hypervisor)
+        )
+        parent = await stack.enter_async_context(template.sandbox())
+
+        async def floor() -> float:
+            return await anyio.to_thread.run_sync(bare, hypervisor, saved)
+
+        async def from_template() -> float:
+            return await first_output(template.sandbox())
+
+        async def automatic() -> float:
+            return await first_output(
+                pykata.Sandbox(isolation="emulated", hypervisor=hypervisor, template="auto")
+            )
+
+        async def fork() -> float:
+            return await forked(parent, parent.main.id, pauses)
+
+        await interleaved(1, floor, from_template, automatic, fork)
+        pauses.clear()
+        at_best, ours, auto, forks = await interleaved(rounds, floor, from_template, automatic, fork)
+        rows.append(row("template to first output", "ms", ours, at_best))
+        rows.append(row("  without its image (template='auto')", "ms", auto, at_best))
+        rows.append(row("fork to first output in the child", "ms", forks))
+        rows.append(row("  until fork() has returned, parent going on", "ms", pauses))
+        best = await per_second(2 * rounds, floor)
+        rows.append(row("starts per second", "1/s", [await per_second(2 * rounds, from_template)], [best]))
+        rows.append(row("PSS of QEMU, each of 20", "MiB", await private_memory(template)))
+        async with pykata.Pool(template, size=1) as pool:
+            rows.append(row("Pool.acquire", "ms", [await acquired(pool) for _ in range(rounds)]))
+    note("from a template: from entering the sandbox to the first output of echo; the floor echoes without a sandbox")
+    return rows
+
+
+if __name__ == "__main__":
+    main(measure, rounds=15, about=__doc__)
