@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         VMDiedError,
         VMError,
     )
-    from pykata.files import FileEntry, Files, FileStat, Transfer
+    from pykata.files import FileChange, FileEntry, FileEvent, Files, FileStat, Transfer
     from pykata.fs.block import Block
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
@@ -120,9 +120,11 @@ __all__ = [
     "DiskFullError",
     "EmulationWarning",
     "Features",
+    "FileChange",
     "FileDeniedError",
     "FileEntry",
     "FileError",
+    "FileEvent",
     "FileIsDirectoryError",
     "FileMissingError",
     "FileNotDirectoryError",
@@ -198,7 +200,7 @@ _HOMES = {
     "pykata.container": "Container",
     "pykata.detached.handle": "Detached collect_garbage find_detached list_detached",
     "pykata.detached.logs": "LogPiece",
-    "pykata.files": "FileEntry Files FileStat Transfer",
+    "pykata.files": "FileChange FileEntry FileEvent Files FileStat Transfer",
     "pykata.fs.block": "Block",
     "pykata.guest": "Bundle build_bundle find_bundle",
     "pykata.hypervisors.qemu": "QEMU",

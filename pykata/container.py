@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykata.background import Background
@@ -11,7 +13,7 @@ from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
 from pykata.completed import Completed
 from pykata.errors import AgentError, ConfigError, SandboxClosedError
-from pykata.files import Files
+from pykata.files import FileChange, Files
 from pykata.host import finish
 from pykata.options import Rlimits
 from pykata.origin import SavedContainer
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 
 KEPT_LOG = 64 * 1024
 """Bytes of the output of a background process that are kept at most: agent.proto."""
+
+MAX_CHANGES = 1_000_000
+"""Changes that one ``changes`` takes into memory unless told otherwise."""
+
+MAX_LAYER = 16 * 1024**3
+"""Bytes of the layer that ``export_changes`` writes unless told otherwise."""
 
 
 class Container:
@@ -160,6 +168,29 @@ class Container:
         if what.args is None:
             raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
         return what.args
+
+
+    async def changes(self, *, limit: int = MAX_CHANGES) -> list[FileChange]:
+        """What differs from the image by now, sorted by path; more than ``limit`` changes are an error.
+
+        Raises :class:`FileError`.
+        """
+        from pykata.files.changes import changes
+
+        self.check()
+        return await changes(self._running, self.id, limit)
+
+    async def export_changes(self, target: str | os.PathLike[str], *, max_size: int = MAX_LAYER) -> str:
+        """Write what differs from the image to the file ``target``, as a layer of an OCI image: an uncompressed tar.
+
+        Returns its digest, ``"sha256:..."``, which is the layer's ``diff_id``. The file is as trustworthy as the
+        container. It is there when it is complete. Raises :class:`FileError`, :class:`HostError`,
+        :class:`DiskFullError`.
+        """
+        from pykata.files.changes import export
+
+        self.check()
+        return await export(self._running, self.id, Path(target), max_size)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pykata.errors import ConfigError, FileError, FileMissingError, FileNotDirectoryError
 from pykata.files.paths import ContainerPath, raw, text
-from pykata.files.values import FileEntry, FileStat, Transfer
+from pykata.files.values import FileChange, FileEntry, FileEvent, FileStat, Transfer
 
 if TYPE_CHECKING:
     from pykata.files.handle import ContainerFile, Mode
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pykata.files.v1 import Request, SetAttributes
     from pykata.running import Running
 
-__all__ = ["ContainerPath", "FileEntry", "FileStat", "Files", "Transfer"]
+__all__ = ["ContainerPath", "FileChange", "FileEntry", "FileEvent", "FileStat", "Files", "Transfer"]
 
 GIB = 1024**3
 
@@ -181,6 +181,22 @@ class Files:
 
         bounds = Bounds(size=max_size, entries=max_entries, setuid=setuid)
         return await download(self._session, raw(path), Path(target), bounds)
+
+    def watch(
+        self, path: ContainerPath = ".", *, recursive: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[FileEvent]]:
+        """Changes to a file or directory (``recursive``: to a tree) as they happen, for ``async with``::
+
+            async with container.files.watch("/srv", recursive=True) as events:
+                async for event in events:
+                    print(event.kind, event.path)
+
+        What happens after the block was entered is told, in order. A file that is made in a new directory may be told
+        twice. Only what processes of this guest do is seen, not what another one does to a shared directory.
+        """
+        from pykata.files.watching import watched
+
+        return watched(self._session, raw(path), recursive=recursive)
 
     # What is there.
 

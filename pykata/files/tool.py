@@ -103,6 +103,14 @@ class Tool:
         await self._check_end()
         return b""
 
+    async def over(self) -> bool:
+        """Wait until there is more to come, or nothing any more, which is only true if nothing failed."""
+        while not self._stdout and await self._advance():
+            pass
+        if not self._stdout:
+            await self._check_end()
+        return not self._stdout
+
     def broken(self, what: str) -> NoReturn:
         """The guest did what files.proto doesn't allow."""
         raise AgentProtocolError(f"the guest's process for files {what}")

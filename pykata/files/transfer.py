@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
@@ -84,15 +84,24 @@ async def download(session: Session, path: bytes, target: Path, bounds: Bounds) 
     request = v1.Request(stat=v1.Stat(path=path, follow=True))
     is_directory = stat.S_ISDIR((await session.attributes(request, path)).mode)
     name = None if is_directory else path.rstrip(b"/").rpartition(b"/")[2]
-    place = await _in_host_thread(lambda: open_target(target, name), target, undo=lambda place: place.close())
+    async with place_for(target, name, directory=is_directory) as place, session.own() as tool:
+        await tool.begin(v1.Request(pack=v1.Pack(path=path)), path)
+        await tool.done()
+        tool.idle = False
+        extractor = Extractor(place.top, bounds, place.passing, place.made)
+        return await received(tool, lambda file: extractor.extract(iter(lambda: file.read(PIECE), b"")), target)
+
+
+@asynccontextmanager
+async def place_for(target: Path, name: bytes | None = None, *, directory: bool = False) -> AsyncIterator[Place]:
+    """Where a download goes: it is complete when the block ends without an error.
+
+    ``name`` is what a file is called if ``target`` is a directory; without it that is an error.
+    """
+    place = await _in_host_thread(lambda: open_target(target, name, directory), target, undo=Place.close)
     try:
-        async with session.own() as tool:
-            await tool.begin(v1.Request(pack=v1.Pack(path=path)), path)
-            await tool.done()
-            tool.idle = False
-            transfer = await _received(tool, Extractor(place.top, bounds, place.passing, place.made), target)
+        yield place
         await _in_host_thread(place.keep, target)
-        return transfer
     finally:
         place.close()
 
@@ -115,16 +124,19 @@ async def _sent(
     return _result(work, source)
 
 
-async def _received(tool: Tool, extractor: Extractor, target: Path) -> Transfer:
-    """Pass on to a thread what a tool sends."""
+async def received(tool: Tool, take: Callable[[IO[bytes]], T], target: Path) -> T:
+    """Pass on to a thread what a tool sends; returns what ``take`` makes of it there.
+
+    A failure of the guest is raised even if ``take`` found nothing wrong; what it made must then be worth nothing.
+    """
     reader, writer = _pipe()
     pipe = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
 
-    def extract() -> Transfer:
+    def taken() -> T:
         with os.fdopen(reader, "rb", buffering=0) as file:
-            return extractor.extract(iter(lambda: file.read(PIECE), b""))
+            return take(cast(IO[bytes], file))
 
-    work = _in_thread(extract)
+    work = _in_thread(taken)
     try:
         with suppress(anyio.BrokenResourceError):       # the thread has refused it, and says why
             while piece := await tool.data():
@@ -146,6 +158,12 @@ class Place:
     made: bool = False
     """It wasn't there before."""
 
+    def create(self) -> IO[bytes]:
+        """The file, new and empty, without its name."""
+        assert self.passing is not None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(self.passing, flags, 0o644, dir_fd=self.top), "wb")
+
     def keep(self) -> None:
         """It is complete."""
         if self.passing is not None:
@@ -160,20 +178,22 @@ class Place:
         os.close(self.top)
 
 
-def open_target(target: Path, name: bytes | None) -> Place:
-    """Where a directory is written to, or a file that is called ``name``.
+def open_target(target: Path, name: bytes | None, directory: bool) -> Place:
+    """Where a directory is written to, or a file.
 
     As with ``shutil.copy``, a file goes into a directory that is there, under its own name.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    if name is None:
+    if directory:
         made = not target.is_dir()
         target.mkdir(parents=True, exist_ok=True)
         return Place(os.open(target, flags), made=made)
-    directory, only = (target, name) if target.is_dir() else (target.parent, os.fsencode(target.name))
-    if only in (b"", b".", b".."):
-        raise ConfigError(f"target={str(target)!r} names no file")
-    return Place(os.open(directory, flags), only, b".pykata-" + os.urandom(8).hex().encode())
+    parent, only = target.parent, os.fsencode(target.name)
+    if name is not None and target.is_dir():
+        parent, only = target, name
+    if only in (b"", b".", b"..") or (parent / os.fsdecode(only)).is_dir():
+        raise ConfigError(f"target={str(target)!r} is a directory, not a file")
+    return Place(os.open(parent, flags), only, b".pykata-" + os.urandom(8).hex().encode())
 
 
 def _pipe() -> tuple[int, int]:

@@ -69,3 +69,32 @@ class Transfer:
     entries: int
     size: int
     skipped: tuple[str, ...] = ()
+
+
+FileEventKind = Literal["created", "modified", "deleted", "moved", "overflow"]
+
+
+@frozen
+class FileEvent:
+    """Something that happened to a file. ``"moved"`` has both names: ``path`` is the old one, ``target`` the new one.
+
+    ``"modified"`` is about the content or the attributes. After ``"overflow"``, whose path is that which is watched,
+    events are missing: look at what is there.
+    """
+
+    kind: FileEventKind
+    path: PurePosixPath
+    target: PurePosixPath | None = None
+    directory: bool = False
+
+
+FileChangeKind = Literal["added", "modified", "deleted"]
+
+
+@frozen
+class FileChange:
+    """What differs between a container and its image. A file that was written is ``"modified"`` whatever it has now; a
+    directory only if its owner or permissions are others. What was in a deleted directory isn't listed."""
+
+    kind: FileChangeKind
+    path: PurePosixPath

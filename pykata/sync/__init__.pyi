@@ -2,7 +2,7 @@
 
 import os
 import pykata.guest.steps
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from pykata.agent.run import Exited
@@ -10,10 +10,10 @@ from pykata.command import Callback
 from pykata.completed import Completed
 from pykata.detached.logs import LogPiece
 from pykata.errors import FileError
-from pykata.files import Entries
+from pykata.files import Entries, FileChange
 from pykata.files.handle import Mode
 from pykata.files.paths import ContainerPath
-from pykata.files.values import FileStat, Transfer
+from pykata.files.values import FileEvent, FileStat, Transfer
 from pykata.fs.base import SharedFs
 from pykata.guest.bundle import Bundle
 from pykata.hypervisors.base import Hypervisor
@@ -100,6 +100,8 @@ class Container:
         rlimits: Rlimits | None=...,
         log: int=...,
     ) -> Background: ...
+    def changes(self, *, limit: int=...) -> list[FileChange]: ...
+    def export_changes(self, target: str | os.PathLike[str], *, max_size: int=...) -> str: ...
 
 class ContainerFile:
     @property
@@ -192,6 +194,12 @@ class Files:
         max_size: int=...,
         max_entries: int=...,
     ) -> Transfer: ...
+    def watch(
+        self,
+        path: ContainerPath=...,
+        *,
+        recursive: bool=...,
+    ) -> AbstractContextManager[AsyncIterator[FileEvent]]: ...
     def stat(self, path: ContainerPath, *, follow_symlinks: bool=...) -> FileStat: ...
     def lstat(self, path: ContainerPath) -> FileStat: ...
     def exists(self, path: ContainerPath, *, follow_symlinks: bool=...) -> bool: ...

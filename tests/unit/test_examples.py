@@ -124,6 +124,15 @@ def test_the_guide_to_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["hello", "kept"]
 
 
+@pytest.mark.vm
+async def test_the_guide_to_files(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "guides" / "files.md").read_text()
+    namespace: dict[str, Any] = {"pykata": pykata}
+    exec(block(guide, "python"), namespace)  # noqa: S102
+    await namespace["main"]()
+    assert capsys.readouterr().out == block(guide, "text")
+
+
 def test_the_readme_is_honest_about_make() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake (\w+)", readme):

@@ -20,6 +20,8 @@ const MAX_MESSAGE: usize = 4 << 20;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const MAX_STREAMS: u32 = 4096;
+/// A piece of stdio comes in one frame: four cost four times as much, on both sides.
+const MAX_FRAME: u32 = 128 * 1024;
 /// Output that waits for the host, per stream, beside what the pipe holds.
 const SEND_BUFFER: usize = 128 * 1024;
 
@@ -48,6 +50,7 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME)
         .max_send_buf_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(None)

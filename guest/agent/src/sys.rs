@@ -65,6 +65,37 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Closes all descriptors from `first` on that aren't in `kept`, which ascends.
+///
+/// # Safety
+/// Nothing in this process may use a descriptor that it closes.
+pub unsafe fn close_all_but(first: u32, kept: &[OwnedFd]) {
+    let close = |from: u32, to: u32| {
+        if from <= to {
+            // SAFETY: as the caller promises.
+            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        }
+    };
+    let mut next = first;
+    for kept in kept.iter().map(|kept| kept.as_raw_fd() as u32) {
+        close(next, kept.wrapping_sub(1));
+        next = kept + 1;
+    }
+    close(next, u32::MAX);
+}
+
+/// Duplicates whose numbers ascend.
+pub fn ascending(fds: &[OwnedFd]) -> Result<Vec<OwnedFd>, Errno> {
+    let mut next = 3;
+    let mut out = Vec::with_capacity(fds.len());
+    for fd in fds {
+        let copy = rustix::io::fcntl_dupfd_cloexec(fd, next)?;
+        next = copy.as_raw_fd() + 1;
+        out.push(copy);
+    }
+    Ok(out)
+}
+
 /// `prctl` with integer arguments.
 pub fn prctl(option: i32, arg2: u64, arg3: u64) -> Result<i32, Errno> {
     // SAFETY: used with options that take integers only.

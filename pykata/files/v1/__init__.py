@@ -146,17 +146,12 @@ default_message_pool.register_message("pykata.files.v1", "Change", Change)
 @dataclass(eq=False, repr=False)
 class Changes(betterproto2.Message):
     """
-    What differs between the container's root and its image; for a process with `tool = CHANGES`, which is rooted in the
-    writable layer. Answers any number of `change`, then `done`; or, bulk, `done`, and then a layer of the OCI image
-    specification ("out").
+    What differs between the container's root and its image, but for what the agent itself has put there (mount points,
+    /etc/hosts and the like); for a process with `tool = CHANGES`, which takes no other request. Answers any number of
+    `change`, then `done`; or, bulk, `done`, and then a layer of the OCI image specification ("out").
     """
 
     bulk: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
-
-    ignore: "list[bytes]" = betterproto2.field(2, betterproto2.TYPE_BYTES, repeated=True)
-    """
-    added by the runtime rather than by the run, as long as they are empty
-    """
 
 
 default_message_pool.register_message("pykata.files.v1", "Changes", Changes)

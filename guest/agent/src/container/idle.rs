@@ -4,6 +4,7 @@
 //! to read or to pay for.
 
 use std::arch::global_asm;
+use std::os::fd::OwnedFd;
 
 use crate::sys;
 
@@ -98,10 +99,11 @@ fn unregister_rseq() -> bool {
     })
 }
 
-/// Turns this process into an idle init. Its descriptors are closed.
-pub fn forever() -> ! {
+/// Turns this process into an idle init. Its descriptors are closed, but for those that it keeps for whoever asks what was
+/// changed in the container: its layers, in this order. Nobody in there can get at them who has less than all capabilities.
+pub fn forever(kept: &[OwnedFd]) -> ! {
     // SAFETY: nothing of this process uses a descriptor from here on, as nothing but the lines below is ever run.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    unsafe { sys::close_all_but(0, kept) };
     sys::ignore_signal(libc::SIGCHLD);
     let _ = rustix::thread::set_name(c"init");
     if !unregister_rseq() {
@@ -146,7 +148,7 @@ mod tests {
     fn only_one_page_is_left() {
         // SAFETY: the child only calls `forever`, which allocates nothing and takes no lock.
         let pid = match unsafe { sys::clone_into(0, None) }.expect("clone") {
-            Cloned::Child => forever(),
+            Cloned::Child => forever(&[]),
             Cloned::Parent { pid } => pid,
         };
         let maps = format!("/proc/{pid}/maps");

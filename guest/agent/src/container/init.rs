@@ -39,9 +39,9 @@ pub fn main(plan: &Plan<'_>, reporter: &Reporter) -> ! {
         Some(maps) => build_in_user_namespace(plan, maps, reporter),
     };
     match built {
-        Ok(()) => {
+        Ok(kept) => {
             reporter.send(&Report::Ok);
-            idle::forever()
+            idle::forever(&kept)
         }
         Err(failed) => {
             reporter.send(&Report::from(failed));
@@ -52,7 +52,7 @@ pub fn main(plan: &Plan<'_>, reporter: &Reporter) -> ! {
 
 /// Disks can only be mounted with the guest's own rights, while all else shall belong to the user namespace: one process
 /// opens the disks, goes into the namespace and makes there, as a sibling, the process that becomes init.
-fn build_in_user_namespace(plan: &Plan<'_>, maps: &IdMaps, reporter: &Reporter) -> Result<(), Failed> {
+fn build_in_user_namespace(plan: &Plan<'_>, maps: &IdMaps, reporter: &Reporter) -> Result<Vec<OwnedFd>, Failed> {
     let namespace = userns::make(maps)?;
     let opened = open(plan, Some(namespace.as_fd()))?;
     userns::enter(namespace.as_fd())?;
@@ -90,8 +90,9 @@ fn open(plan: &Plan<'_>, user_namespace: Option<BorrowedFd<'_>>) -> Result<Opene
     Ok(Opened { lowers, sources, devices: dev::open_sources(&plan.config.devices)? })
 }
 
-/// Puts everything together, in the container's namespaces. On return the process has nothing left to do.
-fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
+/// Puts everything together, in the container's namespaces. On return the process has nothing left to do but to keep the
+/// layers that it gives.
+fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<Vec<OwnedFd>, Failed> {
     let config = plan.config;
     // The cgroup namespace is rooted at the cgroup one is in when it is made, so not in the clone itself.
     unshare_cgroup()?;
@@ -108,6 +109,7 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
         directly: !config.mounts.iter().any(|mount| mount.destination.trim_end_matches('/') == "/etc"),
     };
     let files = rootfs::mount(&config.rootfs, &opened.lowers, config.namespaces.user.is_some(), files)?;
+    let kept = rootfs::layers(&config.rootfs, opened.lowers)?;
     // Before the guest's own are out of sight: in a user namespace nobody gets a /proc who didn't have one before.
     let kernel = |(mount, source): (&ContainerMount, Option<OwnedFd>)| match (&mount.what, source) {
         (MountKind::Kernel(kind), _) => kernel(kind, &mount.options, &config.namespaces),
@@ -130,7 +132,8 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<(), Failed> {
     rootfs::attach_file(root.as_fd(), identity::GENERATION, generation)?;
     paths::mask(root.as_fd(), &config.masked_paths)?;
     paths::make_readonly(root.as_fd(), &config.readonly_paths)?;
-    rootfs::finish(&config.rootfs)
+    rootfs::finish(&config.rootfs)?;
+    Ok(kept)
 }
 
 /// A file of the guest's that the container may only read.

@@ -221,6 +221,16 @@ impl Container {
         self.gone.borrow().is_none()
     }
 
+    /// Where the agent finds the layers that init keeps, by number.
+    pub fn kept_layers(&self) -> String {
+        format!("/proc/{}/fd", self.init)
+    }
+
+    /// Where the agent finds what is mounted in it.
+    pub fn mountinfo(&self) -> String {
+        format!("/proc/{}/mountinfo", self.init)
+    }
+
     fn init_if_alive(&self) -> i32 {
         // 0 would be our own group: a pid that can't exist makes kill fail instead.
         if self.is_alive() { self.init } else { i32::MAX }

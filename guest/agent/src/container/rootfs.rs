@@ -11,6 +11,7 @@ use super::filesystems::Found;
 use super::inside::{self, Kind};
 use crate::errno::{Failed, Step};
 use crate::mounts::{self, NODEV, Options, RDONLY};
+use crate::sys;
 
 /// Mount points that each init uses in its own mount namespace.
 pub const LOWERS: &str = "/run/pykata/lower";
@@ -91,6 +92,17 @@ pub fn mount(
     }
     mounts::attach_at(mounts::filesystem("overlay", "overlay", &options)?.as_fd(), ROOT)?;
     Ok(left)
+}
+
+/// The writable layer, and those below it, topmost first, by ascending numbers; none if nothing can be written.
+pub fn layers(rootfs: &Rootfs, lowers: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failed> {
+    if rootfs.writable_bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::open(format!("{UPPER}/upper"), flags, Mode::empty()).step("open", "upper")?;
+    let all: Vec<OwnedFd> = std::iter::once(upper).chain(lowers).collect();
+    sys::ascending(&all).step("dup", "layers")
 }
 
 fn make_upper(rootfs: &Rootfs) -> Result<(), Failed> {

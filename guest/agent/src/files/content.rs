@@ -72,6 +72,7 @@ pub fn read_bulk(request: &proto::Read) -> Answer<Reply> {
     }
     wire::send(Reply::Attributes(attributes::of_open(file.as_fd()).at("stat")?));
     let size = if request.size == 0 { u64::MAX } else { request.size };
+    transfer::widen(stdout().as_fd());
     match transfer::send(file.as_fd(), stdout().as_fd(), size).at("read") {
         Ok(_) => sys::exit_now(0),
         Err(failed) => wire::fail(failed),
@@ -101,6 +102,7 @@ pub fn write(request: &proto::Write) -> Answer<()> {
 /// Takes the host's data. If that ends early, so does the process: a new file then never gets a name.
 fn receive(file: BorrowedFd<'_>) -> Answer<()> {
     let stdin = stdin();
+    transfer::widen(stdin.as_fd());
     loop {
         match wire::next_chunk(stdin.as_fd()) {
             Ok(0) => return Ok(()),

@@ -26,6 +26,7 @@ pub fn pack(request: &proto::Pack) -> Answer<Reply> {
         paths::open(&request.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty()).at("open")?;
     let stat = rustix::fs::fstat(&top).at("open")?;
     let mut archive = Archive::default();
+    transfer::widen(stdout().as_fd());
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         let (_, name) = paths::split(&request.path);
         wire::send(Reply::Done(Done {}));
@@ -155,10 +156,14 @@ pub struct Archive {
     /// Files with several names: the first of them.
     names: HashMap<(u64, u64), Vec<u8>>,
     /// Extended attributes that go along, by a look at the file.
-    pub xattrs: Option<fn(BorrowedFd<'_>) -> Xattrs>,
+    xattrs: Option<fn(BorrowedFd<'_>) -> Xattrs>,
 }
 
 impl Archive {
+    pub fn with_xattrs(of: fn(BorrowedFd<'_>) -> Xattrs) -> Self {
+        Self { xattrs: Some(of), ..Self::default() }
+    }
+
     pub fn head(&mut self, entry: &Entry) -> Answer<()> {
         self.out.extend_from_slice(&entry.encode());
         if self.out.len() >= BUFFER { self.flush() } else { Ok(()) }

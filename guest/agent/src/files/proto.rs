@@ -391,16 +391,13 @@ pub mod event {
         }
     }
 }
-/// What differs between the container's root and its image; for a process with `tool = CHANGES`, which is rooted in the
-/// writable layer. Answers any number of `change`, then `done`; or, bulk, `done`, and then a layer of the OCI image
-/// specification ("out").
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// What differs between the container's root and its image, but for what the agent itself has put there (mount points,
+/// /etc/hosts and the like); for a process with `tool = CHANGES`, which takes no other request. Answers any number of
+/// `change`, then `done`; or, bulk, `done`, and then a layer of the OCI image specification ("out").
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Changes {
     #[prost(bool, tag = "1")]
     pub bulk: bool,
-    /// added by the runtime rather than by the run, as long as they are empty
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    pub ignore: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Change {

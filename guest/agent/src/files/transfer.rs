@@ -10,6 +10,11 @@ use super::wire;
 /// How much is moved at a time.
 const STEP: usize = 256 * 1024;
 
+/// Gives a pipe more room, so that both of its ends can work at the same time. It is no error if it stays as it is.
+pub fn widen(pipe: BorrowedFd<'_>) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, STEP);
+}
+
 /// Moves up to `left` bytes from `from`, where it is, to `to`, a pipe. How many there were.
 pub fn send(from: BorrowedFd<'_>, to: BorrowedFd<'_>, left: u64) -> Result<u64, Errno> {
     move_all(from, to, left)

@@ -25,6 +25,7 @@ pub fn unpack(request: &proto::Unpack) -> Answer<()> {
     };
     let top = paths::open(&request.path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).at("open")?;
     wire::send(Reply::Done(Done {}));
+    transfer::widen(stdin().as_fd());
     let mut tree = Tree { top, made, last: None, directories: Vec::new(), request };
     let mut source = Source { left: 0, ended: false };
     while let Some((entry, mut data)) = source.next_entry()? {

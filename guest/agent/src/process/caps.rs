@@ -73,6 +73,12 @@ pub fn bit(name: &str) -> u64 {
 impl CapSets {
     pub const DEFAULT: Self = Self { bounding: USUAL, effective: USUAL, inheritable: 0, permitted: USUAL, ambient: 0 };
 
+    /// DAC_OVERRIDE DAC_READ_SEARCH SYS_ADMIN: to read everything, "trusted" attributes among it.
+    pub const READER: Self = {
+        let set = 1 << 1 | 1 << 2 | 1 << 21;
+        Self { bounding: set, effective: set, inheritable: 0, permitted: set, ambient: 0 }
+    };
+
     pub fn new(from: &oci::Capabilities) -> Self {
         let mask = |names: &[String]| names.iter().fold(0, |mask, name| mask | bit(name));
         Self {

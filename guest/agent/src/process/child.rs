@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::caps::CapSets;
 use super::slots::Slot;
 use super::streams::Theirs;
 use super::user::{self, Identity};
@@ -14,7 +15,7 @@ use crate::container::Container;
 use crate::container::inside::{self, Kind};
 use crate::container::userns;
 use crate::errno::{self, Failed, Step};
-use crate::files;
+use crate::files::{self, Layers};
 use crate::proto::process::Tool;
 use crate::stdio::{Report, Reporter};
 use crate::sys;
@@ -47,45 +48,79 @@ pub fn run(
     started: &Slot,
     orders: Option<&OwnedFd>,
 ) -> ! {
-    match prepare(container, plan, stdio) {
-        Err(Refused::Failed(failed)) => reporter.send(&Report::from(failed)),
-        Err(Refused::Invalid(invalid)) => reporter.send(&Report::Invalid(invalid.to_string())),
-        Ok(_) if plan.tool == Tool::Files => become_tool(container, started, files::serve),
-        Ok(home) => {
-            let told = orders.map(|orders| wait_for(orders, reporter));
-            let (args, env, path) = match &told {
-                Some(told) => (&told.args, &told.env, &told.path),
-                None => (&plan.args, &plan.env, &plan.path),
-            };
-            let mut env = env.clone();
-            if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
-                env.extend(home);
-            }
-            started.set(rustix::process::getpid().as_raw_nonzero().get());
-            let failed = lookup::execute(args, &env, path);
-            let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
-            sys::exit_now(failed.code);
-        }
+    let refused = match plan.tool {
+        Tool::None => match prepare(container, plan, stdio) {
+            Ok(home) => execute(plan, home, orders.map(|orders| wait_for(orders, reporter)), started),
+            Err(refused) => refused,
+        },
+        Tool::Files => match prepare(container, plan, stdio).and_then(|_| as_after_exec(container)) {
+            Ok(()) => become_tool(started, None),
+            Err(refused) => refused,
+        },
+        Tool::Changes => match prepare_changes(container, stdio) {
+            Ok(layers) => become_tool(started, Some(layers)),
+            Err(refused) => refused,
+        },
+    };
+    match refused {
+        Refused::Failed(failed) => reporter.send(&Report::from(failed)),
+        Refused::Invalid(invalid) => reporter.send(&Report::Invalid(invalid.to_string())),
     }
     sys::exit_now(1)
 }
 
-/// Runs a part of the agent in place of a command.
-fn become_tool(container: &Container, started: &Slot, serve: fn() -> !) -> ! {
-    // Exec leaves a user who isn't root only these.
-    let user = rustix::process::geteuid();
-    if !user.is_root() && container.defaults.caps.keep_ambient().is_err() {
-        sys::exit_now(1);
+fn execute(plan: &Plan, home: Option<std::ffi::CString>, told: Option<Orders>, started: &Slot) -> ! {
+    let (args, env, path) = match &told {
+        Some(told) => (&told.args, &told.env, &told.path),
+        None => (&plan.args, &plan.env, &plan.path),
+    };
+    let mut env = env.clone();
+    if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
+        env.extend(home);
     }
+    started.set(rustix::process::getpid().as_raw_nonzero().get());
+    let failed = lookup::execute(args, &env, path);
+    let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
+    sys::exit_now(failed.code);
+}
+
+/// What exec leaves a user who isn't root.
+fn as_after_exec(container: &Container) -> Result<(), Refused> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Ok(container.defaults.caps.keep_ambient()?)
+}
+
+/// Runs a part of the agent in place of a command.
+fn become_tool(started: &Slot, layers: Option<Layers>) -> ! {
     // Its memory is a copy of the agent's, and its executable file the agent's own: neither is for the container to see.
     if sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).is_err() {
         sys::exit_now(1);
     }
     started.set(rustix::process::getpid().as_raw_nonzero().get());
     // What exec would close; the agent waits for the end of the report among it.
-    // SAFETY: nothing of this process uses a descriptor above the standard ones from here on.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
-    serve()
+    // SAFETY: nothing of this process uses another descriptor any more than the standard ones and these.
+    unsafe { sys::close_all_but(3, layers.as_ref().map_or(&[], Layers::all)) };
+    files::serve(layers)
+}
+
+/// Only the container's layers, and the rights to read all of them: what is deleted is told by attributes that nobody
+/// else may read. Nothing in here follows a link, and no user of the container is involved.
+fn prepare_changes(container: &Container, stdio: &Theirs) -> Result<Layers, Refused> {
+    sys::reset_signals();
+    rustix::process::setsid().step("setsid", "process")?;
+    let layers = Layers::open(container)?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", "root")?;
+    stdio.take(root.as_fd())?;
+    if let Some(upper) = layers.upper() {
+        rustix::process::fchdir(upper).step("chdir", "layer")?;
+        rustix::process::chroot(".").step("chroot", "layer")?;
+    }
+    CapSets::READER.apply()?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).step("prctl", "no_new_privs")?;
+    Ok(layers)
 }
 
 /// Waits to be told what to execute. It may be long: descriptors of the agent's, such as the other ends of pipes of others,

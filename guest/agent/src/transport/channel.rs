@@ -14,6 +14,9 @@ use super::stream::Stream;
 /// A virtio-serial write takes at most this much, and costs an exit to the host: a frame's header and payload go together.
 const GATHER: usize = 32 * 1024;
 
+/// Read at once: one large frame.
+const MOST: usize = 64 * 1024;
+
 pub struct Channel {
     stream: Stream,
     /// Follows incoming frames on a transport that has no connections of its own.
@@ -106,12 +109,20 @@ impl Read for Channel {
         if self.take_carried(&mut buf) || self.over {
             return Poll::Ready(Ok(()));
         }
-        let mut space = [MaybeUninit::uninit(); 16 * 1024];
-        let most = buf.remaining().min(space.len());
-        let n = ready!(self.stream.poll_read(cx, &mut space[..most]))?;
-        let data = written(&space, n);
-        let own = self.incoming(data);
-        buf.put_slice(&data[..own]);
+        // SAFETY: only what a read has written is counted below.
+        let space = unsafe { buf.as_mut() };
+        let most = space.len().min(MOST);
+        let mut n = ready!(self.stream.poll_read(cx, &mut space[..most]))?;
+        // A port gives a page at a time. What comes after it may only be known to be there once it was asked for.
+        while n > 0 && n < most && self.stream.is_port() {
+            match self.stream.poll_more(&mut space[n..most]) {
+                0 => break,
+                more => n += more,
+            }
+        }
+        let own = self.incoming(written(&space[..most], n));
+        // SAFETY: so much has been read into it.
+        unsafe { buf.advance(own) };
         Poll::Ready(Ok(()))
     }
 }
