@@ -3,6 +3,7 @@
 from pykata.testing.agent import FakeAgent, FakeContainer
 from pykata.testing.commands import BUILTINS, Command
 from pykata.testing.faults import Fault, Moment
+from pykata.testing.files import FakeFile, FakeFiles
 from pykata.testing.guest import FakeFs, fake_bundle, fake_image
 from pykata.testing.hypervisor import FakeHypervisor, FakeVM
 from pykata.testing.process import FakeProcess
@@ -12,6 +13,8 @@ __all__ = [
     "Command",
     "FakeAgent",
     "FakeContainer",
+    "FakeFile",
+    "FakeFiles",
     "FakeFs",
     "FakeHypervisor",
     "FakeProcess",

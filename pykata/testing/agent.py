@@ -23,6 +23,7 @@ from pykata.errors import AgentRefusedError
 from pykata.spec import Terminal
 from pykata.testing.commands import BUILTINS, Command
 from pykata.testing.faults import Moment
+from pykata.testing.files import FakeFiles
 from pykata.testing.process import FakeProcess
 
 IDENTIFIER = re.compile(r"[a-z0-9-]{1,64}")
@@ -52,6 +53,7 @@ class FakeContainer:
 
     request: v1.CreateContainerRequest
     processes: dict[str, FakeProcess] = field(factory=dict)
+    files: FakeFiles = field(factory=FakeFiles)
     detached: dict[str, FakeDetached] = field(factory=dict)
     pids: Iterator[int] = field(factory=lambda: count(2))
 
@@ -69,7 +71,7 @@ class FakeAgent:
 
     ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
     rootfs on any other one is refused. None stands for a guest that has them all. ``before_call`` is awaited with the
-    name of each call as it arrives. ``tool`` runs in place of the agent's own programs for files (files.proto).
+    name of each call as it arrives. ``tool`` runs in place of :class:`FakeFiles`, for files.
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
@@ -224,7 +226,8 @@ class FakeAgent:
         if request.id in container.processes:
             raise refused("ALREADY_EXISTS", f"process {request.id}")
         process = container.processes[request.id] = new_process(container, request)
-        program = (self.program(process.args[0]) if process.args else self.tool) or not_found
+        served = self.tool or container.files.serve
+        program = (self.program(process.args[0]) if process.args else served) or not_found
         if start.detached:
             self._background.start_soon(self._run_detached, container, request.id, process, program, start.log)
             await call.send(bytes(v1.RunResponse(started=v1.Started(pid=process.pid))))
