@@ -23,7 +23,7 @@ use super::{paths, wire};
 const OPAQUE: [&CStr; 2] = [c"trusted.overlay.opaque", c"user.overlay.opaque"];
 const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// Made by the agent for each container.
-const OWN: [&[u8]; 3] = [b"etc/hosts", b"etc/hostname", b"etc/resolv.conf"];
+const OWN: [&[u8]; 4] = [b"etc/hosts", b"etc/hostname", b"etc/resolv.conf", b"etc/machine-id"];
 /// Most bytes of one file's extended attributes.
 const MAX_XATTRS: usize = 256 * 1024;
 
