@@ -21,6 +21,7 @@ from pykata import (
     SandboxClosedError,
 )
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
+from tests.cancellation import Way, cancel_everywhere
 
 BUSYBOX = "builtin:busybox"
 
@@ -127,3 +128,19 @@ async def test_a_container_that_was_left(tmp_path: Path) -> None:
                 await box.files.read_text("/f")
             with pytest.raises(SandboxClosedError):
                 await box.changes()
+
+
+async def test_cancelled_anywhere(tmp_path: Path) -> None:
+    old, new = b"old" * 300_000, b"new" * 300_000
+    async with boxed(tmp_path) as box:
+        await box.files.write_bytes("/f", old)
+
+        async def work() -> None:
+            assert await box.files.read_bytes("/f") in (old, new)
+            await box.files.write_bytes("/f", new)
+            await box.files.list("/")
+
+        async def afterwards(n: int, way: Way) -> None:
+            assert await box.files.read_bytes("/f") in (old, new)
+
+        assert await cancel_everywhere(work, afterwards, step=3) > 10
