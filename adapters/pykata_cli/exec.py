@@ -7,6 +7,7 @@ import argparse
 import pykata
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
+from pykata_cli.terminal import size
 
 
 async def command(arguments: argparse.Namespace) -> int:
@@ -17,9 +18,10 @@ async def command(arguments: argparse.Namespace) -> int:
 
 
 async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
-    env = environment(arguments.env)
-    async with pykata.Sandbox.connect(arguments.name) as sandbox:
-        main = sandbox.main
-        async with main.process(arguments.cmd, env=env, cwd=arguments.cwd, user=arguments.user) as process:
-            relay.process = process
-            return await Streams(process, forward_stdin(arguments)).run(arguments.timeout)
+    options = {"env": environment(arguments.env), "cwd": arguments.cwd, "user": arguments.user}
+    async with (
+        pykata.Sandbox.connect(arguments.name) as sandbox,
+        sandbox.main.process(arguments.cmd, **options, tty=arguments.tty and size()) as process,
+    ):
+        relay.process = process
+        return await Streams(process, forward_stdin(arguments), arguments.tty).run(arguments.timeout)

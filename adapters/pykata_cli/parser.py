@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from pykata_cli import exits
 from pykata_cli.image_parser import add_image_commands, add_pull_policy, add_registry_options
 from pykata_cli.parser_detached import add_detached
-from pykata_cli.parser_shared import add_identity, add_verbose
+from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose
 
 EXITS = f"""\
 exit codes:
@@ -21,6 +21,7 @@ RUN_EXAMPLES = """\
 examples:
   pykata run builtin:busybox -- uname -a
   pykata run ./images/debian-python -- python3 -c 'print(6 * 7)'
+  pykata run -it builtin:busybox -- sh
   echo 'print(6 * 7)' | pykata run ./images/debian-python -- python3 -
   pykata run --detach --name worker ./images/debian-python -- python3 -m http.server
   pykata run --memory 1G --cpus 2 --timeout 30 --env KEY=value ./images/debian-python -- sh -c 'echo $KEY'
@@ -115,9 +116,7 @@ def _add_process(group: Any) -> None:
     group.add_argument(
         "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
     )
-    group.add_argument(
-        "-i", "--interactive", action="store_true", help="pass our stdin on even if it is a terminal"
-    )
+    add_stdio(group)
 
 
 def _add_detach(group: Any) -> None:

@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 from pykata_cli import exits
-from pykata_cli.parser_shared import add_identity, add_verbose
+from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose
 
 EXEC = f"""\
 examples:
   pykata exec worker -- ps
+  pykata exec -it worker -- sh
   pykata exec -i worker -- sh -c 'cat > /tmp/input' < input
   pykata exec -e DEBUG=1 -w /srv worker -- ./migrate
 
@@ -105,9 +106,7 @@ def _add_exec(commands: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
     )
-    parser.add_argument(
-        "-i", "--interactive", action="store_true", help="pass our stdin on even if it is a terminal"
-    )
+    add_stdio(parser)
     add_verbose(parser)
 
 

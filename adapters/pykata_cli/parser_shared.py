@@ -21,3 +21,11 @@ def add_identity(group: Any) -> None:
     )
     group.add_argument("-w", "--cwd", metavar="DIR", help="directory to run in")
     group.add_argument("-u", "--user", metavar="USER[:GROUP]", help="names or numbers")
+
+
+def add_stdio(group: Any) -> None:
+    """What becomes of stdin, and ``-t``."""
+    group.add_argument(
+        "-i", "--interactive", action="store_true", help="pass our stdin on even if it is a terminal"
+    )
+    group.add_argument("-t", "--tty", action="store_true", help="give the command a terminal; -it for a shell")

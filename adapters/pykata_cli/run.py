@@ -13,10 +13,11 @@ from pykata_cli.bars import bars
 from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
+from pykata_cli.terminal import size
 
 log = logging.getLogger("pykata.cli")
 
-FOREGROUND_ONLY = ("timeout", "interactive")
+FOREGROUND_ONLY = ("timeout", "interactive", "tty")
 DETACHED_ONLY = ("name", "own_command")
 
 
@@ -27,13 +28,13 @@ async def command(arguments: argparse.Namespace) -> int:
 
 
 async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
-    options = {"env": environment(arguments.env), **_process_options(arguments)}
+    options = {"env": environment(arguments.env), "tty": arguments.tty and size(), **_process_options(arguments)}
     with bars(sys.stderr) as show:
         said = sandbox_options(arguments) | ({} if show is None else {"progress": show})
         async with pykata.Sandbox(**said) as sandbox:
             async with sandbox.process(arguments.image, arguments.cmd or None, **options) as process:
                 relay.process = process
-                code = await Streams(process, forward_stdin(arguments)).run(arguments.timeout)
+                code = await Streams(process, forward_stdin(arguments), arguments.tty).run(arguments.timeout)
             log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)
     return code
 

@@ -7,12 +7,13 @@ import math
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 
 import anyio
 from attrs import define, field
 
 import pykata
-from pykata_cli import exits, stdio
+from pykata_cli import exits, stdio, terminal
 
 SIGPIPE = 13
 DRAIN = 10.0
@@ -25,17 +26,21 @@ class Streams:
 
     process: pykata.Process
     stdin: bool
+    tty: bool = False
     pipe_broken: bool = False
     _killed_at: float = math.inf
     _waits: dict[int, anyio.CancelScope] = field(factory=dict)
 
     async def run(self, timeout: float | None) -> int:
         """Pass everything on until the command ends; returns the exit code for it."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed)
-            tasks.start_soon(self._kill_after, math.inf if timeout is None else timeout)
-            await self._drain(tasks.cancel_scope)
-            tasks.cancel_scope.cancel()
+        with self._terminal():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._feed)
+                tasks.start_soon(self._kill_after, math.inf if timeout is None else timeout)
+                if self.tty:
+                    tasks.start_soon(terminal.follow_size, self.process)
+                await self._drain(tasks.cancel_scope)
+                tasks.cancel_scope.cancel()
         if self.pipe_broken:
             return exits.SIGNAL + SIGPIPE       # who read our output has left; so would a local command
         if self._killed_at < math.inf:
@@ -46,11 +51,16 @@ class Streams:
             _say("the command was killed: memory ran out (--memory gives it more)")
         return code
 
+    def _terminal(self) -> AbstractContextManager[None]:
+        # A terminal that isn't read stays as it is, so that Ctrl-C still comes to us, and goes to the command.
+        return terminal.raw(stdio.STDIN) if self.tty and self.stdin else nullcontext()
+
     async def _feed(self) -> None:
         if self.stdin:
             async for data in stdio.read(stdio.STDIN):
                 await self.process.stdin.send(data)
-        await self.process.stdin.aclose()
+        if self.stdin or not self.tty:      # the end of a terminal that nobody reads would be a Ctrl-D
+            await self.process.stdin.aclose()
 
     async def _kill_after(self, timeout: float) -> None:
         await anyio.sleep(timeout)

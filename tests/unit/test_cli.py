@@ -208,7 +208,7 @@ def test_everything_can_be_said(scripted: Script) -> None:
         "hostname": "h", "isolation": "emulated",
     }  # fmt: skip
     assert ScriptedSandbox.asked["process"] == {
-        "env": {"A": "1", "B": "x=y"}, "cwd": "/tmp", "user": "1:2", "entrypoint": ["sh"],
+        "env": {"A": "1", "B": "x=y"}, "cwd": "/tmp", "user": "1:2", "entrypoint": ["sh"], "tty": False,
     }  # fmt: skip
 
 
