@@ -44,7 +44,7 @@ from pykata.agent.parking import MARK, Greeting, Parking
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
-STREAM_WINDOW = 256 * 1024
+STREAM_WINDOW = 2 * 1024 * 1024
 CONNECTION_WINDOW = 2**31 - 1
 RECEIVE_SIZE = 128 * 1024       # bytes taken from the socket at once
 DENSE_SIZE = 8 * 1024           # ... after frames that were tiny: bounds how long one callback holds up the event loop

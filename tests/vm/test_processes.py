@@ -219,7 +219,7 @@ async def test_a_process_that_outlives_its_call(sb: Sandbox) -> None:
         assert (await container.run(["cat", "/where"])).stdout == "/dev/null\n"
         await quiet.terminate()
         assert await quiet.wait() == 143
-        tree = await container.start(sh("setsid sleep 1000 & sleep 1001"))
+        tree = await container.start(sh("setsid sleep 1000 & sleep 1001; true"))
         while await names(container) != ["sh", "sleep"]:
             pass
         await tree.kill()

@@ -1,8 +1,10 @@
 //! What a process writes, on its way to the host: each stream for itself, so that one that the host doesn't take never
 //! holds up the other.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +26,8 @@ const LISTLESS: Duration = Duration::from_millis(20);
 /// One stream of a process.
 pub struct Side {
     output: Output,
+    /// Read already, and not sent yet.
+    ready: Mutex<VecDeque<Bytes>>,
     pub window: Window,
     wrap: fn(Bytes) -> Response,
     end: Ended,
@@ -43,29 +47,59 @@ impl Side {
 
     fn new(output: Output, window: u32, wrap: fn(Bytes) -> Response, end: Ended) -> Self {
         let window = Window::new(window);
-        Self { output, window, wrap, end, over: AtomicBool::new(false), told: AtomicBool::new(false) }
+        let (over, told) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { output, ready: Mutex::default(), window, wrap, end, over, told }
     }
 
     fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Sends what comes until the end of the stream. May be dropped at any time: a byte leaves the pipe only when there is
-    /// a place for it in the queue.
+    fn ready(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece, of at most `most` bytes, without waiting.
+    fn next(&self, most: usize) -> Piece {
+        let mut ready = self.ready();
+        if ready.is_empty() && !self.output.try_read_much(&mut ready) {
+            return self.output.take(most);
+        }
+        match ready.pop_front() {
+            Some(mut data) if data.len() > most => {
+                let rest = data.split_off(most);
+                ready.push_front(rest);
+                Piece::Data(data)
+            }
+            Some(data) => Piece::Data(data),
+            None => Piece::Nothing,
+        }
+    }
+
+    /// Waits until there is something to send, or the end.
     ///
     /// A message costs much the same whatever its size. Who writes on and on in small pieces is therefore left to write
     /// for a moment; on one CPU the agent would otherwise be woken by each.
+    async fn gather(&self, next: &mut Option<Instant>) {
+        if !self.ready().is_empty() {
+            return;
+        }
+        self.output.readable().await;
+        if let Some(next) = next.filter(|next| Instant::now() < *next && self.output.waiting() < stdio::PIECE) {
+            tokio::time::sleep_until(next).await;
+        }
+        *next = Some(Instant::now() + GATHER);
+    }
+
+    /// Sends what comes until the end of the stream. May be dropped at any time: what has left the pipe is kept until
+    /// there is a place for it in the queue.
     async fn pump(&self, answers: &Answers) {
         let mut next: Option<Instant> = None;
         loop {
             let room = self.window.open().await;
-            self.output.readable().await;
-            if let Some(next) = next.filter(|next| Instant::now() < *next && self.output.waiting() < stdio::PIECE) {
-                tokio::time::sleep_until(next).await;
-            }
-            next = Some(Instant::now() + GATHER);
+            self.gather(&mut next).await;
             let Ok(place) = answers.reserve().await else { return };
-            match self.output.take(room.min(stdio::PIECE)) {
+            match self.next(room.min(stdio::PIECE)) {
                 Piece::Data(data) => {
                     if data.len() == stdio::PIECE {
                         self.output.widen();
@@ -81,11 +115,14 @@ impl Side {
 
     /// Sends what is in the pipe now, and no more.
     async fn drain(&self, answers: &Answers) {
-        let mut left = if self.is_over() { 0 } else { self.output.waiting() };
+        if self.is_over() {
+            return;
+        }
+        let mut left = self.output.waiting() + self.ready().iter().map(Bytes::len).sum::<usize>();
         while left > 0 {
             let room = self.window.open().await;
             let Ok(place) = answers.reserve().await else { return };
-            let Piece::Data(data) = self.output.try_read(left.min(room)) else { return };
+            let Piece::Data(data) = self.next(left.min(room).min(stdio::PIECE)) else { return };
             left = left.saturating_sub(data.len());
             self.window.spend(data.len());
             place.send(Ok(RunResponse { response: Some((self.wrap)(data)) }));

@@ -1,5 +1,6 @@
 //! Pipes between the agent and its children: stdio, and the report of how a child's start went.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,11 +16,14 @@ use tonic::Status;
 use crate::errno::{Failed, Step};
 use crate::sys;
 
-/// Largest piece of output in one message.
-pub const PIECE: usize = 64 * 1024;
+/// Largest piece of output in one message. With what is around it, it just fits into two writes to a virtio-serial port,
+/// which takes 32 KiB at a time.
+pub const PIECE: usize = 64 * 1024 - 64;
 
-/// Room of a pipe that turned out to carry much.
+/// Room of a pipe that turned out to carry much, and how many pieces are read of it at once: each time the process and
+/// the agent take turns costs as much as a piece does.
 const WIDE: usize = 256 * 1024;
+const AT_ONCE: usize = 4;
 
 /// A pipe: our end doesn't block, the child's does.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
@@ -69,9 +73,6 @@ impl Output {
 
     /// Reads without waiting, at most `most` bytes.
     pub fn try_read(&self, most: usize) -> Piece {
-        if self.wide.load(Ordering::Relaxed) && most >= PIECE {
-            return self.try_read_much();
-        }
         thread_local! {
             // One for all: a piece is copied out at its true size, and few are large.
             static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
@@ -90,19 +91,18 @@ impl Output {
         })
     }
 
-    /// The same where much is expected: into memory of its own, without a copy.
-    fn try_read_much(&self) -> Piece {
-        let mut buffer = Vec::with_capacity(PIECE);
-        loop {
-            match rustix::io::read(self.fd.as_fd(), rustix::buffer::spare_capacity(&mut buffer)) {
-                Ok(0) => return Piece::End,
-                Ok(n) if n < PIECE / 4 => return Piece::Data(Bytes::copy_from_slice(&buffer)),
-                Ok(_) => return Piece::Data(Bytes::from(buffer)),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Piece::Nothing,
-                Err(_) => return Piece::End,
-            }
+    /// Reads several pieces where much is expected, into memory of their own. False: there was nothing, or an end.
+    pub fn try_read_much(&self, into: &mut VecDeque<Bytes>) -> bool {
+        if !self.wide.load(Ordering::Relaxed) || self.waiting() <= PIECE {
+            return false;
         }
+        let mut buffers = [const { Vec::new() }; AT_ONCE];
+        buffers.iter_mut().for_each(|buffer| buffer.reserve_exact(PIECE));
+        if sys::read_into(self.fd.as_fd(), &mut buffers).is_err() {
+            return false;
+        }
+        into.extend(buffers.into_iter().filter(|buffer| !buffer.is_empty()).map(Bytes::from));
+        !into.is_empty()
     }
 
     /// After an event: reads at most `most` bytes. Nothing: there was none after all.

@@ -178,6 +178,24 @@ pub fn interface_up(name: &std::ffi::CStr) -> Result<(), Errno> {
     }
 }
 
+/// Reads once, filling the capacity of one buffer after the other. Buffers must be empty.
+pub fn read_into(fd: BorrowedFd<'_>, buffers: &mut [Vec<u8>]) -> Result<usize, Errno> {
+    let slots: Vec<libc::iovec> = buffers
+        .iter_mut()
+        .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() })
+        .collect();
+    // SAFETY: each slot is the whole memory of a buffer, which nobody else uses during the call.
+    let read = unsafe { libc::readv(fd.as_raw_fd(), slots.as_ptr(), slots.len() as i32) };
+    let mut left = usize::try_from(read).map_err(|_| errno::last())?;
+    for buffer in buffers {
+        let size = left.min(buffer.capacity());
+        // SAFETY: the kernel has written so much of it, as it fills them in turn.
+        unsafe { buffer.set_len(size) };
+        left -= size;
+    }
+    Ok(read as usize)
+}
+
 /// How many bytes wait in a pipe.
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
     let mut count: libc::c_int = 0;
