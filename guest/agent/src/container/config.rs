@@ -264,6 +264,7 @@ mod tests {
             oci_spec: spec.as_bytes().to_vec().into(),
             seccomp_unconfined: false,
             usual: None,
+            ..Default::default()
         }
     }
 
