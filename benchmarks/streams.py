@@ -1,7 +1,7 @@
 """How fast the output of a command comes: 256 MiB of its stdout, taken in pieces.
 
-The floor is what the bare virtio-serial port of such a machine moves: the same kernel and QEMU without an agent, where a
-program writes as much in pieces of 32 KiB, which is what a port takes at once, and the host only receives it. Both
+The floor is what the bare virtio-serial port of such a machine moves: the same kernel and QEMU without an agent, where
+a program writes as much in pieces of 32 KiB, which is what a port takes at once, and the host only receives it. Both
 machines run during the whole measurement, and are measured in turns.
 """
 

@@ -6,7 +6,7 @@ cancelling the *task* that waits and then swallows the cancellation, so one that
 lost; a receive that is cancelled leaves half a message behind; and its events run in callbacks whose exceptions asyncio
 prints, with the guest's bytes in them. This class holds no task, so there is none to leak.
 
-Flow control: a stream has a window of 256 KiB, acknowledged as its messages are taken; the connection's window is as
+Flow control: a stream has a window of 2 MiB, acknowledged as its messages are taken; the connection's window is as
 large as HTTP/2 allows, so that a stream which nobody reads never blocks another one (agent.proto).
 """
 
