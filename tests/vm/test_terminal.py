@@ -1,167 +1,126 @@
-"""``-it``: the command has a terminal, ours is raw meanwhile, and is what it was however it ends."""
+"""Terminals in a real guest: what a program sees of one, its size, its ends."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
-import select
-import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Iterator
-from pathlib import Path
-
+import anyio
 import pytest
-from attrs import define
 
-RUN = [sys.executable, "-m", "pykata_cli", "run", "--isolation", "emulated", "-it", "builtin:busybox", "--"]
-PATIENCE = 60.0
+from pykata import AgentRefusedError, Process, Sandbox, Terminal
 
-
-@define
-class Screen:
-    """A terminal, and what was written to it."""
-
-    master: int
-    slave: int
-    seen: bytes = b""
-
-    def resize(self, rows: int, cols: int) -> None:
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def until(self, text: bytes) -> bytes:
-        """Wait until this is on the screen; returns all that was written."""
-        deadline = time.monotonic() + PATIENCE
-        while text not in self.seen:
-            assert select.select([self.master], [], [], deadline - time.monotonic())[0], self.seen
-            self.seen += os.read(self.master, 65536)
-        return self.seen
-
-    @property
-    def settings(self) -> list[object]:
-        return termios.tcgetattr(self.slave)
+BUSYBOX = "builtin:busybox"
 
 
-@pytest.fixture
-def screen() -> Iterator[Screen]:
-    master, slave = pty.openpty()
-    terminal = Screen(master, slave)
-    terminal.resize(33, 111)
-    yield terminal
-    os.close(master)
-    os.close(slave)
+async def until(process: Process, words: bytes) -> bytes:
+    """The output up to the line that has these words."""
+    said = b""
+    async for line in process.stdout.lines():
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"it ended before it said {words!r}: {said!r}")
 
 
-def start(screen: Screen, *cmd: str, argv: list[str] = RUN) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*argv, *cmd], stdin=screen.slave, stdout=screen.slave, stderr=screen.slave)
+async def test_all_three_streams_are_the_terminal(sb: Sandbox) -> None:
+    script = "test -t 0 && test -t 1 && test -t 2 && tty; stty size; echo $TERM; echo err >&2"
+    async with sb.container(BUSYBOX) as container:
+        async with container.process(["sh", "-c", script], tty=Terminal(rows=33, cols=99)) as process:
+            said = (await process.stdout.read()).decode().replace("\r\n", "\n").splitlines()
+            assert await process.wait() == 0
+            assert await process.stderr.read() == b""
+        assert said == ["/dev/pts/0", "33 99", "xterm", "err"]
+        # It was given back.
+        script = "tty; stty size; echo $TERM; ls /dev/pts"
+        done = await container.run(["sh", "-c", script], tty=True, env={"TERM": "vt100"})
+        assert done.stdout.split() == ["/dev/pts/0", "24", "80", "vt100", "0", "ptmx"]
 
 
-def vmm_of(pid: int) -> int:
-    """The QEMU of a process."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(child) for child in children if b"qemu" in Path(f"/proc/{child}/cmdline").read_bytes())
+async def test_it_is_the_controlling_terminal_of_a_session(sb: Sandbox) -> None:
+    script = "trap 'echo got INT; exit 5' INT; echo here > /dev/tty; while :; do sleep 0.1; done"
+    async with sb.process(BUSYBOX, ["sh", "-c", script], tty=True) as process:
+        await until(process, b"here")
+        await process.stdin.send(b"\x03")       # the terminal makes a signal for its foreground process group of it
+        await until(process, b"got INT")
+        assert await process.wait() == 5
 
 
-def test_a_shell(screen: Screen) -> None:
-    before = screen.settings
-    with start(screen, "sh") as process:
-        screen.until(b"# ")
-        assert screen.settings != before
-        screen.type(b"stty size; tty\r")
-        screen.until(b"33 111")
-        screen.until(b"/dev/")
-        screen.resize(44, 122)
-        process.send_signal(signal.SIGWINCH)
-        screen.type(b"while ! stty size | grep 44; do :; done\r")
-        screen.until(b"44 122")
-        screen.type(b"sleep 1000\r")
-        screen.until(b"sleep 1000")
-        screen.type(b"\x03")                            # it is the guest's sleep that this ends
-        screen.type(b"echo still $((40 + 2))\r")
-        screen.until(b"still 42")
-        screen.type(b"exit 7\r")
-        assert process.wait() == 7
-    assert screen.settings == before
+async def test_it_is_its_user_s(sb: Sandbox) -> None:
+    script = "stat -c %u:%g:%a $(tty); echo to it > $(tty)"
+    done = await sb.run(BUSYBOX, ["sh", "-c", script], tty=True, user="1000:1000")
+    assert done.stdout == "1000:5:620\r\nto it\r\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_from_outside(screen: Screen, number: signal.Signals) -> None:
-    before = screen.settings
-    with start(screen, "sh", "-c", "echo ready; sleep 1000") as process:
-        screen.until(b"ready")
-        process.send_signal(number)
-        assert process.wait() == 128 + number
-    assert screen.settings == before
+async def test_the_console_of_a_container_s_own_process(sb: Sandbox) -> None:
+    done = await sb.run(BUSYBOX, ["sh", "-c", "echo to the console > /dev/console"], tty=True)
+    assert done.stdout == "to the console\r\n"
+    async with sb.container(BUSYBOX) as container:
+        assert (await container.run(["test", "-e", "/dev/console"], tty=True)).exit_code == 1
 
 
-def test_a_machine_that_dies(screen: Screen) -> None:
-    before = screen.settings
-    with start(screen, "sh", "-c", "echo ready; sleep 1000") as process:
-        screen.until(b"ready")
-        os.kill(vmm_of(process.pid), signal.SIGKILL)
-        assert process.wait() == 125
-    screen.until(b"pykata: QEMU was killed by SIGKILL")
-    assert screen.settings == before
+async def test_resize(sb: Sandbox) -> None:
+    script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.1; done"
+    async with sb.process(BUSYBOX, ["sh", "-c", script], tty=True) as process:
+        await until(process, b"ready")
+        await process.resize(10, 20)
+        assert (await until(process, b"10 20")).endswith(b"10 20\r\n")
+        await process.wait()
+        await process.resize(11, 21)
 
 
-def test_a_timeout(screen: Screen) -> None:
-    before = screen.settings
-    options = [*RUN[:-3], "--timeout", "1", *RUN[-3:]]
-    with start(screen, "sh", "-c", "echo ready; sleep 1000", argv=options) as process:
-        assert process.wait() == 124
-    screen.until(b"its 1 s were over\r\n")
-    assert screen.settings == before
+async def test_the_end_of_input(sb: Sandbox) -> None:
+    assert (await sb.run(BUSYBOX, ["cat"], tty=True)).stdout == ""
+    for sent in ("a line\n", "no line"):
+        done = await sb.run(BUSYBOX, ["sh", "-c", "stty -echo; cat > /f; wc -c < /f"], tty=True, input=sent)
+        assert done.stdout.endswith(f"{len(sent)}\r\n"), done
 
 
-def test_impatience_while_it_boots(screen: Screen) -> None:
-    before = screen.settings
-    with start(screen, "sh") as process:
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait() in (128 + signal.SIGINT, -signal.SIGINT)
-    assert screen.settings == before
+async def test_much_input_and_output(sb: Sandbox) -> None:
+    data = b"".join(b"%08d\n" % number for number in range(30_000))
+    async with sb.process(BUSYBOX, ["sh", "-c", "stty -echo -onlcr; echo ready; cat"], tty=True) as process:
+        await until(process, b"ready")
+
+        async def feed() -> None:
+            await process.stdin.send(data)
+            await process.stdin.aclose()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(feed)
+            assert await process.stdout.read() == data
+        assert await process.wait() == 0
 
 
-def test_a_terminal_that_goes_away() -> None:
-    master, slave = pty.openpty()
-    with start(Screen(master, slave), "sh", "-c", "echo ready; sleep 1000") as process:
-        Screen(master, slave).until(b"ready")
-        os.close(slave)
-        os.close(master)
-        process.send_signal(signal.SIGHUP)          # as the kernel does, had it a session of its own
-        assert process.wait() in (128 + signal.SIGHUP, 128 + signal.SIGPIPE)
+async def test_it_hangs_up_when_the_block_is_left(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX) as container:
+        script = "trap 'echo hung up > /said; exit' HUP; echo ready; while :; do sleep 0.05; done"
+        async with container.process(["sh", "-c", script], tty=True) as process:
+            await until(process, b"ready")
+        # The process has a moment to say goodbye before it is killed.
+        while "trap" in (await container.run(["ps", "-o", "args"])).stdout:
+            pass
+        assert (await container.run(["cat", "/said"])).stdout == "hung up\n"
+        # And one that doesn't take the hint is killed.
+        script = "trap '' HUP; echo ready; while :; do sleep 1; done"
+        async with container.process(["sh", "-c", script], tty=True) as process:
+            await until(process, b"ready")
+        while "trap" in (await container.run(["ps", "-o", "args"])).stdout:
+            pass
 
 
-def test_exec_in_a_detached_one(screen: Screen) -> None:
-    pykata = [sys.executable, "-m", "pykata_cli"]
-    before = screen.settings
-    subprocess.run([*pykata, "run", "--isolation", "emulated", "-d", "--name", "box", "builtin:busybox"], check=True)
-    try:
-        with start(screen, "sh", argv=[*pykata, "exec", "-it", "box", "--"]) as process:
-            screen.until(b"# ")
-            screen.type(b"stty size\r")
-            screen.until(b"33 111")
-            subprocess.run([*pykata, "stop", "-t", "0", "box"], check=True)
-            assert process.wait() == 125
-        screen.until(b"'box' has ended: it was stopped")
-        assert screen.settings == before
-    finally:
-        subprocess.run([*pykata, "stop", "-t", "0", "box"], check=False)
+async def test_output_ends_with_the_session(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX) as container:
+        done = await container.run(["sh", "-c", "trap '' HUP; sleep 1000 & echo bye"], tty=True, timeout=60)
+        assert (done.stdout, done.reason) == ("bye\r\n", "exit")
+        assert "sleep" in (await container.run(["ps", "-o", "comm"])).stdout
 
 
-def test_a_terminal_without_input(screen: Screen) -> None:
-    before = screen.settings
-    argv = [word if word != "-it" else "-t" for word in RUN]
-    with start(screen, "sh", "-c", "test -t 1 && echo terminal; read line", argv=argv) as process:
-        screen.until(b"terminal")
-        assert screen.settings == before, "it is not read, so it stays as it is"
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 128 + signal.SIGINT
-    assert screen.settings == before
+async def test_a_command_that_cannot_start_says_so_on_the_terminal(sb: Sandbox) -> None:
+    done = await sb.run(BUSYBOX, ["no-such-program"], tty=True)
+    assert (done.exit_code, done.stdout) == (127, "pykata: no-such-program: command not found\r\n")
+
+
+async def test_a_container_without_terminals(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX) as container:
+        await container.run(["sh", "-c", "rm -rf /dev/pts 2>/dev/null; ls /dev/pts"])
+        assert (await container.run(["tty"], tty=True)).exit_code == 0
+        with pytest.raises(AgentRefusedError):
+            await container.run(["true"], tty=True, user="nobody-of-this-name")
+        assert (await container.run(["ls", "/dev/pts"])).stdout == "ptmx\n", "a terminal that came to nothing is gone"
