@@ -49,7 +49,9 @@ static void attributes(const char *path) {
 }
 
 static void walk(const char *path) {
-    static const char *const skipped[] = {"/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"};
+    /* What every container has of its own. */
+    static const char *const skipped[] = {"/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
+                                          "/etc/machine-id", "/run"};
     const char *inside = path + strlen(root);
     struct stat s;
     for (size_t i = 0; i < sizeof skipped / sizeof *skipped; i++)
