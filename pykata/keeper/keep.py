@@ -16,7 +16,7 @@ from attrs import evolve
 
 from pykata.boot import EmulationWarning, boot
 from pykata.concurrency import alongside
-from pykata.container import Container, kept_container
+from pykata.container import Container, inherited, kept_container
 from pykata.detached import directory as directories
 from pykata.detached.directory import Claim
 from pykata.detached.welcome import Request, Welcome
@@ -79,6 +79,8 @@ class Keeper:
     async def _start_main(self, stack: AsyncExitStack) -> None:
         request = self._request
         if request.image is None:
+            # A template may have set up one.
+            self._container = {one.id: one for one in inherited(self.running)}.get(self.running.main)
             return
         self._container = await stack.enter_async_context(kept_container(self.running, request.image))
         self._state = evolve(self._state, image=request.image)

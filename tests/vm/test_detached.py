@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from pykata import Sandbox, VMDiedError, collect_garbage, find_detached, list_detached
+from pykata import Sandbox, Template, VMDiedError, collect_garbage, find_detached, list_detached
 
 PYKATA = [sys.executable, "-m", "pykata_cli"]
 BUSYBOX = "builtin:busybox"
@@ -138,6 +138,31 @@ def test_a_command_that_closes_its_output_runs_on() -> None:
         handle = find_detached(name)
         assert handle.phase == "running"
         assert anyio.run(handle.wait).exit_code == 4
+
+
+async def test_of_a_snapshot(tmp_path: Path) -> None:
+    setup = [["sh", "-c", "echo set up > /file"]]
+    async with Template(BUSYBOX, setup=setup, isolation="emulated") as template, template.sandbox() as sb:
+        await sb.snapshot(tmp_path / "saved")
+    handle = await Sandbox.restore(tmp_path / "saved", isolation="emulated").detach("worker")
+    try:
+        async with Sandbox.connect("worker") as sb:
+            assert (await sb.main.run(["cat", "/file"])).stdout == "set up\n"
+            assert (await sb.run(BUSYBOX, ["echo", "hello"])).stdout == "hello\n"
+    finally:
+        await handle.stop()
+
+
+async def test_volumes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of the host")
+    sandbox = Sandbox(isolation="emulated", volumes={"/data": tmp_path})
+    handle = await sandbox.detach("worker", BUSYBOX)
+    try:
+        async with Sandbox.connect("worker") as sb:
+            assert (await sb.main.run(["cat", "/data/file"])).stdout == "of the host"
+            assert (await sb.run(BUSYBOX, ["cat", "/data/file"])).stdout == "of the host"
+    finally:
+        await handle.stop()
 
 
 def test_following_the_logs_until_the_end() -> None:
