@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("places")
 
 LAYER = tar_of([file("data", random.Random(1).randbytes(3_000_000)), file("small", b"x")])
 BLOB = f"/v2/app/blobs/{digest_of(LAYER)}"
-IMPATIENT = Registries(timeout=0.5, retries=2)
+IMPATIENT = Registries(timeout=20.0, retries=2)
 
 Fault = Callable[[Request, Answer], Answer | None]
 
@@ -174,8 +174,8 @@ async def test_a_registry_that_stalls(upstream: str) -> None:
         return evolve(cut(request, answer), stall=True)
 
     async with serving(through(upstream, on_blob(stall))) as server:
-        with pytest.raises(RegistryUnreachableError, match=r"127\.0\.0\.1 stopped answering for 0\.5 s"):
-            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.5, retries=0))
+        with pytest.raises(RegistryUnreachableError, match=r"127\.0\.0\.1 stopped answering for 2 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=2.0, retries=0))
 
 
 async def test_a_registry_that_stalls_before_it_answers() -> None:
@@ -185,7 +185,7 @@ async def test_a_registry_that_stalls_before_it_answers() -> None:
 
     async with serving(stall) as server:
         with pytest.raises(RegistryUnreachableError):
-            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.5, retries=0))
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=2.0, retries=0))
 
 
 @pytest.mark.parametrize("plainly", [True, False])
@@ -246,11 +246,11 @@ async def test_a_layer_that_is_damaged_on_disk(upstream: str, places: Path) -> N
 
 async def test_a_registry_that_sends_a_byte_now_and_then() -> None:
     async with serving(lambda request: Answer(drip=True)) as server:
-        with pytest.raises(RegistryUnreachableError, match=r"took more than 1\.2 s"):
-            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.3, retries=0))
+        with pytest.raises(RegistryUnreachableError, match=r"took more than 4 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=1.0, retries=0))
 
 
 async def test_a_layer_that_comes_a_byte_now_and_then(upstream: str) -> None:
     async with serving(through(upstream, on_blob(lambda request, answer: Answer(drip=True)))) as server:
-        with pytest.raises(RegistryUnreachableError, match=r"took more than 1\.2 s"):
-            await pulled(f"{server.host}/app:1", registries=Registries(timeout=0.3, retries=0))
+        with pytest.raises(RegistryUnreachableError, match=r"took more than 4 s"):
+            await pulled(f"{server.host}/app:1", registries=Registries(timeout=1.0, retries=0))

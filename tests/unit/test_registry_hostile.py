@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("places")
 LAYER = tar_of([file("etc/a", b"a")])
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 DOCKER_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-QUICK = Registries(timeout=2.0, retries=0)
+QUICK = Registries(timeout=20.0, retries=0)
 
 
 async def names(handler: Handler, reference: str = "app:1", *, limits: Limits = DEFAULT_LIMITS, **how: Any) -> set[str]:
