@@ -100,7 +100,12 @@ def _explained(path: Path, variable: str) -> Iterator[None]:
 
 def abandoned_run_dirs() -> list[Path]:
     """Run directories whose process has ended without removing them: it was killed."""
-    return [path for path in sorted(run_root().iterdir()) if not path.name.startswith(".") and not _owned(path)]
+    return [path for path in sorted(run_root().iterdir()) if path.is_dir() and _has_owner(path) and not _owned(path)]
+
+
+def _has_owner(path: Path) -> bool:
+    # One that is being made is hidden, and for a moment without an owner.
+    return not path.name.startswith(".") or (path / "owner").exists()
 
 
 def _owned(path: Path) -> bool:
