@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import sys
 import time
 import warnings
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pykata import Container, Sandbox, SandboxClosedError, Template, TemplateWarning
@@ -113,6 +118,52 @@ async def test_a_damaged_one_is_found_and_made_anew(how: str) -> None:
         warnings.simplefilter("error", TemplateWarning)
         async with sandbox() as sb:
             assert sb.timings.start == "template"
+
+
+KILLED = """
+import anyio, os, signal
+from pykata import Sandbox, saved
+
+def write(folder, origin, write=saved.write):
+    write(folder, origin)
+    (folder / "state.json").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    async with Sandbox(isolation="emulated", template="auto"):
+        pass
+
+saved.write = write
+anyio.run(main)
+"""
+
+
+@pytest.mark.usefixtures("empty")
+async def test_a_maker_that_was_killed_is_no_hindrance(tmp_path: Path) -> None:
+    environment = os.environ | {"PYKATA_RUN": str(tmp_path / "run")}        # what is left there is for a gc
+    killed = await anyio.run_process([sys.executable, "-c", KILLED], check=False, stderr=None, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    folder = cache_dir() / "templates"
+    assert [path.name[:4] for path in folder.iterdir() if path.is_dir()] == ["tmp-"]
+    for start in ("boot", "template"):
+        async with sandbox() as sb:
+            assert sb.timings.start == start
+            assert (await sb.run(BUSYBOX, ["echo", "fine"])).stdout == "fine\n"
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.slow
+async def test_a_hundred_one_after_the_other() -> None:
+    """That nothing is left is what each test is checked for; here a little for each would be much."""
+    async with Template(BUSYBOX, isolation="emulated") as template:
+        for _ in range(5):
+            async with template.sandbox():
+                pass
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for number in range(100):
+            async with template.sandbox() as sb:
+                assert (await sb.run(BUSYBOX, ["echo", str(number)])).stdout == f"{number}\n"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 300        # KiB
 
 
 @pytest.mark.usefixtures("empty")

@@ -123,7 +123,8 @@ def fingerprint(machine: Machine, accel: Accel) -> str:
 def _machine(machine: Machine, spec: VMSpec) -> str:
     # Nothing is merged with what other guests have in their memory: who shares pages with someone can find out by the
     # time a write takes.
-    options = f"{MACHINES[machine]},mem-merge=off"
+    # And what is saved of its devices has no description, which QEMU would miss when it is loaded.
+    options = f"{MACHINES[machine]},mem-merge=off,suppress-vmdesc=on"
     return f"{options},memory-backend=ram" if spec.saved or _is_shared(spec) else options
 
 

@@ -205,6 +205,7 @@ pub fn create(id: &str, spec: &str) -> proto::CreateContainerRequest {
         oci_spec: spec.as_bytes().to_vec().into(),
         usual: None,
         seccomp_unconfined: false,
+        ..Default::default()
     }
 }
 
