@@ -32,10 +32,16 @@ HINTS: dict[int, str] = {
     errno.ENOSPC: "the container's writable layer is full: Sandbox(disk=...)",
     errno.EXDEV: "what the image has can't be renamed in place, as with rename(2) on overlayfs: copy it",
     errno.ENOTEMPTY: "remove(recursive=True) removes what is in it, too",
-    errno.EINVAL: "open() reads and writes what isn't a regular file, as a stream",
     errno.EBUSY: "a mount point can't be replaced: atomic=False writes in place",
     errno.ELOOP: "too many symlinks, or one of /proc's that lead to open files",
 }
+
+
+STEP_HINTS: dict[tuple[int, str], str] = {
+    (errno.EINVAL, "regular file"): "open() reads and writes such a thing as a stream; atomic=False writes in place",
+    (errno.ENOSPC, "watch"): "the guest's limit of watches: a smaller tree, or recursive=False",
+}
+"""Where the step says more than the number: by its end."""
 
 
 def error(number: int, step: str, path: bytes, *, hint: str | None = None) -> FileError:
@@ -43,8 +49,15 @@ def error(number: int, step: str, path: bytes, *, hint: str | None = None) -> Fi
     said = os.strerror(number)
     return CLASSES.get(number, FileError)(
         f"can't {step} {shown(path)}: {said}", errno=number, strerror=said, filename=text(path),
-        hint=HINTS.get(number, "") if hint is None else hint,
+        hint=_hint(number, step) if hint is None else hint,
     )  # fmt: skip
+
+
+def _hint(number: int, step: str) -> str:
+    for (reason, end), hint in STEP_HINTS.items():
+        if number == reason and step.endswith(end):
+            return hint
+    return HINTS.get(number, "")
 
 
 def from_guest(failure: Failure, path: bytes) -> FileError:

@@ -102,6 +102,21 @@ async def test_failures_that_cannot_be(failure: v1.Failure) -> None:
         assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    ("number", "step", "hint"),
+    [
+        (errno.EINVAL, "read at once what isn't a regular file", "stream"), (errno.EINVAL, "rename", ""),
+        (errno.ENOSPC, "watch", "watches"), (errno.ENOSPC, "write", "disk="), (errno.EXDEV, "rename", "copy"),
+    ],
+)  # fmt: skip
+async def test_hints_fit_what_was_tried(number: int, step: str, hint: str) -> None:
+    async with lying(says(v1.Response(failure=v1.Failure(errno=number, step=step)), ends=False)) as box:
+        with pytest.raises(FileError) as caught:
+            await box.files.remove("/f")
+        assert hint in caught.value.hint
+        assert bool(hint) == bool(caught.value.hint)
+
+
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"/", b"a\0b", b"x" * 5000])
 async def test_names_that_lead_out_of_a_directory(name: bytes) -> None:
     entries = v1.Entries(entries=[v1.Attributes(name=name, mode=0o40755)], last=True)
