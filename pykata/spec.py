@@ -68,7 +68,16 @@ class VhostFs:
     connection: socket.socket
 
 
-Device = Disk | Nic | VhostFs
+@frozen
+class NineP:
+    """A directory that the VMM itself serves by 9p."""
+
+    tag: str
+    path: Path
+    readonly: bool = False
+
+
+Device = Disk | Nic | VhostFs | NineP
 
 VOLUMES = "/run/pykata/volumes"
 """Where the agent mounts volumes in the guest, out of any container's sight."""

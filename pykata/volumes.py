@@ -8,9 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
-from pykata.errors import ConfigError
+from pykata.errors import ConfigError, ToolMissingError
+from pykata.fs.ninep import directory
+from pykata.fs.virtiofs import daemon, served
 from pykata.sizes import parse_size
 from pykata.spec import VOLUMES, Attachment, Mount, Shared
 
@@ -27,9 +29,12 @@ def _path(value: object) -> Path:
     return Path(os.path.abspath(os.fsdecode(text)))
 
 
-def _known_cache(instance: object, attribute: Attribute[str], value: object) -> None:
-    if value not in CACHES:
-        raise ConfigError(f"cache={value!r} is unknown", hint=f"one of {', '.join(map(repr, CACHES))}")
+def _one_of(*choices: str) -> Any:
+    def check(instance: object, attribute: Attribute[str], value: object) -> None:
+        if value not in choices:
+            raise ConfigError(f"{attribute.name}={value!r} is unknown", hint=f"one of {', '.join(map(repr, choices))}")
+
+    return check
 
 
 def _size(value: int | str) -> int:
@@ -57,13 +62,16 @@ class Bind:
     it never does, which is fastest and right for what nobody else changes; with ``"none"`` it keeps nothing, and a
     program can't ``mmap`` a file to share it.
 
-    It is served by a ``virtiofsd`` in namespaces of its own, which sees nothing but the volumes. A guest's root is the
-    user who runs this; other users are as well if that is root, and else nobody: they can't make files.
+    ``via="virtiofs"`` is served by a ``virtiofsd`` in namespaces of its own, which sees nothing but the volumes. A
+    guest's root is the user who runs this; other users are as well if that is root, and else nobody: they can't make
+    files. ``via="9p"`` is served by the VMM; it is slower and takes directories only, and all that is made belongs to
+    the directory's owner. ``"auto"`` is virtio-fs if there is a virtiofsd.
     """
 
     path: Path = field(converter=_path)
     readonly: bool = False
-    cache: Literal["auto", "always", "none"] = field(default="auto", validator=_known_cache)
+    cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
+    via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
 
 
 @frozen
@@ -121,7 +129,8 @@ def _volume(place: str, given: object) -> Volume:
     volume = Bind(given) if isinstance(given, str | Path) else given
     if isinstance(volume, Bind):
         _check_source(place, volume)
-    elif not isinstance(volume, Tmpfs):
+        return evolve(volume, via=_way(place, volume))
+    if not isinstance(volume, Tmpfs):
         raise ConfigError(f"volumes[{place!r}]={given!r} is no volume", hint="a path, Bind(...) or Tmpfs(...)")
     return volume
 
@@ -141,6 +150,25 @@ def _check_source(place: str, volume: Bind) -> None:
                           hint="change its permissions, or run as its owner")
 
 
+def _way(place: str, volume: Bind) -> Literal["virtiofs", "9p"]:
+    """How the guest gets it, of the ways that there are here."""
+    if volume.via == "virtiofs":
+        return volume.via
+    if volume.via == "auto":
+        try:
+            daemon()
+        except ToolMissingError as missing:
+            if volume.path.is_dir():
+                return "9p"
+            raise ConfigError(f"volumes[{place!r}]: a file needs virtio-fs, and {missing.message}",
+                              hint=missing.hint) from missing
+        return "virtiofs"
+    if not volume.path.is_dir():
+        raise ConfigError(f"volumes[{place!r}]: {str(volume.path)!r} is a file, and 9p shares directories only",
+                          hint='via="virtiofs" shares files, too')
+    return "9p"
+
+
 # --- in the guest ---
 
 
@@ -149,7 +177,8 @@ def places(volumes: Mapping[str, Volume]) -> list[Place]:
     out = []
     for number, (place, volume) in enumerate(volumes.items()):
         if isinstance(volume, Bind):
-            out.append(Place(f"{VOLUMES}/{_tag(volume)}/{number}", place, volume.readonly))
+            source = f"9p{number}" if volume.via == "9p" else f"{_tag(volume)}/{number}"
+            out.append(Place(f"{VOLUMES}/{source}", place, volume.readonly))
         else:
             out.append(Place(f"{VOLUMES}/tmpfs{number}", place, readonly=False))
     return out
@@ -158,17 +187,19 @@ def places(volumes: Mapping[str, Volume]) -> list[Place]:
 @asynccontextmanager
 async def attached(volumes: Mapping[str, Volume], run_dir: Path) -> AsyncIterator[Attachment]:
     """All volumes, ready for a virtual machine. Raises HostError."""
+    attachment = Attachment()
+    for number, volume in enumerate(volumes.values()):
+        if isinstance(volume, Tmpfs):
+            attachment += Attachment(mounts=(_tmpfs(number, volume),))
+        elif volume.via == "9p":
+            attachment += directory(f"9p{number}", volume.path, readonly=volume.readonly, cache=volume.cache)
     async with AsyncExitStack() as stack:
-        attachment = Attachment(mounts=tuple(_tmpfs(number, volume) for number, volume in enumerate(volumes.values())
-                                             if isinstance(volume, Tmpfs)))
         for cache in CACHES:
             shared = tuple(
                 Shared(str(number), volume.path, volume.readonly) for number, volume in enumerate(volumes.values())
-                if isinstance(volume, Bind) and volume.cache == cache
+                if isinstance(volume, Bind) and volume.via == "virtiofs" and volume.cache == cache
             )  # fmt: skip
             if shared:
-                from pykata.fs.virtiofs import served
-
                 attachment += await stack.enter_async_context(served(f"fs-{cache}", shared, cache, run_dir))
         yield attachment
 

@@ -11,6 +11,7 @@ from pykata.host.cleanup import finish
 from pykata.host.daemon import start_daemon
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, state_dir
 from pykata.host.identity import Identity, ephemeral_identity
+from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, open_lock, try_lock
 from pykata.host.memory import copy_file, copy_range, extents, memory_file, seal
 from pykata.host.pipes import PipeReader, PipeWriter
@@ -58,6 +59,7 @@ __all__ = [
     "find_tool",
     "finish",
     "is_at",
+    "lent_directory",
     "lock_byte",
     "locked",
     "memory_file",

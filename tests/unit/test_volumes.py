@@ -18,7 +18,7 @@ from pykata.fs.virtiofs import served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.lost import ended_with
-from pykata.spec import VOLUMES, Attachment, Disk, Mount, SerialTransport, Shared, VhostFs, VMSpec
+from pykata.spec import VOLUMES, Attachment, Disk, Mount, NineP, SerialTransport, Shared, VhostFs, VMSpec
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
 from pykata.volumes import check_volumes, places
 
@@ -65,6 +65,7 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: Tmpfs("many"), "size='many'"), (lambda: Tmpfs("1B"), "leaves nothing"),
     (lambda: Tmpfs("1M", files=0), "files=0"), (lambda: Tmpfs("1M", files=True), "files=True"),
     (lambda: Bind(".", cache="sometimes"), "cache='sometimes' is unknown"),  # type: ignore[arg-type]
+    (lambda: Bind(".", via="nfs"), "via='nfs' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(3), "3 is not a path"),
 ])  # fmt: skip
 def test_values_that_cant_be(make: Any, said: str) -> None:
@@ -116,6 +117,35 @@ def test_attachments_add_up() -> None:
     assert both.devices == two.devices
     assert [mount.source for mount in both.mounts] == ["a", "b"]
     assert both.nameservers == one.nameservers
+
+
+# --- 9p ---
+
+
+def test_9p_where_there_is_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", "/nowhere/virtiofsd")
+    volumes = check_volumes({"/a": tmp_path, "/b": Bind(tmp_path, via="9p"), "/c": Bind(tmp_path, via="virtiofs")})
+    assert [place.source for place in places(volumes)] == [
+        f"{VOLUMES}/9p0", f"{VOLUMES}/9p1", f"{VOLUMES}/fs-auto/2",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="a file needs virtio-fs, and PYKATA_VIRTIOFSD="):
+        check_volumes({"/a": __file__})
+    with pytest.raises(ConfigError, match="9p shares directories only"):
+        check_volumes({"/a": Bind(__file__, via="9p")})
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_what_qemu_is_told_of_9p(readonly: bool) -> None:
+    end = socket.socket.__new__(socket.socket)
+    share = NineP("9p0", Path("/x,y"), readonly)
+    spec = VMSpec(Path("k"), Path("i"), SerialTransport(end, end), devices=(share,))
+    argv = command(Path("qemu"), "microvm", "tcg", spec, Descriptors((30, 31), 32, 33, directories=(60,)), slots=1,
+                   reclaim=True, tsc_khz=None)
+    (fsdev,) = [value for option, value in pairwise(argv) if option == "-fsdev"]
+    assert fsdev.startswith("local,id=directory0,path=/proc/self/fd/60,security_model=none")
+    assert fsdev.endswith(",readonly=on") == readonly
+    devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
+    assert {"driver": "virtio-9p-device", "fsdev": "directory0", "mount_tag": "9p0"} in devices
 
 
 # --- QEMU ---

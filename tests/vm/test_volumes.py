@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,20 +80,37 @@ async def test_a_device_in_a_volume_is_none(tmp_path: Path) -> None:
     setuid.unlink()
 
 
-async def test_links_lead_nowhere_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("via", ["virtiofs", "9p"])
+async def test_links_lead_nowhere_else(tmp_path: Path, via: Literal["virtiofs", "9p"]) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret of the host\n")
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "by-host").symlink_to(secret)
     (shared / "up").symlink_to("../secret")
-    async with Sandbox(isolation="emulated", volumes={"/v": shared}) as sb:
+    async with Sandbox(isolation="emulated", volumes={"/v": Bind(shared, via=via)}) as sb:
         script = f"cd /v; ln -s {secret} by-guest; ln -s /proc/1/root{secret} magic; ln -s ../../../..{secret} far; " \
                  "for f in by-host up by-guest magic far ../secret; do cat $f; done; cat /v/../../secret"
         done = await sb.run(BUSYBOX, sh(script))
     assert done.stdout == ""
     assert done.stderr.count("can't open") == 7, done
     assert (shared / "by-guest").is_symlink()
+
+
+async def test_9p(tmp_path: Path) -> None:
+    for name in ("data", "in"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "x").write_text("from the host\n")
+    os.chown(tmp_path / "data", 4711, 4712)
+    volumes = {"/data": Bind(tmp_path / "data", via="9p"), "/in": Bind(tmp_path / "in", readonly=True, via="9p")}
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        done = await sb.run(BUSYBOX, sh("cat /in/x; echo made > /data/made; echo x > /in/x; rm /in/x; mknod /data/n c 1 3"))
+    assert done.stdout == "from the host\n"
+    assert done.stderr.count("Read-only file system") == 2
+    assert done.stderr.count("Operation not permitted") == 1
+    made = (tmp_path / "data" / "made").stat()
+    assert (made.st_uid, made.st_gid, made.st_size) == (4711, 4712, 5), "what is made belongs to the directory's owner"
+    assert (tmp_path / "in" / "x").read_text() == "from the host\n"
 
 
 @pytest.mark.parametrize("which", [0, -1])

@@ -15,7 +15,7 @@ from pykata.host import find_tool
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import command, version
-from pykata.spec import Accel, Disk, Features, Transport, VhostFs, VMSpec
+from pykata.spec import Accel, Disk, Features, NineP, Transport, VhostFs, VMSpec
 
 __all__ = ["QEMU"]
 
@@ -73,7 +73,7 @@ class QEMU(Hypervisor):
         return Features(
             name="qemu",
             disk_slots=self._slots(),
-            filesystems=("block", "virtiofs"),
+            filesystems=("block", "virtiofs", "9p"),
             networks=("none",),
             templates=self._can_save(),
             max_cpus=64,        # of the guest's kernel, CONFIG_NR_CPUS
@@ -149,6 +149,6 @@ class QEMU(Hypervisor):
         if len(spec.devices) > room:
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",
                               hint="use machine='q35', fewer disk_slots or reclaim=False")
-        tags = [device.tag for device in spec.devices if isinstance(device, Disk | VhostFs)]
+        tags = [device.tag for device in spec.devices if isinstance(device, Disk | VhostFs | NineP)]
         if len(set(tags)) != len(tags) or any(not 0 < len(tag.encode()) <= SERIAL_LENGTH for tag in tags):
             raise ConfigError(f"the tags of devices {tags!r} must differ and have at most {SERIAL_LENGTH} bytes")

@@ -15,7 +15,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from pykata.spec import MIB, Accel, Disk, Nic, SerialTransport, VhostFs, VMSpec, VsockTransport
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, SerialTransport, VhostFs, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
@@ -56,9 +56,10 @@ class Descriptors:
     nics: tuple[int, ...] = ()
     slots: Mapping[int, int] = field(factory=dict)
     shares: tuple[int, ...] = ()
+    directories: tuple[int, ...] = ()
 
     def all(self) -> tuple[int, ...]:
-        groups = (*self.disks, self.nics, self.slots.values(), self.shares)
+        groups = (*self.disks, self.nics, self.slots.values(), self.shares, self.directories)
         return (*self.start, self.control, self.agent, *itertools.chain(*groups))
 
 
@@ -110,6 +111,7 @@ def command(
         *_slots(bus, slots, given.slots),
         *_nics(bus, spec),
         *_shares(bus, spec, given.shares),
+        *_directories(bus, spec, given.directories),
     ]  # fmt: skip
 
 
@@ -230,6 +232,17 @@ def _shares(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[st
     for number, (share, descriptor) in enumerate(zip(shares, descriptors, strict=True)):
         yield from ("-chardev", f"socket,id=share{number},fd={descriptor}")
         yield from device(f"vhost-user-fs-{bus}", chardev=f"share{number}", tag=share.tag, **{"queue-size": 1024})
+
+
+def _directories(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[str]:
+    shares = [one for one in spec.devices if isinstance(one, NineP)]
+    for number, (share, descriptor) in enumerate(zip(shares, descriptors, strict=True)):
+        # "none": what the guest makes belongs to who runs QEMU, and a guest's chown changes nothing. "remap": what is
+        # mounted below has inode numbers of its own.
+        readonly = ",readonly=on" if share.readonly else ""
+        yield from ("-fsdev", f"local,id=directory{number},path=/proc/self/fd/{descriptor},security_model=none,"
+                              f"multidevs=remap{readonly}")
+        yield from device(f"virtio-9p-{bus}", fsdev=f"directory{number}", mount_tag=share.tag)
 
 
 def device(driver: str, **options: object) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
 from pykata.hypervisors.qemu.state import copy_own_pages
-from pykata.spec import MIB, Accel, Disk, Nic, SavedVM, SerialTransport, VhostFs, VMSpec
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, SavedVM, SerialTransport, VhostFs, VMSpec
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,8 @@ async def _started(
     identity = stack.enter_context(host.ephemeral_identity(groups=groups))
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
-    with theirs, _descriptors(spec, theirs.fileno()) as given:
+    lent = await stack.enter_async_context(_lent(spec, identity))
+    with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
         argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
@@ -213,8 +214,17 @@ async def _started(
     return vm
 
 
+@asynccontextmanager
+async def _lent(spec: VMSpec, identity: host.Identity | None) -> AsyncIterator[tuple[int, ...]]:
+    """A descriptor of each directory that QEMU itself shares, with which it may do what its owner may."""
+    async with AsyncExitStack() as stack:
+        shares = [share for share in spec.devices if isinstance(share, NineP)]
+        lent = [host.lent_directory(share.path, identity, readonly=share.readonly) for share in shares]
+        yield tuple([await stack.enter_async_context(each) for each in lent])
+
+
 @contextmanager
-def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
+def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[Descriptors]:
     """Open everything that QEMU gets. It has its own copies once it is spawned, so ours are closed then."""
     with ExitStack() as stack:
         def opened(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -238,6 +248,7 @@ def _descriptors(spec: VMSpec, control: int) -> Iterator[Descriptors]:
                 for disk in spec.devices if isinstance(disk, Disk)
             ),
             shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
+            directories=lent,
             nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
             slots={number: opened(path) for number, path in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip

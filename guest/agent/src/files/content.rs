@@ -120,6 +120,8 @@ fn receive(file: BorrowedFd<'_>) -> Answer<()> {
 struct Target {
     file: OwnedFd,
     anew: Option<(Place, Option<Stat>)>,
+    /// The name that it has meanwhile, where the file system has no files without one.
+    passing: Option<String>,
 }
 
 impl Target {
@@ -135,7 +137,7 @@ impl Target {
         if request.how() == How::At {
             rustix::fs::seek(&file, SeekFrom::Start(request.offset)).at("seek")?;
         }
-        Ok(Self { file, anew: None })
+        Ok(Self { file, anew: None, passing: None })
     }
 
     /// A new file without a name, in the directory where it will have one.
@@ -162,12 +164,20 @@ impl Target {
         }
         let flags = OFlags::TMPFILE | OFlags::WRONLY;
         // openat2 takes a mode with O_TMPFILE, as a file is made.
-        let file = rustix::fs::openat(&place.dir, c".", flags | OFlags::CLOEXEC, paths::permissions(0o666));
-        Ok(Self { file: file.at("create")?, anew: Some((place, existing)) })
+        let mode = paths::permissions(0o666);
+        let (file, passing) = match rustix::fs::openat(&place.dir, c".", flags | OFlags::CLOEXEC, mode) {
+            // virtio-fs and 9p, with the servers that there are.
+            Err(Errno::OPNOTSUPP) => {
+                let (name, flags) = (passing_name().at("create")?, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY);
+                (rustix::fs::openat(&place.dir, name.as_str(), flags | OFlags::CLOEXEC, mode), Some(name))
+            }
+            made => (made, None),
+        };
+        Ok(Self { file: file.at("create")?, anew: Some((place, existing)), passing })
     }
 
     /// The file is complete.
-    fn finish(self, request: &proto::Write) -> Answer<()> {
+    fn finish(mut self, request: &proto::Write) -> Answer<()> {
         if let Some((_, Some(existing))) = &self.anew {
             let own = rustix::fs::fstat(&self.file).at("stat")?;
             if (own.st_uid, own.st_gid) != (existing.st_uid, existing.st_gid) {
@@ -178,14 +188,30 @@ impl Target {
         if request.set_mode {
             set_mode(&self.file, request.mode).at("chmod")?;
         }
-        let Some((place, existing)) = self.anew else { return Ok(()) };
+        let Some((place, existing)) = &self.anew else { return Ok(()) };
         if existing.is_none() {
-            match link(&self.file, &place, place.name()) {
+            let linked = match &self.passing {
+                Some(name) => rustix::fs::linkat(&place.dir, name.as_str(), &place.dir, place.name(), AtFlags::empty()),
+                None => link(&self.file, place, place.name()),
+            };
+            match linked {
                 Err(Errno::EXIST) if request.how() != How::Create => {}
                 other => return other.at("create"),
             }
         }
-        replace(&self.file, &place).at("replace")
+        let name = match self.passing.take() {
+            Some(name) => name,
+            None => named(&self.file, place).at("replace")?,
+        };
+        replace(&name, place).at("replace")
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let (Some(name), Some((place, _))) = (&self.passing, &self.anew) {
+            let _ = rustix::fs::unlinkat(&place.dir, name.as_str(), AtFlags::empty());
+        }
     }
 }
 
@@ -193,15 +219,24 @@ fn link(file: &OwnedFd, place: &Place, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::linkat(file, c"", &place.dir, name, AtFlags::EMPTY_PATH)
 }
 
-/// Gives the file a name that nobody uses, and then the one that it takes over.
-fn replace(file: &OwnedFd, place: &Place) -> Result<(), Errno> {
+/// A name that nobody uses.
+fn passing_name() -> Result<String, Errno> {
     let mut random = [0u8; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let passing = format!(".pykata-{:016x}", u64::from_ne_bytes(random));
-    link(file, place, passing.as_bytes())?;
-    let renamed = rustix::fs::renameat(&place.dir, passing.as_str(), &place.dir, place.name());
+    Ok(format!(".pykata-{:016x}", u64::from_ne_bytes(random)))
+}
+
+/// Gives the file such a name.
+fn named(file: &OwnedFd, place: &Place) -> Result<String, Errno> {
+    let name = passing_name()?;
+    link(file, place, name.as_bytes()).map(|()| name)
+}
+
+/// Then the file takes over the one that it shall have.
+fn replace(passing: &str, place: &Place) -> Result<(), Errno> {
+    let renamed = rustix::fs::renameat(&place.dir, passing, &place.dir, place.name());
     if renamed.is_err() {
-        let _ = rustix::fs::unlinkat(&place.dir, passing.as_str(), AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&place.dir, passing, AtFlags::empty());
     }
     renamed
 }

@@ -93,11 +93,23 @@ impl Tree<'_> {
         match entry.kind {
             tar::FILE => {
                 let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(dir, c".", flags, Mode::from_raw_mode(0o600)).at("create")?;
-                source.fill(&file, &entry, left)?;
-                self.set(&file, &entry)?;
-                unlink(dir, name)?;
-                rustix::fs::linkat(&file, c"", dir, name, AtFlags::EMPTY_PATH).at("create")
+                match rustix::fs::openat(dir, c".", flags, Mode::from_raw_mode(0o600)) {
+                    // virtio-fs and 9p have no files without a name, with the servers that there are.
+                    Err(Errno::OPNOTSUPP) => {
+                        unlink(dir, name)?;
+                        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                        let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).at("create")?;
+                        source.fill(&file, &entry, left)?;
+                        self.set(&file, &entry)
+                    }
+                    made => {
+                        let file = made.at("create")?;
+                        source.fill(&file, &entry, left)?;
+                        self.set(&file, &entry)?;
+                        unlink(dir, name)?;
+                        rustix::fs::linkat(&file, c"", dir, name, AtFlags::EMPTY_PATH).at("create")
+                    }
+                }
             }
             tar::HARDLINK => {
                 let (above, first) = paths::split(&entry.link);
