@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         UnsafeTreeError,
         VMDiedError,
         VMError,
+        VolumeInUseError,
     )
     from pykata.files import FileChange, FileEntry, FileEvent, Files, FileStat, Transfer
     from pykata.fs.block import Block
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
-    from pykata.volumes import Bind, Tmpfs
+    from pykata.volumes import Bind, DiskImage, Named, Tmpfs, list_volumes, remove_volume
     from pykata.workshop import build_image, push_image, save_image
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "DetachedNotFoundError",
     "DetachedTakenError",
     "DiskFullError",
+    "DiskImage",
     "EmulationWarning",
     "Features",
     "FileChange",
@@ -144,6 +146,7 @@ __all__ = [
     "ImageUnsupportedError",
     "IsolationError",
     "LogPiece",
+    "Named",
     "NoNetwork",
     "NotPermittedError",
     "Pool",
@@ -177,6 +180,7 @@ __all__ = [
     "UnsafeTreeError",
     "VMDiedError",
     "VMError",
+    "VolumeInUseError",
     "build_bundle",
     "build_image",
     "check",
@@ -185,9 +189,11 @@ __all__ = [
     "find_detached",
     "list_detached",
     "list_images",
+    "list_volumes",
     "pull_image",
     "push_image",
     "remove_image",
+    "remove_volume",
     "save_image",
 ]
 
@@ -214,7 +220,7 @@ _HOMES = {
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
-    "pykata.volumes": "Bind Tmpfs",
+    "pykata.volumes": "Bind DiskImage Named Tmpfs list_volumes remove_volume",
     "pykata.workshop": "build_image push_image save_image",
 }
 

@@ -122,7 +122,7 @@ async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | Non
 def _volumes(options: Options, directory: Path) -> AbstractAsyncContextManager[Attachment]:
     if not options.volumes:
         return nullcontext(Attachment())
-    from pykata.volumes import attached as shared
+    from pykata.attached import attached as shared
 
     return shared(options.volumes, directory)
 

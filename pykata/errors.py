@@ -13,7 +13,8 @@
     │   ├── IsolationError                hardware isolation was asked for, and there is none
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
-    │   └── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
+    │   ├── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
+    │   └── VolumeInUseError              another sandbox has a volume that can't be shared
     ├── BundleError                       the guest bundle (kernel, initrd)
     │   ├── BundleMissingError
     │   ├── BundleDamagedError
@@ -124,6 +125,10 @@ class SavedDamagedError(HostError):
 
 class SavedElsewhereError(HostError):
     """A guest was saved by another QEMU, on another CPU or with other options, and can't go on here."""
+
+
+class VolumeInUseError(HostError):
+    """Another sandbox, in whatever process, has the disk, and one of the two would write to it."""
 
 
 class BundleError(PykataError):

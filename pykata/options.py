@@ -15,7 +15,7 @@ from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import Network
 from pykata.origin import Origin
 from pykata.spec import Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
-from pykata.volumes import Bind, Volume
+from pykata.volumes import Bind, Checked, Tmpfs
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
@@ -181,7 +181,7 @@ class Options:
     template: TemplatePolicy = "off"
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
     snapshot: Path | None = None                                # the same, on disk
-    volumes: Mapping[str, Volume] = field(factory=dict)
+    volumes: Mapping[str, Checked] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._check_cpus()
@@ -190,21 +190,21 @@ class Options:
                 f"memory={self.memory} MiB is too little for a guest",
                 hint=f"at least {MIN_MEMORY} MiB",
             )
-        if self.shares_directories:
+        if any(isinstance(volume, Bind) for volume in self.volumes.values()):
             features = self.hypervisor.features
             if not {"virtiofs", "9p"} & set(features.filesystems):
                 raise ConfigError(f"volumes: {features.name} can't share directories of the host")
-            if self.origin is not None:
-                raise ConfigError("a sandbox with directories of the host can't go on from a saved one")
+        if self.uses_host and self.origin is not None:
+            raise ConfigError("a sandbox with directories or disks of the host can't go on from a saved one")
         if self.volumes and self.snapshot is not None:
             raise ConfigError("volumes: a snapshot has none", hint="restore it without, and copy files into it")
         if self.disk <= 0:
             raise ConfigError(f"disk={self.disk} bytes leaves nothing to write to")
 
     @property
-    def shares_directories(self) -> bool:
-        """Whether a process of the host serves files to the machine, which can't be saved then."""
-        return any(isinstance(volume, Bind) for volume in self.volumes.values())
+    def uses_host(self) -> bool:
+        """Whether the machine has volumes that aren't in its own memory: it can't be saved then."""
+        return not all(isinstance(volume, Tmpfs) for volume in self.volumes.values())
 
     def _check_cpus(self) -> None:
         if not isinstance(self.cpus, int) or isinstance(self.cpus, bool) or self.cpus < 1:

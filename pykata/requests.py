@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from attrs import asdict
 
 from pykata.agent import v1
+from pykata.attached import places
 from pykata.command import Command
 from pykata.rootfs import Prepared
 from pykata.running import Running
-from pykata.spec import Attachment, Mount
-from pykata.volumes import places
+from pykata.spec import Attachment, Disk, Mount
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WINDOW = 1024 * 1024
@@ -24,6 +24,7 @@ WINDOW = 1024 * 1024
 
 def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
     """The one message that makes a booted guest ready; clock and entropy are filled in as it is sent."""
+    disks = {device.tag: device.tag for device in attachment.devices if isinstance(device, Disk)}
     return v1.SetupRequest(
         hostname=hostname,
         interfaces=[
@@ -36,7 +37,7 @@ def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
             )
             for interface in attachment.interfaces
         ],
-        mounts=[mount_message(mount, {}) for mount in attachment.mounts],
+        mounts=[mount_message(mount, disks) for mount in attachment.mounts],
         nameservers=list(attachment.nameservers),
     )
 

@@ -34,8 +34,8 @@ def origin(
 async def as_it_is(running: Running, start: Start, *, signal: int = 0) -> AsyncIterator[Origin]:
     """The sandbox with all that runs in it, as long as the block runs."""
     running.check()
-    if running.options.shares_directories:
-        raise ConfigError("this sandbox can't be saved: it has directories of the host",
+    if running.options.uses_host:
+        raise ConfigError("this sandbox can't be saved: it has directories or disks of the host",
                           hint="use Tmpfs volumes, or copy files in")
     if not running.vm.can_be_saved:
         raise ConfigError("this sandbox can't be saved",

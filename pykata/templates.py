@@ -46,8 +46,9 @@ class Template:
         if options.setdefault("template", "auto") not in ("auto", "off"):
             raise ConfigError("a template can't be made from another one")
         self._sandbox = Sandbox(**options)
-        if self._sandbox.options.shares_directories:
-            raise ConfigError("a template can't have directories of the host", hint="use Tmpfs, or copy files in setup")
+        if self._sandbox.options.uses_host:
+            raise ConfigError("a template can't have directories or disks of the host",
+                              hint="use Tmpfs, or copy files in setup")
         hypervisor = self._sandbox.options.hypervisor.saving()      # raises why it can't be
         if self._sandbox.options.volumes:
             raise ConfigError("volumes: a template has none", hint="copy files into its container in the setup")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import Attribute, evolve, field, frozen
 
-from pykata.errors import ConfigError, ToolMissingError
-from pykata.fs.ninep import directory
-from pykata.fs.virtiofs import daemon, served
+from pykata.errors import ConfigError, HostError, ToolMissingError
+from pykata.fs.virtiofs import daemon
+from pykata.host import state_dir
 from pykata.sizes import parse_size
-from pykata.spec import VOLUMES, Attachment, Mount, Shared
+from pykata.spec import MIB
 
 NOT_OVER = ("/", "/proc", "/sys", "/dev")
 """What belongs to the guest's kernel, or to the image as a whole."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 CACHES = ("auto", "always", "none")
 MOST = 64               # volumes of a sandbox
 
@@ -85,19 +86,105 @@ class Tmpfs:
     files: int = field(default=100_000, validator=_count)
 
 
-Volume = Bind | Tmpfs
+def _name(instance: object, attribute: Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ConfigError(f"{value!r} is no name of a volume",
+                          hint="letters, digits, '_', '.' and '-', the first a letter or digit; at most 63 characters")
 
 
 @frozen
-class Place:
-    """A volume in a container: where the agent has it, and where it shall be."""
+class Named:
+    """A directory that pykata keeps for this user under a name, and that outlives sandboxes.
 
-    source: str
-    destination: str
-    readonly: bool
+    ::
+
+        Sandbox(volumes={"/root/.cache": Named("cache")})
+
+    It is made when a :class:`Sandbox` is first made with it, below ``$PYKATA_STATE``; several sandboxes may use it at
+    the same time. ``readonly``, ``cache`` and ``via`` are as for :class:`Bind`. See :func:`list_volumes` and
+    :func:`remove_volume`.
+    """
+
+    name: str = field(validator=_name)
+    readonly: bool = False
+    cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
+    via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
+
+    def bind(self) -> Bind:
+        """It as the directory that it is."""
+        return Bind(_folder() / self.name, self.readonly, self.cache, self.via)
 
 
-def check_volumes(volumes: Mapping[str, Volume | str | Path] | None) -> dict[str, Volume]:
+def list_volumes() -> list[str]:
+    """The names of the volumes that this user has."""
+    return sorted(path.name for path in _folder().iterdir() if not path.name.startswith("."))
+
+
+def remove_volume(name: str) -> None:
+    """Remove a named volume and all that is in it. Raises ConfigError if there is none."""
+    path = Named(name).bind().path
+    # Out of the way first: who comes now gets a new one. What can't be removed then goes with the next removal.
+    gone = path.with_name(f".{name}-{os.urandom(4).hex()}")
+    try:
+        path.rename(gone)
+    except FileNotFoundError:
+        known = ", ".join(list_volumes()) or "none"
+        raise ConfigError(f"there is no volume {name!r}", hint=f"there are {known}") from None
+    import shutil
+
+    try:
+        shutil.rmtree(gone)
+    except OSError as exc:
+        raise HostError(f"volume {name!r} can't be removed whole: {exc}", hint=f"remove {gone}") from exc
+
+
+def _folder() -> Path:
+    path = state_dir() / "volumes"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _disk_size(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    size = parse_size("size", value)
+    if size < 4 * MIB:
+        raise ConfigError(f"size={value!r} is too small for a filesystem", hint="at least 4M")
+    return size
+
+
+def _optional_count(instance: object, attribute: Attribute[int | None], value: Any) -> None:
+    if value is not None:
+        _count(instance, attribute, value)  # type: ignore[arg-type]
+
+
+@frozen
+class DiskImage:
+    """A filesystem of its own as a volume: in a file of the host, or on a block device.
+
+    ::
+
+        Sandbox(volumes={"/data": DiskImage("./data.img", size="1G", files=10_000)})
+
+    It is a raw ext4, squashfs or erofs. A file that is missing is made, an empty ext4 of ``size`` (MiB or text) with
+    room for ``files`` files and directories, about: a guest can use that up and no more. The file takes as much space
+    as was written. One sandbox can write to it at a time, or several read it (``readonly``).
+
+    What a container wrote is on the disk when the container is gone. Of a sandbox that ends before, the last seconds
+    may be lost, as with a machine whose power fails.
+    """
+
+    path: Path = field(converter=_path)
+    size: int | str | None = field(default=None, converter=_disk_size)
+    files: int | None = field(default=None, validator=_optional_count)
+    readonly: bool = False
+
+
+Volume = Bind | DiskImage | Named | Tmpfs
+Checked = Bind | DiskImage | Tmpfs
+
+
+def check_volumes(volumes: Mapping[str, Volume | str | Path] | None) -> dict[str, Checked]:
     """Volumes by their places in a container. Raises :class:`ConfigError`."""
     if volumes is not None and not isinstance(volumes, Mapping):
         raise ConfigError(f"volumes={volumes!r} is not a mapping", hint='give {"/place/in/container": "./directory"}')
@@ -125,13 +212,18 @@ def _destination(place: object) -> str:
     return normal
 
 
-def _volume(place: str, given: object) -> Volume:
+def _volume(place: str, given: object) -> Checked:
     volume = Bind(given) if isinstance(given, str | Path) else given
+    if isinstance(volume, Named):
+        (volume := volume.bind()).path.mkdir(mode=0o755, exist_ok=True)
     if isinstance(volume, Bind):
         _check_source(place, volume)
         return evolve(volume, via=_way(place, volume))
-    if not isinstance(volume, Tmpfs):
-        raise ConfigError(f"volumes[{place!r}]={given!r} is no volume", hint="a path, Bind(...) or Tmpfs(...)")
+    if isinstance(volume, DiskImage):
+        _check_disk(place, volume)
+    elif not isinstance(volume, Tmpfs):
+        raise ConfigError(f"volumes[{place!r}]={given!r} is no volume",
+                          hint="a path, Bind(...), Named(...), DiskImage(...) or Tmpfs(...)")
     return volume
 
 
@@ -148,6 +240,16 @@ def _check_source(place: str, volume: Bind) -> None:
     if not os.access(path, needed):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} may not be read by uid {os.geteuid()}",
                           hint="change its permissions, or run as its owner")
+
+
+def _check_disk(place: str, volume: DiskImage) -> None:
+    path = volume.path
+    if not path.exists() and (volume.size is None or volume.readonly or not path.parent.is_dir()):
+        raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
+                          hint="size= makes it, for writing, in a directory that is there")
+    if path.exists() and not path.is_file() and not path.is_block_device():
+        raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is neither a file nor a block device",
+                          hint="a directory is a Bind")
 
 
 def _way(place: str, volume: Bind) -> Literal["virtiofs", "9p"]:
@@ -167,47 +269,3 @@ def _way(place: str, volume: Bind) -> Literal["virtiofs", "9p"]:
         raise ConfigError(f"volumes[{place!r}]: {str(volume.path)!r} is a file, and 9p shares directories only",
                           hint='via="virtiofs" shares files, too')
     return "9p"
-
-
-# --- in the guest ---
-
-
-def places(volumes: Mapping[str, Volume]) -> list[Place]:
-    """Where each volume is in the guest, and where it belongs in a container. The same in each process."""
-    out = []
-    for number, (place, volume) in enumerate(volumes.items()):
-        if isinstance(volume, Bind):
-            source = f"9p{number}" if volume.via == "9p" else f"{_tag(volume)}/{number}"
-            out.append(Place(f"{VOLUMES}/{source}", place, volume.readonly))
-        else:
-            out.append(Place(f"{VOLUMES}/tmpfs{number}", place, readonly=False))
-    return out
-
-
-@asynccontextmanager
-async def attached(volumes: Mapping[str, Volume], run_dir: Path) -> AsyncIterator[Attachment]:
-    """All volumes, ready for a virtual machine. Raises HostError."""
-    attachment = Attachment()
-    for number, volume in enumerate(volumes.values()):
-        if isinstance(volume, Tmpfs):
-            attachment += Attachment(mounts=(_tmpfs(number, volume),))
-        elif volume.via == "9p":
-            attachment += directory(f"9p{number}", volume.path, readonly=volume.readonly, cache=volume.cache)
-    async with AsyncExitStack() as stack:
-        for cache in CACHES:
-            shared = tuple(
-                Shared(str(number), volume.path, volume.readonly) for number, volume in enumerate(volumes.values())
-                if isinstance(volume, Bind) and volume.via == "virtiofs" and volume.cache == cache
-            )  # fmt: skip
-            if shared:
-                attachment += await stack.enter_async_context(served(f"fs-{cache}", shared, cache, run_dir))
-        yield attachment
-
-
-def _tag(volume: Bind) -> str:
-    return f"fs-{volume.cache}"
-
-
-def _tmpfs(number: int, volume: Tmpfs) -> Mount:
-    options = (f"size={volume.size}", f"nr_inodes={volume.files}", "mode=1777", "nosuid", "nodev")
-    return Mount("tmpfs", "tmpfs", f"{VOLUMES}/tmpfs{number}", options)

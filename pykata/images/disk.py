@@ -32,7 +32,7 @@ def find_disk(reference: Reference, architecture: str) -> Image:
         raise ImageNotFoundError(f"there is no file {path}") from None
     except OSError as exc:
         raise ImageError(f"can't read {path}: {exc.strerror}") from exc
-    kind = _kind(head)
+    kind = filesystem_of(head)
     if kind is None:
         others = [name for name, at, magic in _OTHERS if head[at:at + len(magic)] == magic]
         raise ImageUnsupportedError(f"{path} is {others[0] if others else 'no filesystem that we know'}",
@@ -47,5 +47,6 @@ def find_disk(reference: Reference, architecture: str) -> Image:
     )
 
 
-def _kind(head: bytes) -> str | None:
+def filesystem_of(head: bytes) -> str | None:
+    """The filesystem that begins with these bytes, as mount(8) calls it."""
     return next((name for name, at, magic in _MAGIC if head[at:at + len(magic)] == magic), None)

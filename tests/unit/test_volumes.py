@@ -13,20 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykata import Bind, ConfigError, Sandbox, Template, Tmpfs
+from pykata import Bind, ConfigError, DiskImage, Named, Sandbox, Template, Tmpfs, list_volumes, remove_volume
+from pykata.attached import places
 from pykata.fs.virtiofs import served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.lost import ended_with
 from pykata.spec import VOLUMES, Attachment, Disk, Mount, NineP, SerialTransport, Shared, VhostFs, VMSpec
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
-from pykata.volumes import check_volumes, places
+from pykata.volumes import check_volumes
 
 
 def test_a_path_is_a_volume_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
-    assert check_volumes({"/data//x/": "data"}) == {"/data/x": Bind(tmp_path / "data", readonly=False)}
+    assert check_volumes({"/data//x/": "data"}) == {"/data/x": Bind(tmp_path / "data", readonly=False, via="virtiofs")}
 
 
 def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
@@ -53,6 +54,11 @@ def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
     ({"/a/": __file__}, "is a file, and the place ends in"),
     ({"/a": None}, "is no volume"), ({"/a": 3}, "is no volume"), ({"/a": ""}, "is not a path"),
     ({"/a": "x\0y"}, "is not a path"),
+    ({"/a": DiskImage("/nowhere")}, "there is no '/nowhere' .size= makes it"),
+    ({"/a": DiskImage("/nowhere/at", size="8M")}, "there is no '/nowhere/at'"),
+    ({"/a": DiskImage("/nowhere", size="8M", readonly=True)}, "there is no '/nowhere'"),
+    ({"/a": DiskImage("/dev/null")}, "neither a file nor a block device"),
+    ({"/a": DiskImage("/")}, "neither a file nor a block device .a directory is a Bind"),
     ({"/a": ".", "/a/": "."}, "has a place twice"),
     ({f"/{n}": "." for n in range(65)}, "has 65 volumes"),
 ])  # fmt: skip
@@ -65,6 +71,8 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: Tmpfs("many"), "size='many'"), (lambda: Tmpfs("1B"), "leaves nothing"),
     (lambda: Tmpfs("1M", files=0), "files=0"), (lambda: Tmpfs("1M", files=True), "files=True"),
     (lambda: Bind(".", cache="sometimes"), "cache='sometimes' is unknown"),  # type: ignore[arg-type]
+    (lambda: DiskImage("x", size="1M"), "too small for a filesystem"),
+    (lambda: DiskImage("x", size="8M", files=0), "files=0"),
     (lambda: Bind(".", via="nfs"), "via='nfs' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(3), "3 is not a path"),
 ])  # fmt: skip
@@ -218,3 +226,28 @@ def test_no_template_with_directories_of_the_host(tmp_path: Path) -> None:
 def test_no_volumes_in_a_snapshot() -> None:
     with pytest.raises(ConfigError, match="a snapshot has none"):
         Sandbox.restore("/nowhere", volumes={"/v": Tmpfs("1M")})
+
+
+# --- named ones ---
+
+
+def test_named_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYKATA_STATE", str(tmp_path / "state"))
+    assert list_volumes() == []
+    (volume,) = check_volumes({"/a": Named("cache", readonly=True)}).values()
+    assert volume == Bind(tmp_path / "state" / "volumes" / "cache", readonly=True, via="virtiofs")
+    check_volumes({"/a": Named("cache"), "/b": Named("a.b-c_1")})
+    assert list_volumes() == ["a.b-c_1", "cache"]
+    (tmp_path / "state" / "volumes" / "cache" / "d").mkdir()
+    remove_volume("cache")
+    assert list_volumes() == ["a.b-c_1"]
+    with pytest.raises(ConfigError, match=r"there is no volume 'cache' \(there are a\.b-c_1\)"):
+        remove_volume("cache")
+
+
+@pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "a\0", "x" * 64, "é", 3, None])
+def test_what_is_no_name(name: Any) -> None:
+    with pytest.raises(ConfigError, match="is no name of a volume"):
+        Named(name)
+    with pytest.raises(ConfigError, match="is no name of a volume"):
+        remove_volume(name)

@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 import pytest
 
-from pykata import Bind, BootError, Sandbox, ShareLostError, Tmpfs
+from pykata import (
+    Bind,
+    BootError,
+    ConfigError,
+    DiskImage,
+    Sandbox,
+    ShareLostError,
+    Tmpfs,
+    VolumeInUseError,
+)
 
 BUSYBOX = "builtin:busybox"
 
@@ -104,7 +113,8 @@ async def test_9p(tmp_path: Path) -> None:
     os.chown(tmp_path / "data", 4711, 4712)
     volumes = {"/data": Bind(tmp_path / "data", via="9p"), "/in": Bind(tmp_path / "in", readonly=True, via="9p")}
     async with Sandbox(isolation="emulated", volumes=volumes) as sb:
-        done = await sb.run(BUSYBOX, sh("cat /in/x; echo made > /data/made; echo x > /in/x; rm /in/x; mknod /data/n c 1 3"))
+        script = "cat /in/x; echo made > /data/made; echo x > /in/x; rm /in/x; mknod /data/n c 1 3"
+        done = await sb.run(BUSYBOX, sh(script))
     assert done.stdout == "from the host\n"
     assert done.stderr.count("Read-only file system") == 2
     assert done.stderr.count("Operation not permitted") == 1
@@ -140,3 +150,57 @@ async def test_caches(tmp_path: Path) -> None:
     volumes: dict[str, Any] = {f"/{cache}": Bind(tmp_path, cache=cache) for cache in ("auto", "always", "none")}
     async with Sandbox(isolation="emulated", volumes=volumes) as sb:
         assert (await sb.run(BUSYBOX, sh("cat /auto/f /always/f /none/f"), check=True)).stdout == "f\n" * 3
+
+
+@pytest.mark.parametrize("via", ["virtiofs", "9p"])
+async def test_files_of_a_container_include_its_volumes(tmp_path: Path, via: Literal["virtiofs", "9p"]) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "d" / "f").write_text("of a tree")
+    async with (
+        Sandbox(isolation="emulated", volumes={"/v": Bind(tmp_path / "v", via=via)}) as sb,
+        sb.container(BUSYBOX) as container,
+    ):
+        await container.files.write_text("/v/f", "text")
+        assert (tmp_path / "v" / "f").read_text() == "text"
+        await container.files.write_text("/v/f", "longer text")
+        await container.files.upload(tmp_path / "tree", "/v/tree")
+        assert await container.files.read_text("/v/tree/d/f") == "of a tree"
+    assert (tmp_path / "v" / "f").read_text() == "longer text"
+    assert (tmp_path / "v" / "tree" / "d" / "f").read_text() == "of a tree"
+    assert {path.name for path in (tmp_path / "v").iterdir()} == {"f", "tree"}, "no name of ours is left"
+
+
+async def test_a_disk_keeps_what_was_written_and_has_limits(tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    disk, neighbour = DiskImage(image, size="16M", files=50), Bind(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    async with Sandbox(isolation="emulated", volumes={"/d": disk, "/n": neighbour}) as sb:
+        script = "echo kept > /d/kept; mknod /d/null c 1 3; echo x > /d/null; " \
+                 "for i in $(seq 100); do mkdir /d/$i || break; done; " \
+                 "dd if=/dev/zero of=/d/kept2 bs=1M count=20; echo on > /n/on && cat /n/on"
+        done = await sb.run(BUSYBOX, sh(script))
+        assert done.stderr.count("No space left on device") == 2, done
+        assert done.stderr.count("Permission denied") == 1, "a device of the volume isn't one"
+        assert done.stdout == "on\n", "a neighbour goes on writing"
+        with pytest.raises(VolumeInUseError, match="is in use by another sandbox"):
+            async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image, readonly=True)}):
+                pass
+    assert image.stat().st_blocks * 512 <= image.stat().st_size == 16 * 1024 * 1024
+    reader = DiskImage(image, readonly=True)
+    async with (
+        Sandbox(isolation="emulated", volumes={"/d": reader}) as one,
+        Sandbox(isolation="emulated", volumes={"/d": reader}) as two,
+    ):
+        for sb in (one, two):
+            done = await sb.run(BUSYBOX, sh("cat /d/kept; echo x > /d/x"))
+            assert done.stdout == "kept\n"
+            assert "Read-only file system" in done.stderr
+
+
+async def test_a_disk_that_is_none(tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    image.write_bytes(bytes(8 * 1024 * 1024))
+    with pytest.raises(ConfigError, match="has no filesystem that we know"):
+        async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image)}):
+            pass

@@ -79,6 +79,11 @@ impl GuestMount {
         Self { source, kind: std::mem::take(&mut self.kind), options: std::mem::take(&mut self.options) }
     }
 
+    /// Is it on a disk, and not read-only?
+    pub fn is_writable_disk(&self) -> bool {
+        matches!(self.source, Source::Disk(_)) && self.options.set & mounts::RDONLY == 0
+    }
+
     /// Waits for the disk.
     pub async fn find(self) -> Result<Found, DiskError> {
         let device = match self.source {

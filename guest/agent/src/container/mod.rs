@@ -191,6 +191,7 @@ pub async fn remove(agent: &Agent, id: &str) -> Result<(), Status> {
     let _ = container.cgroup.kill();
     let _ = sys::kill(container.init_if_alive(), libc::SIGKILL);
     wait_gone(container.gone.clone()).await;
+    agent.ready()?.disks.sync();
     if !agent.is_current(&container) {
         return Ok(()); // another call was faster
     }

@@ -42,7 +42,7 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     if is_another {
         let names = ready.names.of_another(&request.hostname, identity::machine_id()?);
         rename(agent, &ready.names, &names)?;
-        agent.end_setup(Some(Ready { names }));
+        agent.end_setup(Some(Ready { names, disks: ready.disks.clone() }));
         identity::set_generation(generation)?; // who sees this change finds the rest changed
     }
     if request.signal != 0 {

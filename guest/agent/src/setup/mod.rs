@@ -9,6 +9,8 @@ pub mod net;
 mod netlink;
 mod volumes;
 
+use std::sync::Arc;
+
 use tonic::Status;
 
 use crate::agent::Agent;
@@ -21,6 +23,7 @@ use names::Names;
 /// What containers need to know of the guest.
 pub struct Ready {
     pub names: Names,
+    pub disks: Arc<volumes::Disks>,
 }
 
 /// A request that has been checked as a whole, before anything was changed.
@@ -55,8 +58,8 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     identity::set_generation(0)?;
     let names = plan.names.of_another("", identity::machine_id()?);
     net::apply(&plan.interfaces).await?;
-    volumes::mount_all(plan.volumes).await?;
-    Ok(Ready { names })
+    let disks = Arc::new(volumes::mount_all(plan.volumes).await?);
+    Ok(Ready { names, disks })
 }
 
 /// The call itself: once, and again only if it failed.

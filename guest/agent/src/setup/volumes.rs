@@ -1,6 +1,6 @@
 //! Volumes: file systems mounted once, below one directory, for all containers.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
@@ -10,9 +10,24 @@ use crate::container::VOLUMES;
 use crate::container::filesystems::{self, GuestMount};
 use crate::container::inside::{self, Kind};
 use crate::errno::Step;
+use crate::log;
 use crate::mounts;
 use crate::proto;
 use crate::validate::{self, Invalid, shown};
+
+/// The volumes on disks of their own that can be written.
+pub struct Disks(Vec<OwnedFd>);
+
+impl Disks {
+    /// Writes what is only in memory: nobody unmounts them before the machine ends.
+    pub fn sync(&self) {
+        for disk in &self.0 {
+            if let Err(errno) = rustix::fs::syncfs(disk) {
+                log!("a volume isn't written: {errno}");
+            }
+        }
+    }
+}
 
 pub struct Volume {
     /// Below [`VOLUMES`].
@@ -30,7 +45,8 @@ impl Volume {
         Ok(Self { target, mount: filesystems::check("mounts", from)? })
     }
 
-    async fn mount(self) -> Result<Mounted, Status> {
+    async fn mount(self) -> Result<(Mounted, Option<OwnedFd>), Status> {
+        let on_disk = self.mount.is_writable_disk();
         let found = self.mount.find().await?;
         let mount = found.mount()?;
         // The place may lie in a volume mounted before, whose links lead nowhere.
@@ -39,7 +55,11 @@ impl Volume {
         inside::make(volumes.as_fd(), &self.target, Kind::Dir)?;
         let place = inside::find_exact(volumes.as_fd(), &self.target).step("open", &self.target)?;
         mounts::attach(mount.as_fd(), place.as_fd(), &self.target)?;
-        Ok(Mounted(format!("{VOLUMES}/{}", self.target)))
+        let mounted = Mounted(format!("{VOLUMES}/{}", self.target));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = || rustix::fs::open(mounted.0.as_str(), flags, Mode::empty()).step("open", &self.target);
+        let disk = if on_disk { Some(root()?) } else { None };
+        Ok((mounted, disk))
     }
 }
 
@@ -53,11 +73,14 @@ impl Drop for Mounted {
 }
 
 /// Mounts all of them, or none.
-pub async fn mount_all(volumes: Vec<Volume>) -> Result<(), Status> {
+pub async fn mount_all(volumes: Vec<Volume>) -> Result<Disks, Status> {
     let mut mounted = Vec::with_capacity(volumes.len());
+    let mut disks = Vec::new();
     for volume in volumes {
-        mounted.insert(0, volume.mount().await?);
+        let (volume, disk) = volume.mount().await?;
+        mounted.insert(0, volume);
+        disks.extend(disk);
     }
     mounted.into_iter().for_each(std::mem::forget);
-    Ok(())
+    Ok(Disks(disks))
 }

@@ -1,0 +1,70 @@
+"""Volumes as a virtual machine gets them, and where they are in its guest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.disk_volume import disk
+from pykata.fs.ninep import directory
+from pykata.fs.virtiofs import served
+from pykata.spec import VOLUMES, Attachment, Mount, Shared
+from pykata.volumes import CACHES, Bind, Checked, DiskImage, Tmpfs
+
+
+@frozen
+class Place:
+    """A volume in a container: where the agent has it, and where it shall be."""
+
+    source: str
+    destination: str
+    readonly: bool
+
+
+def places(volumes: Mapping[str, Checked]) -> list[Place]:
+    """Where each volume is in the guest, and where it belongs in a container. The same in each process."""
+    out = []
+    for number, (place, volume) in enumerate(volumes.items()):
+        if isinstance(volume, Bind):
+            source = f"9p{number}" if volume.via == "9p" else f"{_tag(volume)}/{number}"
+            out.append(Place(f"{VOLUMES}/{source}", place, volume.readonly))
+        elif isinstance(volume, DiskImage):
+            out.append(Place(f"{VOLUMES}/disk{number}", place, volume.readonly))
+        else:
+            out.append(Place(f"{VOLUMES}/tmpfs{number}", place, readonly=False))
+    return out
+
+
+@asynccontextmanager
+async def attached(volumes: Mapping[str, Checked], run_dir: Path) -> AsyncIterator[Attachment]:
+    """All volumes, ready for a virtual machine. Raises HostError."""
+    attachment = Attachment()
+    for number, volume in enumerate(volumes.values()):
+        if isinstance(volume, Tmpfs):
+            attachment += Attachment(mounts=(_tmpfs(number, volume),))
+        elif isinstance(volume, Bind) and volume.via == "9p":
+            attachment += directory(f"9p{number}", volume.path, readonly=volume.readonly, cache=volume.cache)
+    async with AsyncExitStack() as stack:
+        for number, volume in enumerate(volumes.values()):
+            if isinstance(volume, DiskImage):
+                attachment += await stack.enter_async_context(disk(f"disk{number}", volume))
+        for cache in CACHES:
+            shared = tuple(
+                Shared(str(number), volume.path, volume.readonly) for number, volume in enumerate(volumes.values())
+                if isinstance(volume, Bind) and volume.via == "virtiofs" and volume.cache == cache
+            )  # fmt: skip
+            if shared:
+                attachment += await stack.enter_async_context(served(f"fs-{cache}", shared, cache, run_dir))
+        yield attachment
+
+
+def _tag(volume: Bind) -> str:
+    return f"fs-{volume.cache}"
+
+
+def _tmpfs(number: int, volume: Tmpfs) -> Mount:
+    options = (f"size={volume.size}", f"nr_inodes={volume.files}", "mode=1777", "nosuid", "nodev")
+    return Mount("tmpfs", "tmpfs", f"{VOLUMES}/tmpfs{number}", options)

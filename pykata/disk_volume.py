@@ -1,0 +1,88 @@
+"""Disks as volumes: filesystems in files of the host, made when they are missing, and block devices."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio.to_thread
+
+from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
+from pykata.host import find_tool, run_tool
+from pykata.images.disk import HEAD, filesystem_of
+from pykata.spec import VOLUMES, Attachment, Disk, Mount
+from pykata.volumes import DiskImage
+
+
+@asynccontextmanager
+async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
+    """The disk, made if it is missing, and locked as long as the block runs. Raises HostError."""
+    descriptor = await _opened(volume)
+    try:
+        _lock(descriptor, volume)
+        kind = filesystem_of(os.pread(descriptor, HEAD, 0))
+        if kind is None:
+            raise ConfigError(f"{volume.path} has no filesystem that we know", hint="ext4, squashfs or erofs, whole")
+        options = ("ro", *(("noload",) if kind == "ext4" else ())) if volume.readonly else ()
+        yield Attachment(
+            devices=(Disk(tag, volume.path, readonly=volume.readonly),),
+            mounts=(Mount(tag, kind, f"{VOLUMES}/{tag}", ("nosuid", "nodev", *options)),),
+        )
+    finally:
+        os.close(descriptor)
+
+
+async def _opened(volume: DiskImage) -> int:
+    flags = (os.O_RDONLY if volume.readonly else os.O_RDWR) | os.O_CLOEXEC
+    try:
+        return os.open(volume.path, flags)
+    except FileNotFoundError:
+        await _make(volume)
+    except OSError as exc:
+        raise NotPermittedError(f"can't open the volume {volume.path}: {exc.strerror}") from exc
+    return os.open(volume.path, flags)
+
+
+def _lock(descriptor: int, volume: DiskImage) -> None:
+    kind = fcntl.LOCK_SH if volume.readonly else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise VolumeInUseError(
+            f"the disk {volume.path} is in use by another sandbox",
+            hint="only one may write to a disk, and nobody else read it then; a directory can be shared",
+        ) from None
+
+
+async def _make(volume: DiskImage) -> None:
+    """Make the file whole or not at all; if somebody else does at the same time, theirs is as good."""
+    assert isinstance(volume.size, int)
+    part = volume.path.with_name(f".{volume.path.name}-{os.urandom(4).hex()}.part")
+    inodes = [] if volume.files is None else ["-N", str(volume.files + RESERVED)]
+    # No blocks kept for root, who is the guest's; tables and journal are zeros in a fresh file anyway.
+    argv: list[str | Path] = [
+        find_tool("mkfs.ext4", package="e2fsprogs"), "-q", "-F", "-m", "0",
+        "-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1", *inodes, part,
+    ]  # fmt: skip
+    try:
+        await anyio.to_thread.run_sync(_sparse, part, volume.size)
+        await run_tool(argv)
+        with suppress(FileExistsError):
+            os.link(part, volume.path)
+    except OSError as exc:
+        raise HostError(f"can't make the volume {volume.path}: {exc.strerror}") from exc
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+RESERVED = 11       # inodes that ext4 has for itself, "lost+found" among them (fs/ext4/ext4.h)
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("xb") as file:
+        path.chmod(0o600)
+        file.truncate(size)
