@@ -103,6 +103,10 @@ def _add_machine(group: Any) -> None:
     group.add_argument("--memory", metavar="SIZE", help="such as 512M or 2G")
     group.add_argument("--cpus", metavar="N", type=int, help="virtual CPUs")
     group.add_argument("--disk", metavar="SIZE", help="size of the writable layer, such as 1G")
+    group.add_argument(
+        "--volume", metavar="SOURCE:PLACE[:ro]", action="append", default=[],
+        help="a directory or file (with a / in it), or a named volume, at this place in the container",
+    )
     group.add_argument("--hostname", metavar="NAME", help="the guest's name")
     group.add_argument(
         "--isolation", choices=("hardware", "emulated"),

@@ -14,6 +14,7 @@ from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
 from pykata_cli.terminal import size
+from pykata_cli.volumes import volumes
 
 log = logging.getLogger("pykata.cli")
 
@@ -69,6 +70,7 @@ def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of the Sandbox: only what was said, so that the defaults are the library's."""
     names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation", "pull")
     said = {name: getattr(arguments, name) for name in names} | {"registries": registries(arguments)}
+    said["volumes"] = volumes(arguments.volume) or None
     return {
         "hypervisor": hypervisor(arguments),
         **{name: value for name, value in said.items() if value is not None},

@@ -212,6 +212,18 @@ def test_everything_can_be_said(scripted: Script) -> None:
     }  # fmt: skip
 
 
+def test_volumes(tmp_path: Path) -> None:
+    given = ["--volume", f"{tmp_path}:/data", "--volume", "./x:y:/in:ro", "--volume", "cache:/c"]
+    assert sandbox_options(parse(["run", *given, "image"]))["volumes"] == {
+        "/data": pykata.Bind(tmp_path), "/in": pykata.Bind("./x:y", readonly=True), "/c": pykata.Named("cache"),
+    }  # fmt: skip
+    for bad in ("/data", "x:y", ":/data", "a:/b:rw"):
+        with pytest.raises(pykata.ConfigError, match="is not SOURCE:PLACE"):
+            sandbox_options(parse(["run", "--volume", bad, "image"]))
+    with pytest.raises(pykata.ConfigError, match="/c is there twice"):
+        sandbox_options(parse(["run", "--volume", "a:/c", "--volume", "b:/c", "image"]))
+
+
 def test_options_of_qemu() -> None:
     assert sandbox_options(parse(["run", "--machine", "q35", "image"]))["hypervisor"] == pykata.QEMU(machine="q35")
     with pytest.raises(pykata.ConfigError, match="--machine isn't for other"):
