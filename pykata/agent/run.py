@@ -147,7 +147,7 @@ class RunStream:
 
     def _pay(self) -> None:
         """Tell the agent what more it may send, when it is worth a message."""
-        half = self._window // 4
+        half = self._window // 2
         stdout, stderr = self._credits["stdout"], self._credits["stderr"]
         if not half or self._exited or max(stdout.owed, stderr.owed) < half:
             return
