@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
             raise ConfigError(f"{volume.path} has no filesystem that we know", hint="ext4, squashfs or erofs, whole")
         options = ("ro", *(("noload",) if kind == "ext4" else ())) if volume.readonly else ()
         yield Attachment(
-            devices=(Disk(tag, volume.path, readonly=volume.readonly),),
+            devices=(Disk(tag, volume.path, readonly=volume.readonly, is_device=_is_device(descriptor)),),
             mounts=(Mount(tag, kind, f"{VOLUMES}/{tag}", ("nosuid", "nodev", *options)),),
         )
     finally:
@@ -44,6 +45,10 @@ async def _opened(volume: DiskImage) -> int:
     except OSError as exc:
         raise NotPermittedError(f"can't open the volume {volume.path}: {exc.strerror}") from exc
     return os.open(volume.path, flags)
+
+
+def _is_device(descriptor: int) -> bool:
+    return stat.S_ISBLK(os.fstat(descriptor).st_mode)
 
 
 def _lock(descriptor: int, volume: DiskImage) -> None:

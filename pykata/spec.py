@@ -39,6 +39,7 @@ class Disk:
     path: Path
     format: Literal["raw"] = "raw"
     readonly: bool = True
+    is_device: bool = False             # a block device of the host, and no file
 
 
 @frozen

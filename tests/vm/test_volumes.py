@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
 import pytest
 
 from pykata import (
@@ -204,3 +205,18 @@ async def test_a_disk_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no filesystem that we know"):
         async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image)}):
             pass
+
+
+async def test_a_block_device(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image, size="16M")}) as sb:
+        await sb.run(BUSYBOX, sh("echo one > /d/f"), check=True)
+    losetup = await anyio.run_process(["losetup", "--find", "--show", str(image)])
+    device = losetup.stdout.decode().strip()
+    try:
+        async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(device)}) as sb:
+            assert (await sb.run(BUSYBOX, sh("cat /d/f; echo two > /d/f"), check=True)).stdout == "one\n"
+        async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(device, readonly=True)}) as sb:
+            assert (await sb.run(BUSYBOX, sh("cat /d/f"), check=True)).stdout == "two\n"
+    finally:
+        await anyio.run_process(["losetup", "--detach", device])

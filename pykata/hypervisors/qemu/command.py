@@ -186,7 +186,8 @@ def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> 
     for number, (disk, group) in enumerate(zip(disks, descriptors, strict=True)):
         for descriptor in group:
             yield from ("-add-fd", f"fd={descriptor},set={number}")
-        yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, readonly=disk.readonly)))
+        node = image_node(f"disk{number}", number, readonly=disk.readonly, is_device=disk.is_device)
+        yield from ("-blockdev", json.dumps(node))
         # An error of the host's, such as a full filesystem, is one of the guest's too: by default QEMU pauses for it.
         errors = {"rerror": "report", "werror": "report"}
         yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag, **errors)
@@ -270,7 +271,8 @@ def empty_node(number: int) -> dict[str, object]:
     return {"driver": "null-co", "node-name": empty_name(number), "size": EMPTY_SIZE, "read-only": True}
 
 
-def image_node(name: str, fdset: int, *, readonly: bool) -> dict[str, object]:
+def image_node(name: str, fdset: int, *, readonly: bool, is_device: bool = False) -> dict[str, object]:
     """A raw image behind the descriptors of an fdset; both drivers named, so that no content can choose another."""
-    file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": readonly, "locking": "off"}
+    driver = "host_device" if is_device else "file"
+    file = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": readonly, "locking": "off"}
     return {"driver": "raw", "node-name": name, "read-only": readonly, "file": file}
