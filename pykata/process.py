@@ -33,7 +33,8 @@ class Process:
         self._identity = identity
         self._exited: Exited | None = None
         self._left = False
-        self._turn = anyio.Lock()
+        self._reading = False
+        self._news = anyio.Event()
         self.args = args
         """The command, as it was started."""
         self.pid = pid
@@ -110,12 +111,24 @@ class Process:
         self._left = True
 
     async def advance(self, enough: Callable[[], bool]) -> None:
-        """Take in one event from the guest, unless ``enough()`` when it is our turn to read."""
-        async with self._turn:
-            if self.ended or enough():
-                return
-            self._check_open()
+        """Wait until one event from the guest has been taken in, by whomever, unless it is ``enough()`` before.
+
+        Who reads takes in what others wait for, so each event wakes all of them: in a queue, one whose event has come
+        would stand behind another that waits for the next.
+        """
+        if self.ended or enough():
+            return
+        self._check_open()
+        if self._reading:
+            await self._news.wait()
+            return
+        self._reading = True
+        try:
             await self._take_one()
+        finally:
+            self._reading = False
+            self._news.set()
+            self._news = anyio.Event()
 
     async def _take_one(self) -> None:
         from pykata.agent.run import Ended, Exited, Stderr, Stdout

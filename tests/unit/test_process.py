@@ -49,7 +49,16 @@ async def counts(process: FakeProcess) -> int:
     return 0
 
 
-COMMANDS = {"upper": upper, "stubborn": stubborn, "flood": flood, "counts": counts}
+async def length(process: FakeProcess) -> int:
+    """Reads everything before it says a word."""
+    size = 0
+    while data := await process.read():
+        size += len(data)
+    await process.write(b"%d" % size)
+    return 0
+
+
+COMMANDS = {"upper": upper, "stubborn": stubborn, "flood": flood, "counts": counts, "length": length}
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +125,21 @@ async def test_both_streams_read_by_tasks_of_their_own(sb: Sandbox) -> None:
             group.start_soon(read, process, name)
         group.start_soon(process.wait)
     assert got == {"stdout": b"half", "stderr": b"".join(bytes([number]) * PIECE for number in range(64))}
+
+
+@pytest.mark.parametrize("readers", [0, 1, 2, 3])
+async def test_input_goes_on_while_others_wait_for_output(sb: Sandbox, readers: int) -> None:
+    # More than its window, of which the news come to whichever task happens to read.
+    async with sb.process(BUSYBOX, ["length"]) as process, anyio.create_task_group() as tasks:
+        waits = [process.wait, process.stderr.read, process.wait][:readers]
+        for wait in waits:
+            tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(20):
+            for _ in range(20):
+                await process.stdin.send(b"x" * PIECE)
+            await process.stdin.aclose()
+            assert await process.stdout.read() == b"%d" % (20 * PIECE)
 
 
 async def test_a_stream_nobody_reads_stops_the_process_and_costs_bounded_memory(sb: Sandbox) -> None:
