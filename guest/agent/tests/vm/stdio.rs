@@ -72,6 +72,7 @@ async fn who_does_not_read_stops_only_himself() {
     loop {
         match stuck.next().await.expect("goes on").expect("ends with the exit") {
             Response::Stdout(data) => bytes += data.len(),
+            Response::Ended(_) => {}
             Response::Exited(exited) => {
                 assert_eq!((exited.exit_code, exited.signal, exited.oom_killed), (143, 15, false));
                 break;
