@@ -34,10 +34,10 @@ async def served(tag: str, shares: Sequence[Shared], cache: str, run_dir: Path) 
     """
     program = daemon()
     async with AsyncExitStack() as stack:
-        listener, connection = _connected(run_dir / f"{tag}.sock")
-        stack.callback(connection.close)
         root = run_dir / tag
         root.mkdir()
+        listener, connection = _connected(run_dir / f"{tag}.sock")
+        stack.callback(connection.close)
         with listener:
             command = [sys.executable, "-I", "-S", str(ENTER), _plan(root, shares), str(program),
                        *_options(listener.fileno(), root, cache)]

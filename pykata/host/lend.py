@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -47,6 +46,8 @@ async def lent_directory(path: Path, identity: Identity | None, *, readonly: boo
 
 
 async def _exchanged(path: Path, identity: Identity, *, readonly: bool) -> int:
+    import ctypes       # takes 5 ms, and few come here
+
     owner = os.stat(path)
     libc = ctypes.CDLL(None, use_errno=True)
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE
@@ -89,6 +90,8 @@ def _described(pid: int, uids: str, gids: str) -> int:
 
 
 def _checked(result: int) -> int:
+    import ctypes
+
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -220,3 +220,28 @@ async def test_a_block_device(tmp_path: Path) -> None:
             assert (await sb.run(BUSYBOX, sh("cat /d/f"), check=True)).stdout == "two\n"
     finally:
         await anyio.run_process(["losetup", "--detach", device])
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.06, 0.3, 0.7])
+async def test_a_cancelled_boot_leaves_no_daemon(tmp_path: Path, after: float) -> None:
+    # What is left behind, each test is asked for; nothing is measured.
+    (tmp_path / "v").mkdir()
+    volumes: dict[str, Any] = {
+        "/v": tmp_path / "v", "/p": Bind(tmp_path / "v", via="9p"), "/d": DiskImage(tmp_path / "d", size="8M"),
+    }  # fmt: skip
+    with anyio.move_on_after(after):
+        async with Sandbox(isolation="emulated", volumes=volumes):
+            pass
+    assert set(os.listdir(tmp_path)) <= {"v", "d"}, "no part of a disk"
+
+
+async def test_a_detached_sandbox_has_its_volumes(tmp_path: Path) -> None:
+    sandbox = Sandbox(isolation="emulated", volumes={"/v": tmp_path, "/t": Tmpfs("1M")})
+    detached = await sandbox.detach("volumes")
+    try:
+        async with Sandbox.connect("volumes") as sb:
+            await sb.run(BUSYBOX, sh("echo x > /v/f; echo y > /t/f"), check=True)
+            assert (await sb.run(BUSYBOX, ["cat", "/t/f"])).stdout == "y\n"
+    finally:
+        await detached.stop()
+    assert (tmp_path / "f").read_text() == "x\n"

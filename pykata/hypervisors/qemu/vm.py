@@ -191,9 +191,9 @@ async def _started(
     khz = accels.tsc_khz() if accel == "tcg" else None
     groups = accels.kvm_groups() if accel == "kvm" else ()
     identity = stack.enter_context(host.ephemeral_identity(groups=groups))
+    lent = await stack.enter_async_context(_lent(spec, identity))
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
-    lent = await stack.enter_async_context(_lent(spec, identity))
     with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
         argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
