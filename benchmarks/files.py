@@ -1,7 +1,8 @@
 """Files between host and container, beside bytes over a bare virtio-serial port of a machine of the same make.
 
 The floor is a guest with the same kernel and command line, whose ``/init`` reads or writes its end of the agent's port
-and does nothing else; the host's end is plain system calls on the socket. They are measured in turns.
+and does nothing else; the host's end is plain system calls on the socket. They are measured in turns. The streams of a
+command beside them show what gRPC and the agent cost, and what is left for the files themselves.
 """
 
 from __future__ import annotations
@@ -123,6 +124,23 @@ async def measure(rounds: int) -> list[Row]:
             async def bare_down() -> float:
                 return await anyio.to_thread.run_sync(take, port)
 
+            async def stdout() -> float:
+                began, left = time.perf_counter(), SIZE
+                async with box.process(["cat", "/f"]) as process:
+                    async for piece in process.stdout:
+                        left -= len(piece)
+                assert not left
+                return SIZE / 1e6 / (time.perf_counter() - began)
+
+            async def stdin() -> float:
+                began, piece = time.perf_counter(), bytes(PIECE)
+                async with box.process(["sh", "-c", "cat > /dev/null"]) as process:
+                    for _ in range(SIZE // PIECE):
+                        await process.stdin.send(piece)
+                    await process.stdin.aclose()
+                    assert await process.wait() == 0
+                return SIZE / 1e6 / (time.perf_counter() - began)
+
             async def small() -> float:
                 began = time.perf_counter()
                 for _ in range(SMALL):
@@ -130,12 +148,15 @@ async def measure(rounds: int) -> list[Row]:
                     await box.files.read_bytes("/small")
                 return (time.perf_counter() - began) * 1e3 / SMALL / 2
 
-            await interleaved(1, bare_up, up, bare_down, down, small)
-            floor_up, ups, floor_down, downs, smalls = await interleaved(rounds, bare_up, up, bare_down, down, small)
+            samples = (bare_up, up, stdin, bare_down, down, stdout, small)
+            await interleaved(1, *samples)
+            floor_up, ups, ins, floor_down, downs, outs, smalls = await interleaved(rounds, *samples)
     note("files: the floor is a bare virtio-serial port; a ratio of throughputs is better the larger it is")
     return [
         row("upload of 256 MiB", "MB/s", ups, floor_up),
+        row("  stdin of a command", "MB/s", ins, floor_up),
         row("download of 256 MiB", "MB/s", downs, floor_down),
+        row("  stdout of a command", "MB/s", outs, floor_down),
         row("a small read or write", "ms", smalls),
     ]
 

@@ -11,6 +11,7 @@ from typing import IO
 from pykata.agent.v1 import ProcessTool
 from pykata.errors import AgentProtocolError
 from pykata.files.failures import error
+from pykata.files.pack import PIECE
 from pykata.files.paths import text
 from pykata.files.tool import tool
 from pykata.files.transfer import Place, place_for, received
@@ -64,7 +65,7 @@ def _store(file: IO[bytes], place: Place, max_size: int) -> str:
 
 def _bounded(file: IO[bytes], max_size: int) -> Iterator[bytes]:
     size = 0
-    while piece := file.read(256 * 1024):
+    while piece := file.read(PIECE):
         size += len(piece)
         if size > max_size:
             raise error(errno.EFBIG, "export the changes of", ROOT, hint=f"more than {max_size} bytes: raise max_size=")

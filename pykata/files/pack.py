@@ -15,7 +15,7 @@ from pykata.images.layers import Output
 from pykata.images.pax import MAX_EXTENTS
 from pykata.images.tar_writer import END, header, padding
 
-PIECE = 256 * 1024      # bytes read from a file at once
+PIECE = 1024 * 1024     # bytes read at once: a thread that comes back from a system call may wait its turn for 5 ms
 SKIPPED = 1000          # names that a Transfer has at most
 
 
