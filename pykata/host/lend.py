@@ -46,7 +46,7 @@ async def lent_directory(path: Path, identity: Identity | None, *, readonly: boo
 
 
 async def _exchanged(path: Path, identity: Identity, *, readonly: bool) -> int:
-    import ctypes       # takes 5 ms, and few come here
+    import ctypes  # takes 5 ms, and few come here
 
     owner = os.stat(path)
     libc = ctypes.CDLL(None, use_errno=True)
