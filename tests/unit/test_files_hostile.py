@@ -73,6 +73,19 @@ async def test_answers_that_are_none(answer: bytes | v1.Response) -> None:
             await box.files.stat("/f")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x0a\x02\x18\x05", b"\x0a\x02\x10\x05", b"\x0a\x03\x0a\x01x", b"\x1a\x03\x0a\x01x", b"\x08\x01",
+        b"\x1a\x02\x40\x01", b"\x22\x04\x0a\x02\x40\x01", b"\x22\x02\x08\x01", b"\x2a\x02\x08\x01",
+    ],
+)  # fmt: skip
+async def test_values_of_another_type(message: bytes) -> None:
+    async with lying(says(len(message).to_bytes(4) + message)) as box:
+        with pytest.raises(AgentProtocolError):
+            await box.files.stat("/f")
+
+
 @pytest.mark.parametrize("answer", [b"", b"\0\0", frame(STAT)[:-1]])
 async def test_answers_that_stop(answer: bytes) -> None:
     async with lying(says(answer, code=1)) as box:
