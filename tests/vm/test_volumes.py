@@ -245,3 +245,16 @@ async def test_a_detached_sandbox_has_its_volumes(tmp_path: Path) -> None:
     finally:
         await detached.stop()
     assert (tmp_path / "f").read_text() == "x\n"
+
+
+async def test_forks_have_what_was_in_memory_and_nothing_of_the_host(tmp_path: Path) -> None:
+    async with Sandbox(isolation="emulated", volumes={"/t": Tmpfs("1M")}) as sb:
+        await sb.run(BUSYBOX, sh("echo before > /t/f"), check=True)
+        (fork,) = await sb.fork()
+        await sb.run(BUSYBOX, sh("echo after > /t/f"), check=True)
+        async with fork:
+            assert (await fork.run(BUSYBOX, ["cat", "/t/f"])).stdout == "before\n"
+    async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
+        with pytest.raises(ConfigError, match="can't be saved: it has directories"):
+            await sb.fork()
+        assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
