@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,15 @@ def screen() -> Iterator[Screen]:
     os.close(slave)
 
 
-def start(screen: Screen, *cmd: str, argv: list[str] = RUN) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*argv, *cmd], stdin=screen.slave, stdout=screen.slave, stderr=screen.slave)
+@contextmanager
+def start(screen: Screen, *cmd: str, argv: list[str] = RUN) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of pykata on this terminal; a test that fails doesn't wait for it."""
+    with subprocess.Popen([*argv, *cmd], stdin=screen.slave, stdout=screen.slave, stderr=screen.slave) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def vmm_of(pid: int) -> int:
@@ -81,8 +89,8 @@ def test_a_shell(screen: Screen) -> None:
         process.send_signal(signal.SIGWINCH)
         screen.type(b"while ! stty size | grep 44; do :; done\r")
         screen.until(b"44 122")
-        screen.type(b"sleep 1000\r")
-        screen.until(b"sleep 1000")
+        screen.type(b"sh -c 'echo as''leep; exec sleep 1000'\r")    # what it says isn't what is typed
+        screen.until(b"asleep")
         screen.type(b"\x03")                            # it is the guest's sleep that this ends
         screen.type(b"echo still $((40 + 2))\r")
         screen.until(b"still 42")
@@ -122,10 +130,13 @@ def test_a_timeout(screen: Screen) -> None:
 
 def test_impatience_while_it_boots(screen: Screen) -> None:
     before = screen.settings
-    with start(screen, "sh") as process:
-        time.sleep(0.3)
+    with start(screen, "sh", argv=[*RUN[:4], "-v", *RUN[4:]]) as process:
+        screen.until(b"spawn: ")
         process.send_signal(signal.SIGINT)
-        assert process.wait() in (128 + signal.SIGINT, -signal.SIGINT)
+        while process.poll() is None:
+            if select.select([screen.master], [], [], 0.1)[0]:      # what it tells must be read
+                os.read(screen.master, 65536)
+        assert process.returncode == 128 + signal.SIGINT
     assert screen.settings == before
 
 
