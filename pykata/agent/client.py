@@ -19,6 +19,7 @@ from betterproto2 import Message
 from pykata.agent.channel import Channel
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
+from pykata.agent.typed import decoded
 from pykata.agent.v1 import (
     CloneRequest,
     CloneResponse,
@@ -214,9 +215,9 @@ class AgentClient:
         if data is None:
             stream.broken(f"said that {name} went well, without an answer")
         try:
-            return answer.parse(data)
-        except Exception:  # the decoder's errors aren't one family
-            stream.broken(f"sent an answer to {name} that can't be decoded")
+            return decoded(answer, data)
+        except ValueError as exc:
+            stream.broken(f"sent an answer to {name} that {exc}")
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import anyio
 from attrs import define, frozen
 
 from pykata.agent.stream import PREFIX, Stream, frame
+from pykata.agent.typed import decoded
 from pykata.agent.v1 import RunRequest, RunResponse, Start
 from pykata.agent.v1 import Window as WindowMessage
 from pykata.errors import AgentTimeoutError
@@ -241,9 +242,9 @@ class RunStream:
         event = stdio(data)
         if event is None:
             try:
-                response = RunResponse.parse(data)
-            except Exception:  # the decoder's errors aren't one family
-                self._stream.broken("sent an answer to Run that can't be decoded")
+                response = decoded(RunResponse, data)
+            except ValueError as exc:
+                self._stream.broken(f"sent an answer to Run that {exc}")
             if response.stdout is not None:
                 event = Stdout(response.stdout)
             elif response.stderr is not None:

@@ -10,10 +10,10 @@ from typing import NoReturn
 import anyio
 
 from pykata.agent.run import Exited, RunStream, Stderr, Stdout
+from pykata.agent.typed import decoded
 from pykata.agent.v1 import Process, ProcessTool, Start
 from pykata.errors import AgentProtocolError, AgentTimeoutError, FileError
 from pykata.files import failures
-from pykata.files.decode import well_typed
 from pykata.files.v1 import Attributes, Request, Response
 from pykata.running import Running
 
@@ -136,12 +136,9 @@ class Tool:
 
     def _decoded(self, frame: bytes) -> Response:
         try:
-            response = Response.parse(frame)
-        except Exception:  # the decoder's errors aren't one family
-            self.broken("sent an answer that can't be decoded")
-        if not well_typed(response):
-            self.broken("sent an answer with a value of another type")
-        return response
+            return decoded(Response, frame)
+        except ValueError as exc:
+            self.broken(f"sent an answer that {exc}")
 
     async def _advance(self) -> bool:
         """Take in what comes next; False after the end."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import hpack
+from betterproto2 import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +16,19 @@ from pykata.agent.client import AgentClient, Ended, Exited, OutputEvent, Room, S
 from pykata.agent.guard import BURST, FrameGuard
 from pykata.agent.run import stdio, varint
 from pykata.agent.stream import frame as grpc_message
+from pykata.agent.typed import decoded
 from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import Exited as ExitedMessage
-from pykata.agent.v1 import Process, RunRequest, RunResponse, Start, Started
+from pykata.agent.v1 import (
+    InspectResponse,
+    Process,
+    RunRequest,
+    RunResponse,
+    SetupResponse,
+    Start,
+    Started,
+    StatsResponse,
+)
 from pykata.errors import AgentError, AgentProtocolError
 from tests.agent.peer import OK_HEADERS, OK_TRAILERS
 
@@ -236,6 +247,28 @@ def test_fast_decoding_of_anything(data: bytes) -> None:
     if event := stdio(data):
         message = RunResponse.parse(data)
         assert event.data == (message.stdout if isinstance(event, Stdout) else message.stderr)
+
+
+# A few fields, each with a number and a wire type as they come, and whatever follows.
+fields = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0, 1, 2, 5]), st.binary(max_size=8)), max_size=4).map(
+    lambda parts: b"".join(
+        bytes([number << 3 | kind]) + (bytes([len(rest)]) if kind == 2 else b"") + rest for number, kind, rest in parts
+    )
+)
+
+
+@given(st.sampled_from([SetupResponse, StatsResponse, InspectResponse, RunResponse]), st.binary(max_size=60) | fields)
+def test_decoding_of_anything(kind: type[Message], data: bytes) -> None:
+    """Bytes are no message, or one whose values have the types of their fields."""
+    try:
+        message = decoded(kind, data)
+    except ValueError:
+        return
+    assert bytes(message) is not None           # what the types promise is enough to write it again
+    for name in ("memory_total", "now_ns", "written"):
+        assert isinstance(getattr(message, name, 0), int)
+    assert isinstance(getattr(message, "agent_version", ""), str)
+    assert all(isinstance(each.pids, int) for each in getattr(message, "containers", {}).values())
 
 
 @given(st.integers(1, 70_000))
