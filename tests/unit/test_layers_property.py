@@ -110,18 +110,20 @@ def difference(old: Tree, new: Tree, opaquely: bool) -> list[Item]:
     items: list[Item] = []
     before, after = show(old), show(new)
     replaced: list[str] = []        # directories whose lower content the layer hides
+    for path in sorted(after) if opaquely else ():
+        if "dir" == after[path][0] == before.get(path, ("",))[0] and not any(below(path, top) for top in replaced):
+            replaced.append(path)
+    # A file that has a name in there is written anew, under all of its names.
+    hidden = {one for path, one in new.items() if any(below(path, top) for top in replaced)}
     for path in sorted(after):
         one = new[path]
-        was = old.get(path)
-        hidden = any(below(path, top) for top in replaced)
-        if was is not None and was.kind == "dir" and one.kind == "dir" and opaquely and not hidden:
-            replaced.append(path)
+        if path in replaced:
             items += [folder(path, mode=one.mode), opaque(path)]
-        elif hidden or before.get(path) != after[path]:
+        elif one in hidden or before.get(path) != after[path]:
             first = min(p for p in new if new[p] is one)
             if one.kind == "dir":
                 items.append(folder(path, mode=one.mode))
-            elif first != path and (hidden or before.get(first) != after[first]):
+            elif first != path and (one in hidden or before.get(first) != after[first]):
                 items.append(hardlink(path, first))
             elif one.kind == "file":
                 items.append(file(path, one.content.encode(), mode=one.mode))
