@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
         TMPDIR=str(PLACES.tmp),
     )  # fmt: skip
     tempfile.tempdir = None
+    # A shell starts what runs in its background with SIGINT ignored, and so would be every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     leaks.adopt_orphans()
     # The argv of every program and the steps of a start are in the report of a test that fails.
     logging.getLogger("pykata").setLevel(logging.DEBUG)
