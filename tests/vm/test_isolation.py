@@ -91,7 +91,7 @@ async def test_no_process_of_the_guest_is_seen(sb: Sandbox) -> None:
     seen = (await out(sb, "for p in /proc/[0-9]*; do cat $p/comm; done")).split()
     assert set(seen) <= {"cat", "init", "sh"}
     assert "init" in seen
-    # Nothing of the agent is left in the container's init: no binary, no memory to read, and no file that can be reached.
+    # Nothing of the agent is left in the container's init: no binary, no memory to read, no file that can be reached.
     assert await out(sb, "ls /proc/1/cwd/; cat /proc/1/maps /proc/1/environ /proc/1/stack; true") == ""
     assert await out(sb, "for fd in /proc/1/fd/*; do readlink $fd; ls $fd/; cat < $fd; done; true") == ""
 
