@@ -289,3 +289,12 @@ async def test_three_hundred_in_a_row(sb: Sandbox) -> None:
 @pytest.mark.slow
 async def test_ten_thousand_in_a_row(sb: Sandbox) -> None:
     await in_a_row(sb, 10_000)
+
+
+async def test_leaving_what_has_ended_but_was_not_read(sb: Sandbox) -> None:
+    # More than the window and less than that and a pipe: the process ends, and some of its output stays in the guest.
+    async with sb.container(BUSYBOX) as container:
+        for _ in range(5):
+            async with container.process(["head", "-c", str(WINDOW + 30_000), "/dev/zero"]):
+                await container.shell("while pidof head; do :; done", check=True)
+        assert (await container.run(["echo", "usable"])).stdout == "usable\n"

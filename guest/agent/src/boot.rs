@@ -63,6 +63,7 @@ pub fn pid1() -> i32 {
 fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
     mount_all()?;
     log::open();
+    std::panic::set_hook(Box::new(|info| log::alarm(format_args!("{info}"))));
     take_null_stdio()?;
     protect()?;
     let memory = Memory::read()?;

@@ -23,6 +23,12 @@ pub fn write(args: fmt::Arguments<'_>) {
     let _ = file.write_all(line(args).as_bytes());
 }
 
+/// Writes one line that is also shown on the console: the last one.
+pub fn alarm(args: fmt::Arguments<'_>) {
+    let Some(mut file) = KMSG.get() else { return };
+    let _ = file.write_all(line(args).replacen("<6>", "<2>", 1).as_bytes());
+}
+
 fn line(args: fmt::Arguments<'_>) -> String {
     let mut text = format!("<6>pykata: {args}");
     if text.len() > MAX_LINE {

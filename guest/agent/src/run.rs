@@ -211,10 +211,10 @@ impl Call<'_> {
         self.container.processes.end(&begun.plan.id);
         if !matches!(result, Ok(Ended::Exit(_))) {
             // Its terminal is closed by now.
-            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, &mut begun.spawned.exit).await.is_ok();
+            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, begun.spawned.gone()).await.is_ok();
             let _ = whole.kill();
             if !gone {
-                let _ = (&mut begun.spawned.exit).await;
+                begun.spawned.gone().await;
             }
         }
         match result {
@@ -246,7 +246,7 @@ impl Call<'_> {
             return Ok(Ended::Cancelled);
         }
         let ended = self.pass(begun, &mut requests, &mut stdin, &sides, rest).await;
-        if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() {
+        if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() && !begun.spawned.exit.is_terminated() {
             sides.abandon();
             let exit = (&mut begun.spawned.exit).await.map_err(|_| Status::internal("wait: process: lost"))?;
             drop(stdin); // open until here

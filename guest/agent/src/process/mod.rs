@@ -142,6 +142,13 @@ pub fn spawn(
 }
 
 impl Spawned {
+    /// Waits for its end; not again where that was seen: its news come once, and to wait for more is a panic.
+    pub async fn gone(&mut self) {
+        if !self.exit.is_terminated() {
+            let _ = (&mut self.exit).await;
+        }
+    }
+
     /// Its stdin is at its end.
     pub fn close_stdin(&mut self) {
         if let Some(Ours::Ready(streams)) = &mut self.streams {
