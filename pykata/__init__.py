@@ -76,12 +76,15 @@ if TYPE_CHECKING:
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
     from pykata.images.recipe import Recipe
+    from pykata.net.base import NetworkStrategy
+    from pykata.net.network import Network
     from pykata.net.none import NoNetwork
+    from pykata.net.running import RunningNetwork
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
     from pykata.sandbox import Sandbox
-    from pykata.spec import Features, Image, ImageConfig, PullEvent, Registries, Terminal, Timings
+    from pykata.spec import Features, Image, ImageConfig, NetworkEvent, Port, PullEvent, Registries, Terminal, Timings
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
@@ -147,10 +150,14 @@ __all__ = [
     "IsolationError",
     "LogPiece",
     "Named",
+    "Network",
+    "NetworkEvent",
+    "NetworkStrategy",
     "NoNetwork",
     "NotPermittedError",
     "Pool",
     "PoolStats",
+    "Port",
     "Process",
     "PullEvent",
     "PykataError",
@@ -160,6 +167,7 @@ __all__ = [
     "RegistryError",
     "RegistryTLSError",
     "RegistryUnreachableError",
+    "RunningNetwork",
     "Sandbox",
     "SandboxClosedError",
     "SavedDamagedError",
@@ -211,12 +219,15 @@ _HOMES = {
     "pykata.guest": "Bundle build_bundle find_bundle",
     "pykata.hypervisors.qemu": "QEMU",
     "pykata.images.recipe": "Recipe",
+    "pykata.net.base": "NetworkStrategy",
+    "pykata.net.network": "Network",
     "pykata.net.none": "NoNetwork",
+    "pykata.net.running": "RunningNetwork",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
-    "pykata.spec": "Features Image ImageConfig PullEvent Registries Terminal Timings",
+    "pykata.spec": "Features Image ImageConfig NetworkEvent Port PullEvent Registries Terminal Timings",
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",

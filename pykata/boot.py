@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pykata.concurrency import alongside, boot_slots
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
@@ -21,6 +21,7 @@ from pykata.guest import Bundle, find_bundle
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
 from pykata.lost import ended_with, explained
+from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
 from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
@@ -92,6 +93,7 @@ async def booted(stack: AsyncExitStack, begun: Begun) -> Running:
     return Running(
         options=begun.options, bundle=machine.bundle, run_dir=machine.directory, vm=vm, agent=agent,
         memory_limit=memory_limit(answer), entered=begun.entered, timings=_timings(begun, slot, vm, answer),
+        network=RunningNetwork.of(machine.attachment),
     )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | Non
     """Run directory, network, volumes and transport, on the ``stack``."""
     bundle = find_bundle()
     directory = await stack.enter_async_context(run_dir())
-    network = await stack.enter_async_context(options.network.attach(directory))
+    network = await stack.enter_async_context(_network(options, directory))
     attachment = network + await stack.enter_async_context(_volumes(options, directory))
     transport = await stack.enter_async_context(options.hypervisor.transport(directory))
     spec = VMSpec(
@@ -117,6 +119,18 @@ async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | Non
         devices=attachment.devices, boot_timeout=options.boot_timeout, saved=saved,
     )  # fmt: skip
     return Machine(directory, bundle, attachment, spec)
+
+
+@asynccontextmanager
+async def _network(options: Options, directory: Path) -> AsyncIterator[Attachment]:
+    """What the strategy makes, with the names that were asked for."""
+    network = options.network
+    assert not isinstance(network.strategy, str)        # strategies.network made it a value
+    async with network.strategy.attach(directory, network.wanted) as made:
+        yield evolve(
+            made, nameservers=network.dns or made.nameservers, search=network.search or made.search,
+            hosts=made.hosts + tuple(network.hosts.items()),
+        )  # fmt: skip
 
 
 def _volumes(options: Options, directory: Path) -> AbstractAsyncContextManager[Attachment]:

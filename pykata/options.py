@@ -12,7 +12,8 @@ from attrs import evolve, field, frozen
 from pykata.errors import ConfigError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
-from pykata.net.base import Network
+from pykata.net.network import Network
+from pykata.net.none import NoNetwork
 from pykata.origin import Origin
 from pykata.spec import Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
 from pykata.volumes import Bind, Checked, Tmpfs
@@ -196,6 +197,8 @@ class Options:
                 raise ConfigError(f"volumes: {features.name} can't share directories of the host")
         if self.uses_host and self.origin is not None:
             raise ConfigError("a sandbox with directories or disks of the host can't go on from a saved one")
+        if self.network.strategy != NoNetwork() and self.snapshot is not None:
+            raise ConfigError("network: a snapshot has none", hint="restore it without")
         if self.volumes and self.snapshot is not None:
             raise ConfigError("volumes: a snapshot has none", hint="restore it without, and copy files into it")
         if self.disk <= 0:

@@ -20,6 +20,7 @@ from pykata.errors import AgentError, BootTimeoutError, ConfigError, HostError, 
 from pykata.guest import find_bundle
 from pykata.hypervisors.base import VM
 from pykata.net.none import NoNetwork
+from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.origin import Origin
 from pykata.running import Running
@@ -99,7 +100,7 @@ def _kind(options: Options) -> _Kind:
     hypervisor = options.hypervisor.saving()
     if options.volumes:
         raise ConfigError("a template has no volumes")
-    if not isinstance(options.network, NoNetwork):
+    if options.network.strategy != NoNetwork() or options.network.hosts:
         raise ConfigError("a template has no network")
     options = evolve(options, hypervisor=hypervisor)
     return _Kind(options, template_cache.folder_of(identity(options)))
@@ -147,7 +148,7 @@ def _running(
 ) -> Running:
     return Running(
         options=begun.options, bundle=machine.bundle, run_dir=machine.directory, vm=vm, agent=agent,
-        memory_limit=limit, entered=begun.entered, timings=timings,
+        memory_limit=limit, entered=begun.entered, timings=timings, network=RunningNetwork.of(machine.attachment),
     )  # fmt: skip
 
 

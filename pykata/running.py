@@ -16,6 +16,7 @@ from attrs import define, evolve, field
 from pykata.errors import AgentError, AgentLostError, PykataError, VMError
 from pykata.guest import Bundle
 from pykata.hypervisors.base import VM
+from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
 from pykata.spec import Disk, Image, Timings
@@ -48,6 +49,7 @@ class Running:
     entered: float
     """``time.monotonic()`` when the sandbox was entered."""
     timings: Timings
+    network: RunningNetwork = field(factory=RunningNetwork)
     broken: PykataError | None = None
     """Why nothing more can be done in this sandbox."""
     containers: dict[str, SavedContainer] = field(factory=dict)

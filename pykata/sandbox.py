@@ -21,7 +21,9 @@ from pykata.errors import ConfigError, SandboxClosedError
 from pykata.fs.base import SharedFs
 from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
-from pykata.net.base import Network
+from pykata.net.base import NetworkStrategy
+from pykata.net.network import Network
+from pykata.net.running import RunningNetwork
 from pykata.options import (
     Options,
     Rlimits,
@@ -50,6 +52,7 @@ from pykata.spec import (
     Timings,
 )
 from pykata.stats import Stats
+from pykata.strategies import network as find_network
 from pykata.strategies import strategy
 from pykata.volumes import Volume, check_volumes
 
@@ -63,8 +66,9 @@ class Sandbox:
             done = await sb.run("builtin:busybox", ["echo", "hello"])
             print(done.stdout)
 
-    ``hypervisor``, ``fs`` and ``network`` are values (``QEMU(machine="q35")``) or names (``"qemu"``). ``memory`` is MiB
-    or text such as ``"512M"``, and so is ``disk``, the size of the writable layer of each container (it is kept in the
+    ``hypervisor``, ``fs`` and ``network`` are values (``QEMU(machine="q35")``) or names (``"qemu"``); a
+    :class:`Network` also says what the guest may reach, and which of its ports are published. ``memory`` is MiB or
+    text such as ``"512M"``, and so is ``disk``, the size of the writable layer of each container (it is kept in the
     guest's memory; half of that by default). ``env`` is for every process. ``timeout`` (seconds) is the default for
     each command, ``boot_timeout`` that for the boot, counted from when it got its turn: no more virtual machines boot
     at a time than there are cores. ``isolation="hardware"`` refuses to run where there is no hardware virtualization,
@@ -82,7 +86,7 @@ class Sandbox:
         self,
         hypervisor: Hypervisor | str = "qemu",
         fs: SharedFs | str = "block",
-        network: Network | str = "none",
+        network: Network | NetworkStrategy | str = "none",
         *,
         cpus: int = 1,
         memory: int | str = "256M",
@@ -104,7 +108,7 @@ class Sandbox:
         self.options = Options(
             hypervisor=strategy(Hypervisor, "pykata.hypervisors", hypervisor),  # type: ignore[type-abstract]
             fs=strategy(SharedFs, "pykata.filesystems", fs),  # type: ignore[type-abstract]
-            network=strategy(Network, "pykata.networks", network),  # type: ignore[type-abstract]
+            network=find_network(network),
             cpus=cpus,
             memory=mebibytes,
             disk=mebibytes * MIB // 2 if disk is None else parse_size("disk", disk),
@@ -422,6 +426,11 @@ class Sandbox:
     def features(self) -> Features:
         """What the hypervisor can do."""
         return self.options.hypervisor.features
+
+    @property
+    def network(self) -> RunningNetwork:
+        """Its published ports, its addresses, what it may reach."""
+        return self._open.network
 
     @property
     def timings(self) -> Timings:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from attrs import field, fields, frozen
 
@@ -118,6 +118,46 @@ class Interface:
 
 
 @frozen
+class Port:
+    """A port of the guest (``guest``) that is published on the host's ``address``; ``host`` 0 is any free port."""
+
+    guest: int
+    host: int = 0
+    address: str = "127.0.0.1"
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+@frozen(kw_only=True)
+class NetworkEvent:
+    """What became of a connection that the guest tried to make, or of packets that it sent.
+
+    ``time`` is seconds since the epoch. ``address`` and ``port`` are where it wanted to go, ``name`` by what name, if
+    that is known; ``why`` is in words.
+    """
+
+    time: float
+    action: Literal["allowed", "denied"]
+    protocol: str
+    address: str = ""
+    port: int = 0
+    name: str = ""
+    why: str = ""
+
+
+class Guard(Protocol):
+    """What keeps a policy, seen from a running sandbox."""
+
+    def events(self) -> AsyncIterator[NetworkEvent]:
+        """Those from now on, for each who asks; the oldest are lost to a reader who is too slow."""
+
+    async def allow(self, *rules: str) -> None:
+        """Add what may be reached. Raises ConfigError."""
+
+    async def deny(self, *rules: str) -> None:
+        """Add what may not. Raises ConfigError."""
+
+
+@frozen
 class Attachment:
     """What a strategy adds to a virtual machine: devices, and what the agent makes of them.
 
@@ -128,6 +168,13 @@ class Attachment:
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Names and addresses for the containers' /etc/hosts."""
+    published: tuple[Port, ...] = ()
+    """With the ports that they really have."""
+    guards: tuple[Guard, ...] = ()
+    """By which a running sandbox's policy is changed."""
     lost: tuple[Callable[[], Awaitable[str]], ...] = ()
     """Each waits until a process has ended without which the machine can't go on, and says what happened."""
 

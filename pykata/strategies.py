@@ -5,9 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TypeVar
 
+from attrs import evolve
+
 from pykata.errors import ConfigError, UnknownStrategyError
+from pykata.net.base import NetworkStrategy
+from pykata.net.network import Network
 
 T = TypeVar("T")
+
+NETWORKS = "pykata.networks"
 
 # Our own are named here as well as looked up: scanning every installed distribution's metadata costs several
 # milliseconds at each start, and a checkout that isn't installed has no metadata at all.
@@ -49,3 +55,15 @@ def _load(group: str, name: str, what: str) -> type:
         return found[name].load()  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{what} {name!r} is installed, but can't be imported: {error}") from error
+
+
+def network(choice: object) -> Network:
+    """A network by the name of a strategy, as a strategy or as a whole; checked, and its strategy a value.
+
+    Raises :class:`UnknownStrategyError`, :class:`ConfigError`.
+    """
+    asked = choice if isinstance(choice, Network) else Network(choice)  # type: ignore[arg-type]
+    found = strategy(NetworkStrategy, NETWORKS, asked.strategy)  # type: ignore[type-abstract]
+    if (asked.ports and not found.publishes) or (asked.policy is not None and not found.enforces):
+        asked.check(found, {name: _load(NETWORKS, name, "network") for name in OURS[NETWORKS]})
+    return evolve(asked, strategy=found)

@@ -5,16 +5,46 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import ClassVar
 
-from pykata.spec import Attachment
+from attrs import frozen
+
+from pykata.net.policy.rules import Policy
+from pykata.spec import Attachment, Port
 
 
-class Network(ABC):
-    """A way to connect the guest: a frozen value with its options."""
+@frozen(kw_only=True)
+class Wanted:
+    """What one sandbox wants of its network beyond being connected; checked before anything starts.
+
+    ``policy`` None lets everything through. ``ports`` are to be published on the host. ``dns`` are the name servers
+    that were asked for, if any: whoever composes puts them into the guest, a strategy may need to know them.
+    """
+
+    policy: Policy | None = None
+    ports: tuple[Port, ...] = ()
+    dns: tuple[str, ...] = ()
+
+
+class NetworkStrategy(ABC):
+    """A way to connect the guest: a frozen value with its options.
+
+    What else is wanted of it comes with :meth:`attach`, and what it can't do is refused before: ``publishes`` says
+    whether ports can be published, ``enforces`` whether packets pass a place where a policy can be kept. A strategy
+    that enforces makes its tap, enters ``pykata.net.policy``'s guard of it before the guest can send, and adds the
+    guard to :attr:`Attachment.guards <pykata.spec.Attachment.guards>`, by which a running sandbox's policy is changed
+    and its events are read. Published ports, with their real numbers, are ``Attachment.published``.
+    """
+
+    name: ClassVar[str]
+    """What it is registered as."""
+    publishes: ClassVar[bool] = False
+    enforces: ClassVar[bool] = False
 
     @abstractmethod
-    def attach(self, run_dir: Path) -> AbstractAsyncContextManager[Attachment]:
+    def attach(self, run_dir: Path, wanted: Wanted) -> AbstractAsyncContextManager[Attachment]:
         """Make the host's side; yields the devices, interfaces and name servers for the guest.
 
+        Whatever it makes on the host carries the name of ``run_dir``, by which ``pykata gc`` finds it after a crash.
         Raises :class:`~pykata.errors.HostError`.
         """

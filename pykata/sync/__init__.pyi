@@ -17,10 +17,11 @@ from pykata.files.values import FileEvent, FileStat, Transfer
 from pykata.fs.base import SharedFs
 from pykata.guest.bundle import Bundle
 from pykata.hypervisors.base import Hypervisor
-from pykata.net.base import Network
+from pykata.net.base import NetworkStrategy
+from pykata.net.network import Network
 from pykata.options import Options, Rlimits
 from pykata.probe import CheckReport
-from pykata.spec import Accel, Features, Image, Isolation, Phase, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
+from pykata.spec import Accel, Features, Image, Isolation, NetworkEvent, Phase, Port, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
 from pykata.stats import Stats
 from pykata.volumes import Volume
 from types import TracebackType
@@ -272,12 +273,21 @@ class Process:
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
 
+class RunningNetwork:
+    @property
+    def ports(self) -> tuple[Port, ...]: ...
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+    def events(self) -> Iterator[NetworkEvent]: ...
+    def allow(self, *rules: str) -> None: ...
+    def deny(self, *rules: str) -> None: ...
+
 class Sandbox:
     def __init__(
         self,
         hypervisor: Hypervisor | str=...,
         fs: SharedFs | str=...,
-        network: Network | str=...,
+        network: Network | NetworkStrategy | str=...,
         *,
         cpus: int=...,
         memory: int | str=...,
@@ -373,6 +383,8 @@ class Sandbox:
     def isolation(self) -> Isolation: ...
     @property
     def features(self) -> Features: ...
+    @property
+    def network(self) -> RunningNetwork: ...
     @property
     def timings(self) -> Timings: ...
     @property

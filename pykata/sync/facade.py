@@ -17,7 +17,7 @@ from pykata.boot import check_isolation
 from pykata.sandbox import Sandbox
 from pykata.sync.bridge import Held, Turn, call, iterate
 
-HIDDEN = frozenset({"advance", "check", "complete", "consumed", "full", "leave", "put", "take"})
+HIDDEN = frozenset({"advance", "check", "complete", "consumed", "full", "leave", "of", "put", "take"})
 """Public among the modules of pykata, and of no use to others."""
 
 AWAITED = ("on_stdout", "on_stderr")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pykata.errors import ConfigError, UnknownStrategyError
-from pykata.net.base import Network
+from pykata.net.base import NetworkStrategy
 from pykata.net.none import NoNetwork
 from pykata.strategies import OURS, strategy
 
@@ -36,9 +36,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [p for p in found if p.group == group])
 
 
-def network(choice: object) -> Network:
-    found: object = strategy(Network, GROUP, choice)
-    assert isinstance(found, Network)
+def network(choice: object) -> NetworkStrategy:
+    found: object = strategy(NetworkStrategy, GROUP, choice)
+    assert isinstance(found, NetworkStrategy)
     return found
 
 
