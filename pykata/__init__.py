@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
     from pykata.detached.logs import LogPiece
     from pykata.errors import (
+        AddressesExhaustedError,
         AgentError,
         AgentLostError,
         AgentProtocolError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         BundleDamagedError,
         BundleError,
         BundleMissingError,
+        CNIError,
         CommandFailedError,
         ConfigError,
         DetachedEndedError,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         ImageUnauthorizedError,
         ImageUnsupportedError,
         IsolationError,
+        NetworkError,
         NotPermittedError,
         PykataError,
         RateLimitedError,
@@ -93,6 +96,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QEMU",
+    "AddressesExhaustedError",
     "AgentError",
     "AgentLostError",
     "AgentProtocolError",
@@ -108,6 +112,7 @@ __all__ = [
     "BundleDamagedError",
     "BundleError",
     "BundleMissingError",
+    "CNIError",
     "CheckItem",
     "CheckReport",
     "CommandFailedError",
@@ -151,6 +156,7 @@ __all__ = [
     "LogPiece",
     "Named",
     "Network",
+    "NetworkError",
     "NetworkEvent",
     "NetworkStrategy",
     "NoNetwork",

@@ -10,6 +10,9 @@
     │   ├── ToolTooOldError               a program is installed in a version that can't do it
     │   ├── ToolFailedError               a program of the host ended badly; carries the tail of what it said
     │   ├── NotPermittedError             this user may not do it
+    │   ├── NetworkError                  a network can't be made or used as asked
+    │   │   ├── AddressesExhaustedError   every address of a network is taken
+    │   │   └── CNIError                  a CNI plugin failed; carries its code, message and details
     │   ├── IsolationError                hardware isolation was asked for, and there is none
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
@@ -109,6 +112,22 @@ class ToolFailedError(HostError):
 
 class NotPermittedError(HostError):
     """The user may not do this on this host."""
+
+
+class NetworkError(HostError):
+    """A network of the host isn't there, can't be made, or isn't what was asked for."""
+
+
+class AddressesExhaustedError(NetworkError):
+    """Every address that a network has for sandboxes is taken."""
+
+
+class CNIError(NetworkError):
+    """A CNI plugin failed. ``plugin``, ``code``, ``msg`` and ``details`` are what it said (CNI spec, "Error")."""
+
+    def __init__(self, plugin: str, *, code: int = 0, msg: str, details: str = "", hint: str = "") -> None:
+        super().__init__(f"the CNI plugin {plugin} failed: {msg}" + (f": {details}" if details else ""), hint=hint)
+        self.plugin, self.code, self.msg, self.details = plugin, code, msg, details
 
 
 class IsolationError(HostError):
