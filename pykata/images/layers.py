@@ -24,6 +24,7 @@ from pykata.images.compression import ForeignCompressionError, decompressed
 from pykata.images.entry import BadEntryError, Entry
 from pykata.images.layer import Layer
 from pykata.images.limits import Limits
+from pykata.images.nodes import Nodes
 from pykata.images.plan import Plan, plan
 from pykata.images.stream import Reader, StreamError, Tally, read_chunks
 from pykata.images.tar_reader import TarReader
@@ -84,22 +85,23 @@ def write_layers(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> No
     """
     if len(layers) > limits.layers:
         raise ImageCorruptError(f"it has {len(layers)} layers, more than {limits.layers}")
-    merged, digests = _merge(layers, limits, dest)
-    out = Output(dest)
-    for entry in merged.heads():
-        out.write(header(entry))
-    for number, layer in enumerate(layers):
-        if merged.has_files(number):
-            with _opened(layer, dest, again=digests[number]) as archive:
-                _copy(archive.reader, merged.files(number), out)
-    for entry in merged.links:
-        out.write(header(entry))
-    out.write(END)
-    out.flush()
+    with Nodes(limits.memory) as nodes:
+        merged, digests = _merge(layers, limits, dest, Tree(nodes))
+        out = Output(dest)
+        for entry in merged.heads():
+            out.write(header(entry))
+        for number, layer in enumerate(layers):
+            if merged.has_files(number):
+                with _opened(layer, dest, again=digests[number]) as archive:
+                    _copy(archive.reader, merged.files(number), out)
+        for entry in merged.links():
+            out.write(header(entry))
+        out.write(END)
+        out.flush()
 
 
-def _merge(layers: Sequence[Layer], limits: Limits, dest: IO[bytes]) -> tuple[Plan, list[str]]:
-    tree, budget, digests, total = Tree(), _Budget(limits), list[str](), 0
+def _merge(layers: Sequence[Layer], limits: Limits, dest: IO[bytes], tree: Tree) -> tuple[Plan, list[str]]:
+    budget, digests, total = _Budget(limits), list[str](), 0
 
     def watch(size: int) -> None:
         if total + size > limits.size:

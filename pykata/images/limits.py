@@ -13,8 +13,8 @@ class Limits:
 
     ``size`` bounds the uncompressed layers in bytes, ``holes`` what its sparse files pretend to be on top of that: half
     a second of tar2sqfs for each GiB, which at 256 GiB crashes. ``entries`` bounds the files of all layers together,
-    each of which takes about 300 bytes of memory while the image is converted, and ``names`` the bytes of their names
-    and attributes, which stay in memory as well.
+    each of which takes about 300 bytes while the image is converted (and as many in tar2sqfs), and ``names`` the bytes
+    of their names and attributes. What of that is more than ``memory`` bytes goes to a temporary file.
     """
 
     size: int = 64 * GIB
@@ -22,6 +22,7 @@ class Limits:
     entries: int = 2_000_000
     names: int = GIB // 2
     layers: int = 512
+    memory: int = 24 * 1024**2
 
 
 DEFAULT_LIMITS = Limits()

@@ -7,47 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field
 
 from pykata.images.entry import BadEntryError, Entry, Kind
 from pykata.images.leaf import Inode, Leaf, kind_of, layer_of, leaf_of
+from pykata.images.limits import DEFAULT_LIMITS
+from pykata.images.nodes import Child, Directory, Link, Nodes
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."             # what aufs kept for itself, and old Docker put into layers: not files of the image
 
 
-@define(eq=False, weakref_slot=False)
-class Directory:
-    """A directory in the tree; ``inode`` None is one that nobody described.
-
-    ``layer`` is the topmost layer that has it, ``opaque`` the topmost one that hid everything below it.
-    """
-
-    inode: Inode | None
-    layer: int
-    children: dict[bytes, Child] = field(factory=dict)
-    opaque: int = -1
-
-
-@frozen(eq=False)
-class Link:
-    """A name that layer ``layer`` gave to a file of a lower one."""
-
-    leaf: Leaf
-    layer: int
-
-
-Child = Directory | Link | Leaf
-
-
 @define
 class Tree:
     """The merged tree. Feed it the layers from the lowest to the topmost with :meth:`apply`."""
 
-    root: Directory = field(factory=lambda: Directory(None, -1))
-    linked: set[int] = field(factory=set)
-    """The identities of all files that may have more than one name."""
+    nodes: Nodes = field(factory=lambda: Nodes(DEFAULT_LIMITS.memory))
+    root: Directory = field(factory=lambda: Directory(0, None, -1))
+    _count: int = 0                     # of directories and of files with several names, which are numbered
+    _here: tuple[bytes, int] = (b"", 0)
+    """The directory that was entered last: what follows is mostly in the same one."""
 
     def apply(self, layer: int, entries: Iterable[Entry], *, whiteouts: bool = True) -> None:
         """Put a layer on top. ``whiteouts`` False takes ``.wh.`` names for files, as in a plain archive.
@@ -71,65 +51,124 @@ class Tree:
         if not name:
             if entry.kind is not Kind.DIRECTORY:
                 raise BadEntryError("it replaces the root by something that isn't a directory")
-            self.root.inode, self.root.layer = Inode(entry, layer), layer
+            self.root = evolve(self.root, inode=Inode(entry, layer), layer=layer)
             return
         linked = self._linked(layer, entry.link) if entry.kind is Kind.HARDLINK else None
         directory = self._enter(layer, parents)
-        existing = directory.get(name)
-        if linked is not None:
-            directory[name] = linked
-        elif entry.kind is not Kind.DIRECTORY:
-            directory[name] = leaf_of(entry, layer)
-        elif isinstance(existing, Directory):
-            existing.inode, existing.layer = Inode(entry, layer), layer
-        else:
-            directory[name] = Directory(Inode(entry, layer), layer)
+        if entry.kind is Kind.DIRECTORY:
+            existing = self.nodes.get(directory, name)
+            known = existing if isinstance(existing, Directory) else Directory(self._number(), None, layer)
+            self.nodes.set(directory, name, evolve(known, inode=Inode(entry, layer), layer=layer))
+            return
+        if self._here[0].startswith(entry.path):        # it may be a directory that this replaces
+            self._here = b"", 0
+        self.nodes.set(directory, name, linked or leaf_of(entry, layer))
 
-    def _linked(self, layer: int, path: bytes) -> Child:
+    def _linked(self, layer: int, path: bytes) -> Link:
         """Another name for the file at ``path``."""
-        target = self.find(path)
-        if target is None or isinstance(target, Directory):
+        found = self._find(path)
+        target = found and self.nodes.get(*found)
+        if found is None or target is None or isinstance(target, Directory):
             raise BadEntryError(f"it is a hard link to {_show(path)}, which isn't a file")
-        leaf = leaf_under(target)
-        self.linked.add(id(leaf))
-        return leaf if layer_of(leaf) == layer else Link(leaf, layer)
+        if not isinstance(target, Link):
+            target = Link(target, layer_of(target), self._number())
+            self.nodes.set(*found, target)
+        return evolve(target, layer=layer)
 
-    def find(self, path: bytes) -> Child | None:
-        """What is at a path; symlinks are not followed."""
-        found: Child = self.root
+    def _find(self, path: bytes) -> tuple[int, bytes] | None:
+        """The directory that a path is in, and its name there; symlinks are not followed."""
+        parents, _, name = path.rpartition(b"/")
+        directory = self._directory(parents)
+        return None if directory is None or not name else (directory.id, name)
+
+    def _directory(self, path: bytes) -> Directory | None:
+        """The directory at a path, if there is one."""
+        found = self.root
         for part in path.split(b"/") if path else ():
-            child = found.children.get(part) if isinstance(found, Directory) else None
-            if child is None:
+            child = self.nodes.get(found.id, part)
+            if not isinstance(child, Directory):
                 return None
             found = child
         return found
 
-    def _enter(self, layer: int, path: bytes) -> dict[bytes, Child]:
-        """The children of the directory at ``path``; what is missing of it is made."""
-        directory = self.root
+    def _enter(self, layer: int, path: bytes) -> int:
+        """The directory at ``path``; what is missing of it is made."""
+        if path == self._here[0]:
+            return self._here[1]
+        directory = 0
         for part in path.split(b"/") if path else ():
-            child = directory.children.get(part)
+            child = self.nodes.get(directory, part)
             if child is None:
-                child = directory.children[part] = Directory(None, layer)
+                child = Directory(self._number(), None, layer)
+                self.nodes.set(directory, part, child)
             elif not isinstance(child, Directory):
                 what = kind_of(leaf_under(child)).name.lower()
                 raise BadEntryError(f"{_show(part)} in its path is a {what}, not a directory")
-            directory = child
-        return directory.children
+            directory = child.id
+        self._here = path, directory
+        return directory
 
     def _white_out(self, layer: int, parents: bytes, name: bytes) -> None:
         hidden = name[len(WHITEOUT):]
         if hidden in (b"", b".", b".."):
             raise BadEntryError("it is a whiteout of no name")
-        directory = self.find(parents)
-        if not isinstance(directory, Directory):
+        directory = self._directory(parents)
+        if directory is None or (name != OPAQUE and name.startswith(_AUFS)):
             return
+        self._here = b"", 0
         if name == OPAQUE:
-            _hide_lower(layer, directory)
-        elif not name.startswith(_AUFS):
-            child = directory.children.get(hidden)
-            if child is not None and not _hide_lower(layer, child):
-                del directory.children[hidden]
+            self._hide_lower(layer, directory)
+            self._note_opaque(layer, parents, directory)
+            return
+        child = self.nodes.get(directory.id, hidden)
+        if isinstance(child, Directory):
+            self._hide_lower(layer, child)
+            self._keep(layer, directory.id, hidden, child)
+        elif child is not None and not _is_of(layer, child):
+            self.nodes.remove(directory.id, hidden)
+
+    def _note_opaque(self, layer: int, path: bytes, directory: Directory) -> None:
+        found = self._find(path)
+        if found is None:
+            self.root = evolve(self.root, opaque=layer)
+        else:
+            self.nodes.set(*found, evolve(directory, opaque=layer))
+
+    def _hide_lower(self, layer: int, top: Directory) -> None:
+        """Remove what lower layers have below ``top``.
+
+        A whiteout is about lower layers only, wherever it stands among the entries of its own. What was cleared once
+        isn't visited again, so that a layer of many whiteouts takes no more time than one of as many files.
+        """
+        if top.opaque == layer:
+            return
+        stack: list[tuple[int, bytes, Directory, Iterator[tuple[bytes, Child]]]] = [
+            (-1, b"", top, self.nodes.list(top.id))]
+        while stack:
+            above, own, directory, children = stack[-1]
+            for name, child in children:
+                if isinstance(child, Directory):
+                    if child.opaque != layer:
+                        stack.append((directory.id, name, child, self.nodes.list(child.id)))
+                        break
+                    self._keep(layer, directory.id, name, child)
+                elif not _is_of(layer, child):
+                    self.nodes.remove(directory.id, name)
+            else:
+                stack.pop()
+                if stack:
+                    self._keep(layer, above, own, directory)
+
+    def _keep(self, layer: int, above: int, name: bytes, directory: Directory) -> None:
+        """Keep a directory that was cleared only if something of this layer is left of it."""
+        if directory.layer != layer and not self.nodes.has_any(directory.id):
+            self.nodes.remove(above, name)
+        elif directory.opaque != layer:
+            self.nodes.set(above, name, evolve(directory, opaque=layer))
+
+    def _number(self) -> int:
+        self._count += 1
+        return self._count
 
 
 def leaf_under(child: Link | Leaf) -> Leaf:
@@ -137,44 +176,23 @@ def leaf_under(child: Link | Leaf) -> Leaf:
     return child.leaf if isinstance(child, Link) else child
 
 
-def _hide_lower(layer: int, top: Child) -> bool:
-    """Remove what lower layers have below ``top``; returns whether ``top`` itself has something of this layer.
-
-    A whiteout is about lower layers only, wherever it stands among the entries of its own. What was cleared once isn't
-    visited again, so that a layer of many whiteouts takes no more time than one of as many files.
-    """
-    if not isinstance(top, Directory):
-        return _is_of(layer, top)
-    order, stack = [top], [top]
-    while stack:
-        directory = stack.pop()
-        if directory.opaque != layer:
-            below = [child for child in directory.children.values() if isinstance(child, Directory)]
-            order.extend(below)
-            stack.extend(below)
-    for directory in reversed(order):       # children come after their parents
-        if directory.opaque != layer:
-            directory.children = {name: child for name, child in directory.children.items() if _is_of(layer, child)}
-            directory.opaque = layer
-    return _is_of(layer, top)
-
-
-def _is_of(layer: int, child: Child) -> bool:
-    if isinstance(child, Directory):
-        return child.layer == layer or bool(child.children)
+def _is_of(layer: int, child: Link | Leaf) -> bool:
     return (child.layer if isinstance(child, Link) else layer_of(child)) == layer
 
 
 def walk(tree: Tree) -> Iterator[tuple[bytes, bytes, Child]]:
     """The directory of every name, the name, and what has it; each directory before what is in it, sorted by name."""
-    stack: list[tuple[bytes, bytes, Child]] = [(b"", b"", tree.root)]
+    yield b"", b"", tree.root
+    stack: list[tuple[bytes, Iterator[tuple[bytes, Child]]]] = [(b"", tree.nodes.list(0))]
     while stack:
-        parent, name, child = stack.pop()
-        yield parent, name, child
-        if isinstance(child, Directory) and child.children:
-            path = joined(parent, name)
-            stack.extend((path, name, below) for name, below in sorted(child.children.items(), reverse=True,
-                                                                       key=lambda item: item[0]))
+        path, children = stack[-1]
+        for name, child in children:
+            yield path, name, child
+            if isinstance(child, Directory):
+                stack.append((joined(path, name), tree.nodes.list(child.id)))
+                break
+        else:
+            stack.pop()
 
 
 def joined(parent: bytes, name: bytes) -> bytes:

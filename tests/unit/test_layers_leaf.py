@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pykata.errors import DiskFullError
+from pykata.images import nodes_disk
 from pykata.images.entry import Entry, Kind
 from pykata.images.leaf import Inode, entry_of, kind_of, layer_of, leaf_of, offset_of, stored_of
+from pykata.images.limits import Limits
 from pykata.images.plan import plan
 from pykata.images.tree import Tree
+from tests.images_fixtures import file, merged
 
 SIZE = st.integers(0, 2**62)
 
@@ -58,3 +65,19 @@ def test_memory_of_a_large_image() -> None:
     finally:
         tracemalloc.stop()
     assert peak / 20_000 < 400          # bytes for each file; with its entry it was 700
+
+
+def test_memory_does_not_grow_with_the_number_of_files() -> None:
+    few, many = 40_000, 80_000     # few are enough to fill the caches
+    argv = [sys.executable, "-m", "tests.large_layer", str(1024 * 1024), str(few), str(many)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    before, after = map(int, done.stdout.split())
+    assert (after - before) / (many - few) < 60     # bytes for each further file; held in memory it was 300
+
+
+def test_names_that_do_not_fit_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = nodes_disk._SCHEMA.replace("BEGIN;", "PRAGMA max_page_count = 20; BEGIN;")
+    monkeypatch.setattr(nodes_disk, "_SCHEMA", small)
+    files = [file(f"a/{number}", bytes(10)) for number in range(5000)]
+    with pytest.raises(DiskFullError, match="no space left for the names"):
+        merged([files], Limits(memory=1000))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykata.errors import ImageCorruptError
+from pykata.images.limits import DEFAULT_LIMITS, Limits
 from tests.images_fixtures import Item, file, folder, hardlink, merged, opaque, symlink, whiteout
 
 NAMES = ["a", "b", ".wh", "é"]
@@ -36,11 +37,15 @@ def show(tree: Tree) -> dict[str, tuple[object, ...]]:
             for path, one in tree.items()}
 
 
-def show_merged(layers: Sequence[Sequence[Item]]) -> dict[str, tuple[object, ...]]:
+# How much of the names is held in memory: all, a few, none.
+memories = st.sampled_from([DEFAULT_LIMITS.memory, 2000, 0])
+
+
+def show_merged(layers: Sequence[Sequence[Item]], memory: int) -> dict[str, tuple[object, ...]]:
     kinds = {tarfile.REGTYPE: "file", tarfile.DIRTYPE: "dir", tarfile.SYMTYPE: "link"}
     return {
         path: (kinds[one.kind], one.link if one.kind == tarfile.SYMTYPE else one.data, one.mode, one.names)
-        for path, one in merged(layers).items() if path
+        for path, one in merged(layers, Limits(memory=memory)).items() if path
     }
 
 
@@ -138,8 +143,10 @@ def difference(old: Tree, new: Tree, opaquely: bool) -> list[Item]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.lists(changes, max_size=12), st.booleans()), min_size=1, max_size=4))
-def test_layers_of_a_history_give_the_last_filesystem(history: list[tuple[list[Change], bool]]) -> None:
+@given(st.lists(st.tuples(st.lists(changes, max_size=12), st.booleans()), min_size=1, max_size=4), memories)
+def test_layers_of_a_history_give_the_last_filesystem(
+    history: list[tuple[list[Change], bool]], memory: int
+) -> None:
     tree: Tree = {}
     layers = []
     for steps, opaquely in history:
@@ -149,7 +156,7 @@ def test_layers_of_a_history_give_the_last_filesystem(history: list[tuple[list[C
         layers.append(difference(old, tree, opaquely))
     expected = {path: (kind, content_of(str(content)) if kind == "file" else content, mode, names)
                 for path, (kind, content, mode, names) in show(tree).items()}
-    assert show_merged(layers) == expected
+    assert show_merged(layers, memory) == expected
 
 
 # --- any layers at all, against a naive way to apply them ---
@@ -232,14 +239,14 @@ items = st.one_of(
 
 
 @settings(max_examples=600, deadline=None)
-@given(st.lists(st.lists(items, max_size=8), min_size=1, max_size=4))
-def test_any_layers_are_merged_as_naively(layers: list[list[Item]]) -> None:
+@given(st.lists(st.lists(items, max_size=8), min_size=1, max_size=4), memories)
+def test_any_layers_are_merged_as_naively(layers: list[list[Item]], memory: int) -> None:
     naive = Naive()
     try:
         for layer in layers:
             naive.apply(layer)
     except RefusedError:
         with pytest.raises(ImageCorruptError):
-            merged(layers)
+            merged(layers, Limits(memory=memory))
         return
-    assert show_merged(layers) == show(naive.tree)
+    assert show_merged(layers, memory) == show(naive.tree)
