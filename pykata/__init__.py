@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from pykata.net.base import NetworkStrategy
     from pykata.net.network import Network
     from pykata.net.none import NoNetwork
+    from pykata.net.policy.rules import Rate
     from pykata.net.running import RunningNetwork
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
@@ -167,6 +168,7 @@ __all__ = [
     "Process",
     "PullEvent",
     "PykataError",
+    "Rate",
     "RateLimitedError",
     "Recipe",
     "Registries",
@@ -228,6 +230,7 @@ _HOMES = {
     "pykata.net.base": "NetworkStrategy",
     "pykata.net.network": "Network",
     "pykata.net.none": "NoNetwork",
+    "pykata.net.policy.rules": "Rate",
     "pykata.net.running": "RunningNetwork",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",

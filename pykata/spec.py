@@ -132,7 +132,8 @@ class NetworkEvent:
     """What became of a connection that the guest tried to make, or of packets that it sent.
 
     ``time`` is seconds since the epoch. ``address`` and ``port`` are where it wanted to go, ``name`` by what name, if
-    that is known; ``why`` is in words.
+    that is known; ``reason`` is one word for what denied it, and ``why`` says it in words. It happened ``count``
+    times: what repeats within a second is told together.
     """
 
     time: float
@@ -141,7 +142,9 @@ class NetworkEvent:
     address: str = ""
     port: int = 0
     name: str = ""
+    reason: str = ""
     why: str = ""
+    count: int = 1
 
 
 class Guard(Protocol):

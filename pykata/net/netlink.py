@@ -24,6 +24,7 @@ BY_KERNEL, BY_ADVERTISEMENT = 2, 9
 
 INGRESS = 0xFFFF0000        # the handle of an ingress queueing discipline (tc(8))
 FILTERS_OF_INGRESS = 0xFFFFFFF2     # where filters of a clsact discipline see what comes in
+FILTERS_OF_EGRESS = 0xFFFFFFF3
 ETH_P_ALL = 3
 GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 
@@ -207,6 +208,21 @@ class Netlink:
             # Without a target the kernel takes the filter and never looks at it.
             await self._route.tc("add-filter", "u32", index, parent=FILTERS_OF_INGRESS, prio=priority,
                                  protocol=ETH_P_ALL, target=0x10000, keys=["0x0/0x0+0"], action=action)
+
+    async def redirect_out_of(self, index: int, into: int) -> None:
+        """All that is sent out of one interface comes in at the other one."""
+        action = {"kind": "mirred", "direction": "ingress", "action": "redirect", "ifindex": into}
+        with _explained(f"redirect what interface {index} sends into {into}"):
+            await self._route.tc("add", "clsact", index)
+            await self._route.tc("add-filter", "u32", index, parent=FILTERS_OF_EGRESS, prio=1, protocol=ETH_P_ALL,
+                                 target=0x10000, keys=["0x0/0x0+0"], action=action)
+
+    async def shape(self, index: int, bits_per_second: int) -> None:
+        """Send no more than that out of the interface, and keep up to 50 ms of what waits (tc-tbf(8))."""
+        burst = max(bits_per_second // 80, 64 * 1024)
+        with _explained(f"limit interface {index} to {bits_per_second} bit/s"):
+            await self._route.tc("add", "tbf", index, 0x10000, rate=f"{bits_per_second}bit", burst=burst,
+                                 latency="50ms")
 
     async def delete_filters(self, index: int, *, priority: int) -> None:
         with _explained(f"remove the redirection of interface {index}", unless=(*GONE, errno.EINVAL)):

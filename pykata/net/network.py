@@ -9,7 +9,7 @@ from attrs import field, frozen
 from pykata.errors import ConfigError
 from pykata.net.base import NetworkStrategy, Wanted
 from pykata.net.names import check_hosts, check_search, check_servers
-from pykata.net.policy.rules import Policy, policy_of
+from pykata.net.policy.rules import Policy, Rate, policy_of
 from pykata.net.ports import Ports, parse_ports
 from pykata.spec import Port
 
@@ -29,7 +29,7 @@ class Network:
         Sandbox(network=Network(allow=["pypi.org", "10.0.0.0/8:443"]))
 
     ``strategy`` is a value (``UserNetwork()``) or a name. With ``allow``, the guest reaches only what is named there
-    (domains, addresses, ports); ``deny`` wins over it; ``rate`` limits how much it sends. ``ports`` of the host lead to
+    (domains, addresses, ports); ``deny`` wins over it; ``rate`` limits how much it sends and receives. ``ports`` of the host lead to
     ports of the guest: ``{8080: 80}``, ``{("127.0.0.1", 0): "53/udp"}``, or a list of :class:`Port` and of text such as
     ``"8080:80/udp"``. They are on 127.0.0.1 unless told otherwise, and port 0 is any free one, which
     ``sb.network.ports`` tells. ``dns`` are the addresses of the name servers in each container's resolv.conf,
@@ -41,7 +41,7 @@ class Network:
     strategy: NetworkStrategy | str = "user"
     allow: Sequence[str] | None = field(default=None, kw_only=True, converter=_listed)
     deny: Sequence[str] = field(default=(), kw_only=True, converter=_listed)
-    rate: object | None = field(default=None, kw_only=True)
+    rate: Rate | None = field(default=None, kw_only=True)
     ports: tuple[Port, ...] = field(default=(), kw_only=True, converter=parse_ports)
     dns: tuple[str, ...] = field(default=(), kw_only=True, converter=check_servers)
     search: tuple[str, ...] = field(default=(), kw_only=True, converter=check_search)

@@ -1,0 +1,210 @@
+"""A policy at a tap: owns what is in the kernel for it, and decides about what the kernel asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from pykata.host import finish
+from pykata.net.policy import dns, resolve
+from pykata.net.policy.addresses import Address
+from pykata.net.policy.connection import Flow
+from pykata.net.policy.decide import Judge
+from pykata.net.policy.elements import Change, flow_key
+from pykata.net.policy.events import Events, Key
+from pykata.net.policy.inspector import Guest, Inspector
+from pykata.net.policy.packets import TCP, Packet
+from pykata.net.policy.plumbing import Plumbing, plumbed
+from pykata.net.policy.rules import Policy
+from pykata.net.tap import Tap
+from pykata.spec import NetworkEvent
+
+log = logging.getLogger(__name__)
+
+BATCH = 64              # frames in a turn of the event loop
+MOST_FRAME = 1 << 16
+MOST_QUESTIONS = 64     # of DNS at a time; a resolver asks again
+GRANTED = {True: 300, False: 60}    # seconds until the kernel forgets a flow that isn't used: TCP, others
+
+RESOLVER = "169.254.53.53"
+RESOLVER6 = "fd53::53"
+"""Addresses that a guest with a policy has as its name servers if nobody said others. They are nobody's: questions are
+answered at the tap."""
+
+
+@frozen(kw_only=True)
+class Guarded:
+    """The guest behind a tap. ``uplink`` is the interface that frames go on to, or "" where the tap is a port of a
+    bridge; ``dns`` are the guest's name servers, asked from here if ``upstream`` names no others."""
+
+    run_dir: Path
+    mac: str
+    addresses: Sequence[str]
+    policy: Policy
+    uplink: str = ""
+    dns: Sequence[str] = ()
+    upstream: Sequence[resolve.Server] = ()
+    hosts: Mapping[str, Sequence[str]] | None = None
+
+
+@asynccontextmanager
+async def guarded(tap: Tap, about: Guarded) -> AsyncIterator[TapGuard]:
+    """Keep the policy at the tap, from before the guest can send anything until the block ends.
+
+    Raises HostError, NotPermittedError.
+    """
+    if about.policy.restricts:
+        await asyncio.to_thread(resolve.load)
+    async with plumbed(tap, about) as pipes:
+        guard = TapGuard(pipes, about)
+        try:
+            guard.start()
+            yield guard
+        finally:
+            await finish(guard.close())
+
+
+class TapGuard:
+    """What ``sb.network`` changes and listens to; a :class:`~pykata.spec.Guard`."""
+
+    def __init__(self, pipes: Plumbing, about: Guarded) -> None:
+        import ipaddress
+
+        def addresses(texts: Sequence[str]) -> tuple[Address, ...]:
+            return tuple(ipaddress.ip_address(text.partition("/")[0]) for text in texts)
+
+        hosts = {name: addresses(found) for name, found in (about.hosts or {}).items()}
+        resolvers = addresses(about.dns or (RESOLVER, RESOLVER6))
+        guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers, hosts)
+        self._pipes = pipes
+        self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
+        self._inspector = Inspector(Judge(about.policy), guest, self)
+        self._events = Events()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Event = asyncio.Event()
+        self._why = ""
+
+    # --- for a running sandbox ---
+
+    @property
+    def lost_events(self) -> int:
+        """How many events readers were too slow for."""
+        return self._events.lost
+
+    def events(self) -> AsyncIterator[NetworkEvent]:
+        """What was denied and allowed: the last of what was, then what comes, until the sandbox ends."""
+        return self._events.read()
+
+    async def allow(self, *rules: str) -> None:
+        """Let the guest reach more, from now on. Raises ConfigError."""
+        self._inspector.change(self._inspector.policy.with_allowed(rules))
+
+    async def deny(self, *rules: str) -> None:
+        """Let the guest reach less, from now on; connections end that aren't allowed any more. Raises ConfigError."""
+        self._inspector.change(self._inspector.policy.with_denied(rules))
+
+    async def lost(self) -> str:
+        """Wait until the policy can't be kept any more, and say why. The guest is cut off, then."""
+        await self._broken.wait()
+        return self._why
+
+    # --- frames ---
+
+    def start(self) -> None:
+        """Begin to decide."""
+        loop = asyncio.get_running_loop()
+        for fd, take in ((self._pipes.inspection, self._inspector.from_guest),
+                         (self._pipes.copies, self._inspector.to_guest_seen)):
+            loop.add_reader(fd, self._read, fd, take)
+
+    def _read(self, fd: int, take: object) -> None:
+        assert callable(take)
+        for _ in range(BATCH):
+            try:
+                frame = os.read(fd, MOST_FRAME)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._break(fd, f"the policy's device failed: {exc.strerror}")
+                return
+            try:
+                take(frame)
+            except Exception:
+                # The frame is dropped, and so is whatever else makes us fail: nothing gets out that way.
+                log.exception("a frame of a guest could not be judged")
+                self._break(fd, "the policy failed")
+                return
+
+    def _break(self, fd: int, why: str) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        self._why = self._why or why
+        self._broken.set()
+
+    async def close(self) -> None:
+        """Stop deciding; what comes after is dropped."""
+        for fd in (self._pipes.inspection, self._pipes.copies):
+            asyncio.get_running_loop().remove_reader(fd)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._events.close()
+
+    # --- what the inspector has done ---
+
+    def to_guest(self, frame: bytes) -> None:
+        with suppress(OSError):         # its queue is full, or it is gone: as on any network, the frame is lost
+            self._pipes.guest.send(frame)
+
+    def onward(self, frame: bytes) -> None:
+        with suppress(OSError):
+            self._pipes.onward.send(frame)
+
+    def grant(self, flow: Flow) -> None:
+        self._change(Change("add", f"flows{flow.version}", _key(flow), GRANTED[flow.protocol == TCP]))
+
+    def read(self, flow: Flow) -> None:
+        self._change(Change("add", f"read{flow.version}", _key(flow)))
+
+    def read_on(self, flow: Flow) -> None:
+        self._change(Change("add", f"data{flow.version}", _key(flow)))
+
+    def forget(self, flow: Flow) -> None:
+        key = _key(flow)
+        self._change(*(Change("delete", f"{name}{flow.version}", key) for name in ("flows", "read", "data")))
+
+    def _change(self, *changes: Change) -> None:
+        for change, error in zip(changes, self._pipes.elements.change(changes), strict=True):
+            if error and change.verb == "add":
+                log.warning("can't add to the set %s: %s", change.set, os.strerror(error))
+
+    def ask(self, question: dns.Question, packet: Packet) -> None:
+        if len(self._tasks) >= MOST_QUESTIONS:
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(question, packet))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, question: dns.Question, packet: Packet) -> None:
+        answer = await resolve.resolve(dns.query(question), self._servers)
+        try:
+            self._inspector.answered(question, packet, answer)
+        except Exception:
+            log.exception("an answer of DNS could not be judged")
+
+    def tell(
+        self, action: Literal["allowed", "denied"], reason: str, why: str, protocol: str, address: str, port: int,
+        name: str,
+    ) -> None:  # fmt: skip
+        self._events.tell(Key(action, reason, why, protocol, address, port, name))
+
+
+def _key(flow: Flow) -> bytes:
+    return flow_key(flow.protocol, flow.source, flow.destination, flow.dport, flow.sport)
