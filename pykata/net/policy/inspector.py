@@ -1,4 +1,4 @@
-"""Decides about the packets of a guest that the kernel doesn't know what to do with. It doesn't wait."""
+"""Decides about the packets of a guest that the kernel doesn't know what to do with. It never waits."""
 
 from __future__ import annotations
 
