@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -28,9 +29,10 @@ from pykata.net.tap import Tap, link_name
 from pykata.spec import NetworkEvent
 
 MAC, GATEWAY_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
-GUEST, GATEWAY, GUEST6, GATEWAY6 = "10.77.0.2", "10.77.0.1", "fd77::2", "fd77::1"
+GUEST, GATEWAY, GUEST6, GATEWAY6 = "10.81.7.2", "10.81.7.1", "fd81:7::2", "fd81:7::1"
 # Addresses that the internet could have: in these namespaces they are on the loopback interface of the world.
 GOOD, OTHER, THIRD, GOOD6 = "20.0.0.1", "20.0.0.2", "20.0.0.3", "2a00:1450::1"
+ETH_P_ALL = 3
 METADATA = "169.254.169.254"
 TCP_PORTS = (22, 53, 80, 443, 8080, 8443, 9000)
 UDP_PORTS = (53, 123, 443, 9000)
@@ -97,7 +99,8 @@ class Lab:
         try:
             found.setblocking(False)
             if sport:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # The port is free again as soon as it is closed.
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 found.bind(("", sport))
             async with asyncio.timeout(20):
                 await asyncio.get_running_loop().sock_connect(found, (address, port))
@@ -137,10 +140,10 @@ class Lab:
         answer = await self.lookup(name, kind)
         return [record.address for rrset in answer.answer for record in rrset if hasattr(record, "address")]
 
-    def raw(self) -> socket.socket:
-        """A socket that sends frames as they are, out of the guest's interface."""
+    def raw(self, *, everything: bool = False) -> socket.socket:
+        """A socket that sends frames as they are, out of the guest's interface; it may receive all, too."""
         found = socket_in(self.guest, socket.AF_PACKET, socket.SOCK_RAW)
-        found.bind(("eth0", 0))
+        found.bind(("eth0", ETH_P_ALL if everything else 0))
         return found
 
     def send_frame(self, frame: bytes) -> None:
@@ -171,7 +174,7 @@ RECORDS = {
     ("good.example", "A"): [GOOD], ("good.example", "AAAA"): [GOOD6], ("good.example", "TXT"): ['"hello"'],
     ("second.example", "A"): [GOOD], ("other.example", "A"): [OTHER], ("evil.example", "A"): [OTHER],
     ("a.wild.example", "A"): [THIRD], ("alias.example", "CNAME"): ["target.example."], ("target.example", "A"): [THIRD],
-    ("rebound.example", "A"): ["10.77.0.1"], ("loop.example", "A"): ["127.0.0.1"], ("meta.example", "A"): [METADATA],
+    ("rebound.example", "A"): [GATEWAY], ("loop.example", "A"): ["127.0.0.1"], ("meta.example", "A"): [METADATA],
     ("mixed.example", "A"): [THIRD, "192.168.1.1"],
 }  # fmt: skip
 
