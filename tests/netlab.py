@@ -21,10 +21,12 @@ import dns.rrset
 from attrs import define, field
 
 from pykata.net import netns
+from pykata.net.base import Wanted
 from pykata.net.netlink import Netlink, netlink
 from pykata.net.netns import Netns, socket_in
-from pykata.net.policy.guard import RESOLVER, Guarded, TapGuard, guarded
-from pykata.net.policy.rules import Policy, policy_of
+from pykata.net.policy.enforce import Policing, Tapped, enforced
+from pykata.net.policy.guard import RESOLVER
+from pykata.net.policy.rules import policy_of
 from pykata.net.tap import Tap, link_name
 from pykata.spec import NetworkEvent
 
@@ -88,7 +90,7 @@ class Lab:
     sandbox: Netns
     world: World
     resolver: Resolver
-    guard: TapGuard
+    guard: Policing
 
     # --- what a guest does ---
 
@@ -165,11 +167,12 @@ class Lab:
         found = []
         async for event in self.guard.events():
             found.append(event)
-            if len(found) == len(self.guard._events._past):
+            if len(found) == self.guard.remembered:
                 break
         return found
 
 
+HOSTS = {"hosted.example": OTHER}
 RECORDS = {
     ("good.example", "A"): [GOOD], ("good.example", "AAAA"): [GOOD6], ("good.example", "TXT"): ['"hello"'],
     ("second.example", "A"): [GOOD], ("other.example", "A"): [OTHER], ("evil.example", "A"): [OTHER],
@@ -193,15 +196,12 @@ async def lab(
         world = World(outside)
         await stack.enter_async_context(_servers(world))
         resolver = await stack.enter_async_context(_resolver())
-        about = _about(policy, resolver, uplink="" if bridge else "uplink", ipv6=ipv6)
-        guard = await stack.enter_async_context(guarded(tap, about))
+        mine = Tapped(tap, MAC, (GUEST, GUEST6) if ipv6 else (GUEST,), uplink="" if bridge else "uplink")
+        wanted = Wanted(policy=policy, hosts=HOSTS)
+        made = await stack.enter_async_context(enforced(RUN_DIR, [mine], wanted, upstream=(resolver.address,)))
+        (guard,) = made.guards
+        assert isinstance(guard, Policing)
         yield Lab(guest, sandbox, world, resolver, guard)
-
-
-def _about(policy: Policy, resolver: Resolver, *, uplink: str, ipv6: bool) -> Guarded:
-    addresses = (GUEST, GUEST6) if ipv6 else (GUEST,)
-    return Guarded(run_dir=RUN_DIR, mac=MAC, addresses=addresses, policy=policy, uplink=uplink,
-                   upstream=(resolver.address,))
 
 
 async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mtu: int) -> Tap:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pykata.net.policy.rules import Policy
 from pykata.spec import Attachment, Port
@@ -18,12 +19,14 @@ class Wanted:
     """What one sandbox wants of its network beyond being connected; checked before anything starts.
 
     ``policy`` None lets everything through. ``ports`` are to be published on the host. ``dns`` are the name servers
-    that were asked for, if any: whoever composes puts them into the guest, a strategy may need to know them.
+    that were asked for, if any, and ``hosts`` names of the guest's own: whoever composes puts them into the guest, a
+    strategy may need to know them.
     """
 
     policy: Policy | None = None
     ports: tuple[Port, ...] = ()
     dns: tuple[str, ...] = ()
+    hosts: Mapping[str, str] = field(factory=dict)
 
 
 class NetworkStrategy(ABC):
@@ -31,9 +34,9 @@ class NetworkStrategy(ABC):
 
     What else is wanted of it comes with :meth:`attach`, and what it can't do is refused before: ``publishes`` says
     whether ports can be published, ``enforces`` whether packets pass a place where a policy can be kept. A strategy
-    that enforces makes its tap, enters ``pykata.net.policy``'s guard of it before the guest can send, and adds the
-    guard to :attr:`Attachment.guards <pykata.spec.Attachment.guards>`, by which a running sandbox's policy is changed
-    and its events are read. Published ports, with their real numbers, are ``Attachment.published``.
+    that enforces makes its taps, and enters :func:`pykata.net.policy.enforce.enforced` for them before the guest can
+    send. What that yields is part of its attachment: by ``Attachment.guards`` a running sandbox's policy is changed and
+    its events are read. Published ports, with their real numbers, are ``Attachment.published``.
     """
 
     name: ClassVar[str]

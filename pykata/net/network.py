@@ -29,9 +29,9 @@ class Network:
         Sandbox(network=Network(allow=["pypi.org", "10.0.0.0/8:443"]))
 
     ``strategy`` is a value (``UserNetwork()``) or a name. With ``allow``, the guest reaches only what is named there
-    (domains, addresses, ports); ``deny`` wins over it; ``rate`` limits how much it sends and receives. ``ports``
-    of the host lead to ports of the guest: ``{8080: 80}``, ``{("127.0.0.1", 0): "53/udp"}``, or a list of :class:`Port` and of text such as
-    ``"8080:80/udp"``. They are on 127.0.0.1 unless told otherwise, and port 0 is any free one, which
+    (domains, addresses, ports); ``deny`` wins over it; ``rate`` limits how much it sends and receives. ``ports`` of the
+    host lead to ports of the guest: ``{8080: 80}``, ``{("127.0.0.1", 0): "53/udp"}``, or a list of :class:`Port` and of
+    text such as ``"8080:80/udp"``. They are on 127.0.0.1 unless told otherwise, and port 0 is any free one, which
     ``sb.network.ports`` tells. ``dns`` are the addresses of the name servers in each container's resolv.conf,
     ``search`` its search domains, ``hosts`` names for its /etc/hosts.
 
@@ -54,7 +54,7 @@ class Network:
     @property
     def wanted(self) -> Wanted:
         """What the strategy is told."""
-        return Wanted(policy=self.policy, ports=self.ports, dns=self.dns)
+        return Wanted(policy=self.policy, ports=self.ports, dns=self.dns, hosts=self.hosts)
 
     def check(self, strategy: NetworkStrategy, others: Mapping[str, type[NetworkStrategy]]) -> None:
         """Raise ConfigError for what this strategy can't do; ``others`` are those to be named."""

@@ -49,6 +49,11 @@ class Events:
         self.lost = 0
         """Events that a reader was too slow for."""
 
+    @property
+    def remembered(self) -> int:
+        """How many events a new reader gets at once."""
+        return len(self._past)
+
     def tell(self, key: Key) -> None:
         """Something happened."""
         if self._closed:

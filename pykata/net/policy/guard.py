@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -21,10 +22,10 @@ from pykata.net.policy.elements import Change, flow_key
 from pykata.net.policy.events import Events, Key
 from pykata.net.policy.inspector import Guest, Inspector
 from pykata.net.policy.packets import TCP, Packet
+from pykata.net.policy.pins import Pins
 from pykata.net.policy.plumbing import Plumbing, plumbed
 from pykata.net.policy.rules import Policy
 from pykata.net.tap import Tap
-from pykata.spec import NetworkEvent
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +52,18 @@ class Guarded:
     uplink: str = ""
     dns: Sequence[str] = ()
     upstream: Sequence[resolve.Server] = ()
-    hosts: Mapping[str, Sequence[str]] | None = None
 
 
 @asynccontextmanager
-async def guarded(tap: Tap, about: Guarded) -> AsyncIterator[TapGuard]:
+async def guarded(tap: Tap, about: Guarded, events: Events, pins: Pins) -> AsyncIterator[TapGuard]:
     """Keep the policy at the tap, from before the guest can send anything until the block ends.
 
-    Raises HostError, NotPermittedError.
+    ``events`` and ``pins`` belong to all taps of a sandbox. Raises HostError, NotPermittedError.
     """
     if about.policy.restricts:
         await asyncio.to_thread(resolve.load)
     async with plumbed(tap, about) as pipes:
-        guard = TapGuard(pipes, about)
+        guard = TapGuard(pipes, about, events, pins)
         try:
             guard.start()
             yield guard
@@ -72,43 +72,22 @@ async def guarded(tap: Tap, about: Guarded) -> AsyncIterator[TapGuard]:
 
 
 class TapGuard:
-    """What ``sb.network`` changes and listens to; a :class:`~pykata.spec.Guard`."""
+    """Decides about what comes out of one tap."""
 
-    def __init__(self, pipes: Plumbing, about: Guarded) -> None:
-        import ipaddress
-
-        def addresses(texts: Sequence[str]) -> tuple[Address, ...]:
-            return tuple(ipaddress.ip_address(text.partition("/")[0]) for text in texts)
-
-        hosts = {name: addresses(found) for name, found in (about.hosts or {}).items()}
+    def __init__(self, pipes: Plumbing, about: Guarded, events: Events, pins: Pins) -> None:
         resolvers = addresses(about.dns or (RESOLVER, RESOLVER6))
-        guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers, hosts)
+        guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers)
         self._pipes = pipes
         self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
-        self._inspector = Inspector(Judge(about.policy), guest, self)
-        self._events = Events()
+        self._inspector = Inspector(Judge(about.policy), guest, self, pins)
+        self._events = events
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Event = asyncio.Event()
         self._why = ""
 
-    # --- for a running sandbox ---
-
-    @property
-    def lost_events(self) -> int:
-        """How many events readers were too slow for."""
-        return self._events.lost
-
-    def events(self) -> AsyncIterator[NetworkEvent]:
-        """What was denied and allowed: the last of what was, then what comes, until the sandbox ends."""
-        return self._events.read()
-
-    async def allow(self, *rules: str) -> None:
-        """Let the guest reach more, from now on. Raises ConfigError."""
-        self._inspector.change(self._inspector.policy.with_allowed(rules))
-
-    async def deny(self, *rules: str) -> None:
-        """Let the guest reach less, from now on; connections end that aren't allowed any more. Raises ConfigError."""
-        self._inspector.change(self._inspector.policy.with_denied(rules))
+    def change(self, policy: Policy) -> None:
+        """Another policy from now on; connections end that it doesn't allow."""
+        self._inspector.change(policy)
 
     async def lost(self) -> str:
         """Wait until the policy can't be kept any more, and say why. The guest is cut off, then."""
@@ -155,7 +134,6 @@ class TapGuard:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._events.close()
 
     # --- what the inspector has done ---
 
@@ -204,6 +182,11 @@ class TapGuard:
         name: str,
     ) -> None:  # fmt: skip
         self._events.tell(Key(action, reason, why, protocol, address, port, name))
+
+
+def addresses(texts: Sequence[str]) -> tuple[Address, ...]:
+    """Addresses, without the lengths of prefixes that they may have."""
+    return tuple(ipaddress.ip_address(text.partition("/")[0]) for text in texts)
 
 
 def _key(flow: Flow) -> bytes:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from pykata.net.policy import answers, dns
 from pykata.net.policy.addresses import Address
@@ -50,7 +48,6 @@ class Guest:
     mac: bytes
     addresses: tuple[Address, ...]
     resolvers: tuple[Address, ...] = ()
-    hosts: Mapping[str, tuple[Address, ...]] = field(factory=dict)
 
     @property
     def has_ipv6(self) -> bool:
@@ -88,18 +85,12 @@ class Actions(Protocol):
 class Inspector:
     """One for each tap."""
 
-    def __init__(
-        self, judge: Judge, guest: Guest, actions: Actions, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, judge: Judge, guest: Guest, actions: Actions, pins: Pins) -> None:
         self._judge = judge
         self._guest = guest
         self._do = actions
-        self._pins = Pins(clock, guest.hosts)
+        self._pins = pins
         self._flows: OrderedDict[Flow, Connection] = OrderedDict()
-
-    @property
-    def policy(self) -> Policy:
-        return self._judge.policy
 
     # --- what the guest sends ---
 

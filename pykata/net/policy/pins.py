@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from pykata.net.policy.addresses import Address
 
 MOST = 8192             # pairs of a name and an address
 LEAST_TTL = 60.0        # seconds; who was told an address may take a moment to use it
 GRACE = 30.0
+NOTHING: Mapping[str, Iterable[Address]] = MappingProxyType({})
 MOST_TTL = 24 * 3600.0
 
 
 class Pins:
     """Addresses of names, each for as long as DNS said. ``hosts`` are for ever."""
 
-    def __init__(self, clock: Callable[[], float], hosts: Mapping[str, Iterable[Address]]) -> None:
+    def __init__(
+        self, hosts: Mapping[str, Iterable[Address]] = NOTHING, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._until: OrderedDict[tuple[Address, str], float] = OrderedDict()
         self._names: dict[Address, set[str]] = {}

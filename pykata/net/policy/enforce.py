@@ -1,0 +1,109 @@
+"""The policy of one sandbox, at all of its taps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from pykata.errors import ConfigError
+from pykata.net.base import Wanted
+from pykata.net.policy.events import Events
+from pykata.net.policy.guard import RESOLVER, RESOLVER6, Guarded, TapGuard, addresses, guarded
+from pykata.net.policy.pins import Pins
+from pykata.net.policy.resolve import Server
+from pykata.net.policy.rules import Policy
+from pykata.net.tap import Tap
+from pykata.spec import Attachment, NetworkEvent
+
+
+@frozen
+class Tapped:
+    """A tap, and who is behind it. ``uplink`` is the interface of the tap's namespace that all frames go on to; if it
+    is empty they go where they would go anyway: the tap is a port of a bridge, or its packets are routed.
+
+    Where there is an ``uplink``, nothing else may redirect what comes from the tap: tc does so before nftables sees it.
+    """
+
+    tap: Tap
+    mac: str
+    addresses: Sequence[str]
+    uplink: str = ""
+
+
+@asynccontextmanager
+async def enforced(
+    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, hosts: Mapping[str, str] | None = None,
+    upstream: Sequence[Server] = (),
+) -> AsyncIterator[Attachment]:  # fmt: skip
+    """Keep the policy that is wanted, if one is, at all taps of a sandbox; enter it before the guest can send.
+
+    Yields the guard, the guest's name servers, and what says that the policy can't be kept any more: without a policy,
+    nothing. ``hosts`` are names that the guest knows beside ``wanted.hosts``, as far as they are allowed. Names are
+    asked of ``upstream``, of ``wanted.dns``, or of the host's name servers. Raises HostError, NotPermittedError.
+    """
+    policy = wanted.policy
+    if policy is None:
+        yield Attachment()
+        return
+    events = Events()
+    pins = Pins({name: addresses([address]) for name, address in {**(hosts or {}), **wanted.hosts}.items()})
+    async with AsyncExitStack() as stack:
+        stack.callback(events.close)
+        guards = [
+            await stack.enter_async_context(guarded(each.tap, Guarded(
+                run_dir=run_dir, mac=each.mac, addresses=each.addresses, policy=policy, uplink=each.uplink,
+                dns=wanted.dns, upstream=upstream,
+            ), events, pins)) for each in taps
+        ]  # fmt: skip
+        yield Attachment(
+            nameservers=_name_servers(taps, wanted) if policy.restricts else (),
+            guards=(Policing(policy, guards, events),), lost=tuple(guard.lost for guard in guards),
+        )  # fmt: skip
+
+
+def _name_servers(taps: Sequence[Tapped], wanted: Wanted) -> tuple[str, ...]:
+    if wanted.dns:
+        return wanted.dns
+    versions = {each.version for one in taps for each in addresses(one.addresses)}
+    return (RESOLVER,) if 4 in versions else (RESOLVER6,)
+
+
+class Policing:
+    """What a running sandbox changes and listens to; a :class:`~pykata.spec.Guard`."""
+
+    def __init__(self, policy: Policy, guards: Sequence[TapGuard], events: Events) -> None:
+        self._policy = policy
+        self._guards = guards
+        self._events = events
+
+    @property
+    def lost_events(self) -> int:
+        """How many events readers were too slow for."""
+        return self._events.lost
+
+    @property
+    def remembered(self) -> int:
+        """How many events who begins to read now gets at once."""
+        return self._events.remembered
+
+    def events(self) -> AsyncIterator[NetworkEvent]:
+        """What was denied and allowed: the last of what was, then what comes, until the sandbox ends."""
+        return self._events.read()
+
+    async def allow(self, *rules: str) -> None:
+        """Let the guest reach more, from now on. Raises ConfigError."""
+        self._change(self._policy.with_allowed(rules))
+
+    async def deny(self, *rules: str) -> None:
+        """Let the guest reach less, from now on; connections end that aren't allowed any more. Raises ConfigError."""
+        self._change(self._policy.with_denied(rules))
+
+    def _change(self, policy: Policy) -> None:
+        if not self._policy.restricts:
+            raise ConfigError("this sandbox's network only has a rate", hint="Network(deny=[...]) can be changed")
+        self._policy = policy
+        for guard in self._guards:
+            guard.change(policy)
