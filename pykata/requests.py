@@ -34,6 +34,7 @@ def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
                 mtu=interface.mtu,
                 addresses=list(interface.addresses),
                 routes=[v1.Route(destination=r.destination, gateway=r.gateway) for r in interface.routes],
+                neighbours=[v1.Neighbour(address=address, mac=mac) for address, mac in interface.neighbours],
             )
             for interface in attachment.interfaces
         ],

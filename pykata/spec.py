@@ -115,6 +115,7 @@ class Interface:
     mtu: int = 0
     addresses: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
+    neighbours: tuple[tuple[str, str], ...] = ()    # IP address and MAC of who is known for good
 
 
 @frozen

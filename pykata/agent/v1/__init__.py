@@ -17,6 +17,7 @@ __all__ = (
     "InspectResponse",
     "Interface",
     "Mount",
+    "Neighbour",
     "Process",
     "ProcessTool",
     "RemoveContainerRequest",
@@ -339,6 +340,11 @@ class Interface(betterproto2.Message):
 
     routes: "list[Route]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
 
+    neighbours: "list[Neighbour]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    known for good, never asked for
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "Interface", Interface)
 
@@ -379,6 +385,19 @@ class Mount(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "Mount", Mount)
+
+
+@dataclass(eq=False, repr=False)
+class Neighbour(betterproto2.Message):
+    address: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    "10.0.2.1", "fd00::1"
+    """
+
+    mac: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("pykata.agent.v1", "Neighbour", Neighbour)
 
 
 @dataclass(eq=False, repr=False)

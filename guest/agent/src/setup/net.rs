@@ -24,6 +24,7 @@ pub struct Interface {
     mtu: u32,
     addresses: Vec<Network>,
     routes: Vec<Route>,
+    neighbours: Vec<Neighbour>,
 }
 
 /// An address and the length of its prefix.
@@ -37,6 +38,13 @@ struct Network {
 struct Route {
     destination: Network,
     gateway: Option<IpAddr>,
+}
+
+/// Who has an address on the link, for good.
+#[derive(Debug)]
+struct Neighbour {
+    address: IpAddr,
+    mac: [u8; 6],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +73,9 @@ impl Interface {
         }
         validate::list("interfaces.addresses", &from.addresses, 64)?;
         validate::list("interfaces.routes", &from.routes, 1024)?;
+        validate::list("interfaces.neighbours", &from.neighbours, 1024)?;
         Ok(Self {
-            mac: parse_mac(&from.mac)?,
+            mac: parse_mac("interfaces.mac", &from.mac)?,
             name: name.clone(),
             mtu: from.mtu,
             addresses: from
@@ -75,6 +84,7 @@ impl Interface {
                 .map(|text| Network::parse("interfaces.addresses", text))
                 .collect::<Result<_, _>>()?,
             routes: from.routes.iter().map(Route::new).collect::<Result<_, _>>()?,
+            neighbours: from.neighbours.iter().map(Neighbour::new).collect::<Result<_, _>>()?,
         })
     }
 
@@ -113,12 +123,23 @@ impl Route {
     }
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6], Invalid> {
+impl Neighbour {
+    fn new(from: &proto::Neighbour) -> Result<Self, Invalid> {
+        let field = "interfaces.neighbours.address";
+        let refused = |_| Invalid::new(field, format!("{} is no IP address", shown(&from.address)));
+        Ok(Self {
+            address: from.address.parse().map_err(refused)?,
+            mac: parse_mac("interfaces.neighbours.mac", &from.mac)?,
+        })
+    }
+}
+
+fn parse_mac(field: &'static str, text: &str) -> Result<[u8; 6], Invalid> {
     let bytes: Option<Vec<u8>> =
         text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()).collect();
     bytes
         .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| Invalid::new("interfaces.mac", format!("{} is no MAC address", shown(text))))
+        .ok_or_else(|| Invalid::new(field, format!("{} is no MAC address", shown(text))))
 }
 
 /// Sets up the loopback and all interfaces, waiting for those that aren't there yet.
@@ -159,6 +180,9 @@ fn configure(netlink: &Netlink, index: u32, interface: &Interface) -> Result<(),
     up(netlink, index, named).step("link up", what(&interface.shown_mac()))?;
     for network in &interface.addresses {
         netlink.request(address_message(index, network)).step("add address", what(&network.address))?;
+    }
+    for neighbour in &interface.neighbours {
+        netlink.request(neighbour_message(index, neighbour)).step("add neighbour", what(&neighbour.address))?;
     }
     // Routes through a gateway need the gateway's own route first.
     let (on_link, via): (Vec<_>, Vec<_>) = interface.routes.iter().partition(|route| route.gateway.is_none());
@@ -224,6 +248,18 @@ fn route_message(index: u32, route: &Route) -> Message {
     }
 }
 
+fn neighbour_message(index: u32, neighbour: &Neighbour) -> Message {
+    // struct ndmsg
+    let mut body = vec![family(&neighbour.address), 0, 0, 0];
+    body.extend(index.to_ne_bytes());
+    body.extend(libc::NUD_PERMANENT.to_ne_bytes());
+    body.extend([0, 0]);
+    let flags = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+    Message::new(libc::RTM_NEWNEIGH, flags, &body)
+        .attribute(libc::NDA_DST, &octets(&neighbour.address))
+        .attribute(libc::NDA_LLADDR, &neighbour.mac)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +283,16 @@ mod tests {
         for bad in ["10.0.2.15", "10.0.2.15/33", "fd00::2/129", "x/8", "10.0.2.15/-1"] {
             assert!(interface("52:54:00:12:34:56", "eth0", bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_neighbour_has_an_address_and_a_mac() {
+        let neighbour =
+            |address: &str, mac: &str| Neighbour::new(&proto::Neighbour { address: address.into(), mac: mac.into() });
+        assert!(neighbour("10.0.2.2", "52:54:00:12:34:56").is_ok());
+        assert!(neighbour("fd00::2", "52:54:00:12:34:56").is_ok());
+        assert!(neighbour("10.0.2.2/24", "52:54:00:12:34:56").is_err());
+        assert!(neighbour("10.0.2.2", "52:54:00").is_err());
     }
 
     #[test]
