@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from pykata.net.none import NoNetwork
     from pykata.net.policy.rules import Rate
     from pykata.net.running import RunningNetwork
+    from pykata.net.tcfilter import TCFilter
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
@@ -183,6 +184,7 @@ __all__ = [
     "ShareLostError",
     "Stats",
     "StoredImage",
+    "TCFilter",
     "Template",
     "TemplateWarning",
     "Terminal",
@@ -232,6 +234,7 @@ _HOMES = {
     "pykata.net.none": "NoNetwork",
     "pykata.net.policy.rules": "Rate",
     "pykata.net.running": "RunningNetwork",
+    "pykata.net.tcfilter": "TCFilter",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",

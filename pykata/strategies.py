@@ -20,7 +20,10 @@ NETWORKS = "pykata.networks"
 OURS = {
     "pykata.hypervisors": {"qemu": "pykata.hypervisors.qemu:QEMU"},
     "pykata.filesystems": {"block": "pykata.fs.block:Block"},
-    "pykata.networks": {"none": "pykata.net.none:NoNetwork"},
+    "pykata.networks": {
+        "none": "pykata.net.none:NoNetwork",
+        "tcfilter": "pykata.net.tcfilter:TCFilter",
+    },
 }
 
 

@@ -24,6 +24,7 @@ from pykata.errors import (
     SandboxClosedError,
     VMDiedError,
 )
+from pykata.net import leftovers
 from pykata.options import check_seconds
 from pykata.spec import Phase, Reason
 
@@ -149,10 +150,13 @@ async def collect_garbage() -> list[Path]:
 
     Returns what was removed. Nothing that is in use, or has ended in order, is touched.
     """
-    return await anyio.to_thread.run_sync(_collect)
+    abandoned = host.abandoned_run_dirs()
+    for path in abandoned:
+        await leftovers.undo_all(path)
+    return await anyio.to_thread.run_sync(_collect, abandoned)
 
 
-def _collect() -> list[Path]:
+def _collect(abandoned: list[Path]) -> list[Path]:
     removed = []
     for directory in directories.every():
         with suppress(DetachedError):
@@ -160,7 +164,7 @@ def _collect() -> list[Path]:
                 directories.remove(directory)
                 removed.append(directory.path)
     removed += directories.leftovers()
-    for path in host.abandoned_run_dirs():
+    for path in abandoned:
         shutil.rmtree(path, ignore_errors=True)
         removed.append(path)
     return removed

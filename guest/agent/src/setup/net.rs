@@ -149,8 +149,17 @@ pub async fn apply(interfaces: &[Interface]) -> Result<(), NetError> {
         return Ok(());
     }
     let netlink = Netlink::open().step("socket", "netlink")?;
+    let mut found = Vec::with_capacity(interfaces.len());
     for interface in interfaces {
-        let index = find(&netlink, interface).await?;
+        found.push((find(&netlink, interface).await?, interface));
+    }
+    if found.len() > 1 {
+        // The name that one shall have may be what the kernel calls another one.
+        for (index, _) in &found {
+            rename(&netlink, *index, &format!("renamed{index}"))?;
+        }
+    }
+    for (index, interface) in found {
         configure(&netlink, index, interface)?;
     }
     Ok(())
@@ -190,6 +199,13 @@ fn configure(netlink: &Netlink, index: u32, interface: &Interface) -> Result<(),
         netlink.request(route_message(index, route)).step("add route", what(&route.destination.address))?;
     }
     Ok(())
+}
+
+fn rename(netlink: &Netlink, index: u32, name: &str) -> Result<(), Failed> {
+    let mut body = [0u8; 16]; // struct ifinfomsg
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    let message = Message::new(libc::RTM_NEWLINK, 0, &body);
+    netlink.request(message.attribute(libc::IFLA_IFNAME, format!("{name}\0").as_bytes())).step("rename link", name)
 }
 
 fn up(netlink: &Netlink, index: u32, more: impl FnOnce(Message) -> Message) -> Result<(), rustix::io::Errno> {

@@ -1,0 +1,147 @@
+"""A guest in the place of a network namespace's interfaces: Kata's usual model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+from attrs import field, frozen
+
+from pykata.errors import ConfigError, NetworkError
+from pykata.host import locked, run_root
+from pykata.net.base import NetworkStrategy, Wanted
+from pykata.net.endpoints import Endpoint, endpoints
+from pykata.net.guarding import guarding
+from pykata.net.leftovers import recorded
+from pykata.net.netlink import Netlink, netlink
+from pykata.net.netns import Netns, opened, require
+from pykata.net.tap import Tap, link_name, tap
+from pykata.spec import Attachment
+
+PRIORITY = 0x706B
+"""Of our filters, by which they are told from others."""
+
+
+def _netns(value: str | Path | None) -> str | Path:
+    if not value:
+        raise ConfigError("tcfilter needs a network namespace", hint='TCFilter(netns="NAME"), or a path')
+    return value
+
+
+def _names(value: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+        raise ConfigError(f"interfaces={value!r} is not a list of names", hint='such as ["eth0"]')
+    return tuple(value)
+
+
+@frozen
+class TCFilter(NetworkStrategy):
+    """The guest takes the place of the interfaces in a network namespace: Docker's, that of a CNI, or any other.
+
+    ::
+
+        Sandbox(network=TCFilter(netns="blue"))                 # as "ip netns" calls it
+        Sandbox(network=TCFilter(netns="/proc/4242/ns/net"))
+
+    Each interface that is up and has an address gets a tap beside it, and what comes in at one goes out of the other.
+    The guest has the interface's name, addresses, routes, MTU, MAC and permanent neighbours. Meanwhile nobody else in
+    the namespace receives anything through them. ``interfaces`` are those to take; empty means all but the loopback.
+    It takes CAP_NET_ADMIN and CAP_SYS_ADMIN.
+    """
+
+    name: ClassVar[str] = "tcfilter"
+    enforces: ClassVar[bool] = True
+
+    netns: str | Path = field(default="", converter=_netns)
+    interfaces: tuple[str, ...] = field(default=(), converter=_names)
+
+    @asynccontextmanager
+    async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
+        require("NET_ADMIN", "SYS_ADMIN")
+        with opened(self.netns) as netns:
+            async with redirected(netns, run_dir, wanted, self.interfaces) as attachment:
+                yield attachment
+
+
+@asynccontextmanager
+async def redirected(
+    netns: Netns, run_dir: Path, wanted: Wanted, names: tuple[str, ...] = ()
+) -> AsyncIterator[Attachment]:
+    """A guest's end of each interface of the namespace, or of those with these names."""
+    async with AsyncExitStack() as stack:
+        # Two sandboxes that look at the same time would both find it free.
+        async with netlink(netns) as kernel, locked(run_root() / f".netns-{netns.identity}"):
+            found = await endpoints(kernel, netns, names)
+            if wanted.policy is not None and len(found) > 1:
+                raise ConfigError(f"{netns.path} has {len(found)} interfaces, and a policy is for one",
+                                  hint=f"name it: TCFilter(..., interfaces=[{found[0].link.name!r}])")
+            made, ends = Attachment(), Ends(run_dir, netns, wanted)
+            for number, each in enumerate(found):
+                await _check_free(kernel, each)
+                made += await _joined(stack, kernel, each, link_name(run_dir, f"t{number}"), ends)
+        yield made
+
+
+@frozen
+class Ends:
+    """Where a guest's interfaces begin and what for."""
+
+    run_dir: Path
+    netns: Netns
+    wanted: Wanted
+
+
+async def _joined(
+    stack: AsyncExitStack, kernel: Netlink, endpoint: Endpoint, name: str, ends: Ends
+) -> Attachment:
+    """A tap beside the interface, and what the guest gets of it."""
+    link, wanted = endpoint.link, ends.wanted
+    made = await stack.enter_async_context(tap(ends.netns, name, mtu=link.mtu))
+    kept = Attachment()
+    if wanted.policy is not None:
+        kept = await stack.enter_async_context(
+            guarding(made, ends.run_dir, wanted, mac=link.mac, addresses=endpoint.addresses, uplink=link.name)
+        )
+    await stack.enter_async_context(_between(kernel, endpoint, made, ends.run_dir, guarded=bool(kept.guards)))
+    return Attachment(devices=(made.nic(link.mac),), interfaces=(endpoint.interface(),)) + kept
+
+
+async def _check_free(kernel: Netlink, endpoint: Endpoint) -> None:
+    """Raise NetworkError if another sandbox has the interface; clean up after one that was killed."""
+    index = endpoint.link.index
+    if PRIORITY not in await kernel.filter_priorities(index):
+        return
+    if any(each.kind == "tun" and each.name.startswith("pk") for each in await kernel.links()):
+        raise NetworkError(f"another sandbox has the interface {endpoint.link.name}",
+                           hint="one namespace is for one sandbox at a time")
+    await kernel.delete_filters(index, priority=PRIORITY)
+
+
+@asynccontextmanager
+async def _between(
+    kernel: Netlink, endpoint: Endpoint, made: Tap, run_dir: Path, *, guarded: bool
+) -> AsyncIterator[None]:
+    """What comes in at one goes out of the other; with a policy, what the guest sends is the guard's."""
+    link, netns = endpoint.link, made.netns
+    had_ingress = bool({"ingress", "clsact"} & set(await kernel.qdiscs(link.index)))
+    async with recorded(
+        run_dir, "redirection", netns=netns.path, identity=netns.identity, index=link.index, keep=had_ingress
+    ):
+        both = ((link.index, made.index), (made.index, link.index))
+        for here, there in both[:1] if guarded else both:
+            await kernel.add_ingress(here)
+            await kernel.redirect(here, there, priority=PRIORITY)
+        yield
+
+
+async def restore(netns: str, identity: str, index: int, keep: bool) -> None:
+    """Take our filter from an interface, and the discipline that it needed unless that is to ``keep``."""
+    with suppress(NetworkError), opened(netns) as found:
+        if found.identity != identity:
+            return      # another namespace has its name by now
+        async with netlink(found) as kernel:
+            await kernel.delete_filters(index, priority=PRIORITY)
+            if not keep:
+                await kernel.delete_ingress(index)
