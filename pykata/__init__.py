@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         AgentTimeoutError,
         BootError,
         BootTimeoutError,
+        BuildFailedError,
         BundleBuildError,
         BundleDamagedError,
         BundleError,
@@ -89,12 +90,23 @@ if TYPE_CHECKING:
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
     from pykata.sandbox import Sandbox
-    from pykata.spec import Features, Image, ImageConfig, NetworkEvent, Port, PullEvent, Registries, Terminal, Timings
+    from pykata.spec import (
+        BuildEvent,
+        Features,
+        Image,
+        ImageConfig,
+        NetworkEvent,
+        Port,
+        PullEvent,
+        Registries,
+        Terminal,
+        Timings,
+    )
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
     from pykata.volumes import Bind, DiskImage, Named, Tmpfs, list_volumes, remove_volume
-    from pykata.workshop import build_image, push_image, save_image
+    from pykata.workshop import build_image, load_image, push_image, save_image
 
 __all__ = [
     "QEMU",
@@ -109,6 +121,8 @@ __all__ = [
     "Block",
     "BootError",
     "BootTimeoutError",
+    "BuildEvent",
+    "BuildFailedError",
     "Bundle",
     "BundleBuildError",
     "BundleDamagedError",
@@ -208,6 +222,7 @@ __all__ = [
     "list_detached",
     "list_images",
     "list_volumes",
+    "load_image",
     "pull_image",
     "push_image",
     "remove_image",
@@ -239,12 +254,12 @@ _HOMES = {
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",
     "pykata.sandbox": "Sandbox",
-    "pykata.spec": "Features Image ImageConfig NetworkEvent Port PullEvent Registries Terminal Timings",
+    "pykata.spec": "BuildEvent Features Image ImageConfig NetworkEvent Port PullEvent Registries Terminal Timings",
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
     "pykata.volumes": "Bind DiskImage Named Tmpfs list_volumes remove_volume",
-    "pykata.workshop": "build_image push_image save_image",
+    "pykata.workshop": "build_image load_image push_image save_image",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

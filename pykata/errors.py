@@ -28,6 +28,7 @@
     │   ├── ImageCorruptError             a blob or layer isn't what its digest or format says
     │   ├── ImageUnsupportedError         valid, but for another platform or of a kind we can't run
     │   ├── ImageInUseError               it can't be removed while a sandbox has it
+    │   ├── BuildFailedError              a command of its recipe failed; carries the end of what it wrote
     │   ├── ImageUnauthorizedError        its registry wants other credentials; carries which were tried
     │   └── RegistryError                 its registry
     │       ├── RegistryUnreachableError  ... doesn't answer, or stops in the middle of it
@@ -200,6 +201,18 @@ class ImageUnsupportedError(ImageError):
 
 class ImageInUseError(ImageError):
     """The image can't be removed: a sandbox, in whatever process, has it."""
+
+
+class BuildFailedError(ImageError):
+    """A command of a recipe didn't end with exit code 0.
+
+    ``output`` is the end of what it wrote to stdout and stderr, ``completed`` how it ended.
+    """
+
+    def __init__(self, message: str, *, completed: Completed, output: str = "", reference: str = "") -> None:
+        super().__init__(message, reference=reference, hint=last_line(output))
+        self.completed = completed
+        self.output = output
 
 
 class ImageUnauthorizedError(ImageError):

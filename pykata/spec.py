@@ -322,6 +322,21 @@ class PullEvent:
     total: int = 0
 
 
+@frozen
+class BuildEvent:
+    """A step of making an image: the ``number``-th of ``total``, in words.
+
+    ``status`` is ``"cached"`` (it was made before), ``"running"``, ``"output"`` (its command wrote ``output``) or
+    ``"done"``.
+    """
+
+    number: int
+    total: int
+    step: str
+    status: Literal["cached", "running", "output", "done"]
+    output: bytes = b""
+
+
 Progress = Callable[[PullEvent], object]
 """Told each step of a pull, in the event loop of who asked for it."""
 

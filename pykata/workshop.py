@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
@@ -11,32 +14,66 @@ from pykata.errors import ImageNotFoundError, ImageReferenceError
 from pykata.images.depot import Record, find_depot
 from pykata.images.name import Name
 from pykata.images.recipe import Recipe
-from pykata.spec import Registries
+from pykata.spec import BuildEvent, Registries
+
+if TYPE_CHECKING:
+    from pykata.sandbox import Sandbox
+
+log = logging.getLogger(__name__)
 
 
-async def build_image(recipe: Recipe, name: str, *, architecture: str | None = None) -> str:
+async def build_image(
+    recipe: Recipe, name: str, *, architecture: str | None = None, sandbox: Sandbox | None = None,
+    progress: Callable[[BuildEvent], object] | None = None,
+) -> str:
     """Make the image of a recipe and keep it under ``name``, which is returned, for :meth:`Sandbox.run`.
 
     ::
 
         await sb.run(await build_image(Recipe(packages=("python3-minimal",)), "app:dev"), ["python3", "-V"])
+        await build_image(recipe, "app:dev", sandbox=Sandbox(memory="2G", disk="1G", network="user"))
 
-    An image of this name that was made of the same recipe is taken as it is; to get newer packages,
-    :func:`remove_image` it before. Raises :class:`ConfigError`, :class:`ImageError` and :class:`HostError`.
+    The recipe's commands are run in ``sandbox``: one that is open, or one that isn't, which is then entered for them;
+    by default a small one without a network. How it pulls images counts for the recipe's base, too. ``progress`` is
+    told each step, and what its command writes.
+
+    What was made before of the same is taken as it is: the image, and each step after the same ones. To get newer
+    packages, :func:`remove_image` it before. Raises :class:`ConfigError`, :class:`ImageError`
+    (:class:`BuildFailedError` for a command), :class:`HostError`, and what entering a sandbox does.
     """
-    from pykata.images import resolve
-    from pykata.images.build import build
+    from pykata.images.build import Kitchen, build
+    from pykata.kitchen import commands, find_base
 
-    parsed, machine = _named(name), architecture or os.uname().machine
-    base = await resolve(recipe.base, architecture=machine) if recipe.base else None
-    await build(recipe, parsed, find_depot(), machine, base)
+    parsed, machine, report = _named(name), architecture or os.uname().machine, told(progress)
+    base = await find_base(recipe.base, machine, sandbox) if recipe.base else None
+    async with commands(sandbox) as run:
+        await build(recipe, parsed, Kitchen(find_depot(), machine, run, report), base)
+    return name
+
+
+async def load_image(reference: str, name: str, *, architecture: str | None = None) -> str:
+    """Keep an image that is elsewhere on this machine under ``name``, which is returned, for :meth:`Sandbox.run`.
+
+    ::
+
+        await load_image("./app.tar", "app:1")
+        await load_image("docker-daemon:app:1", "app:1")
+
+    An OCI layout or archive is taken over as it is, so that its digest stays. Of everything else the filesystem becomes
+    one layer. Raises :class:`ImageError` and :class:`HostError`.
+    """
+    from pykata.images.take_over import take_over
+
+    machine = architecture or os.uname().machine
+    if await take_over(reference, _named(name), find_depot(), machine) is None:
+        await build_image(Recipe(base=reference), name, architecture=machine)
     return name
 
 
 async def save_image(name: str, path: str | Path) -> None:
-    """Write an image that was pulled or made as an OCI layout, a directory that must not be there yet.
+    """Write an image that was pulled or made as an OCI layout: a directory, or an archive if ``path`` ends in ``.tar``.
 
-    Raises :class:`ImageError` and :class:`HostError`.
+    It must not be there yet. Raises :class:`ImageError` and :class:`HostError`.
     """
     from pykata.images.publish import save
 
@@ -53,6 +90,18 @@ async def push_image(name: str, to: str | None = None, *, registries: Registries
 
     record = await anyio.to_thread.run_sync(_here, name)
     return await push(find_depot(), record, _named(to or name), registries)
+
+
+def told(progress: Callable[[BuildEvent], object] | None) -> Callable[[BuildEvent], None]:
+    """What tells each step. A callback that fails doesn't fail the work."""
+    def tell(event: BuildEvent) -> None:
+        if progress is not None:
+            try:
+                progress(event)
+            except Exception:
+                log.exception("the progress callback failed")
+
+    return tell
 
 
 def _named(name: str) -> Name:

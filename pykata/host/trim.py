@@ -26,7 +26,7 @@ BUILDING = "build-"            # a directory in which an image is being made
 ABANDONED = 24 * 3600.0         # seconds after which nobody comes back for a file that isn't whole
 VARIABLE = "PYKATA_CACHE_LIMIT"
 
-_FOLDERS = ("rootfs", "images/archives", "images/names", "images/blobs/sha256", "images/blobs/sha512")
+_FOLDERS = ("rootfs", "images/archives", "images/names", "images/steps", "images/blobs/sha256", "images/blobs/sha512")
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _UNFINISHED = (".part", ".new", ".lock")
 

@@ -1,73 +1,130 @@
-"""Makes the image of a recipe: a layer for what it begins with, one for its files, both compressed with zstd."""
+"""Makes the image of a recipe: the layers of what it begins with, and one for each of its steps.
+
+A layer is known by all that it was made of: what the image begins with, and every step up to it. So it is made once,
+also for other recipes that begin the same way, and by one process at a time.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from threading import Event
-from typing import IO, Any, cast
+from typing import Any
 
 import anyio.to_thread
-import zstandard
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 
 from pykata import host
-from pykata.errors import ConfigError, ImageError
+from pykata.errors import ImageError, PykataError
+from pykata.images.base import base_layers
 from pykata.images.config import Platform, go_architecture
 from pykata.images.depot import Depot, Record, explained
-from pykata.images.entry import Entry, Kind
-from pykata.images.layers import Output
+from pykata.images.document import parse_document
 from pykata.images.manifest import MANIFESTS, Descriptor
 from pykata.images.name import Name
-from pykata.images.recipe import PATH, Recipe
-from pykata.images.stream import CHUNK
-from pykata.images.tar_writer import END, header, padding
-from pykata.spec import Image, ImageConfig
+from pykata.images.pack import Built, copy_file, digest_of, pack
+from pykata.images.recipe import PATH, FilesStep, Recipe, RunStep
+from pykata.images.recipe_files import write_files
+from pykata.spec import BuildEvent, Image, ImageConfig
 
 LABEL = "io.pykata.recipe"
-LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
 CONFIG = "application/vnd.oci.image.config.v1+json"
-LEVEL = 3
-DEBIAN = {"amd64": "amd64", "arm64": "arm64"}       # Go's names of architectures, and Debian's
 
-WriteTar = Callable[[IO[bytes]], None]
+RunCommand = Callable[[str, RunStep, Path, Callable[[bytes], None]], Awaitable[None]]
+"""Runs a step's command in the image of this reference, and writes what it changed to the path, as a layer. The last
+argument gets what the command writes."""
 
 
 @frozen
-class Built:
-    """A layer that is in the depot."""
+class Kitchen:
+    """Where an image is made: the depot, for which architecture, and what runs commands."""
 
-    digest: str
-    size: int
-    diff_id: str
+    depot: Depot
+    architecture: str
+    run: RunCommand
+    report: Callable[[BuildEvent], None]
 
 
-async def build(recipe: Recipe, name: Name, depot: Depot, architecture: str, base: Image | None) -> Record:
+async def build(recipe: Recipe, name: Name, kitchen: Kitchen, base: Image | None) -> Record:
     """Make the image and keep it under ``name``. ``base`` is what the recipe begins with, if that is an image."""
-    identity = await anyio.to_thread.run_sync(recipe.identity)
-    if (record := await anyio.to_thread.run_sync(_made_before, depot, name, architecture, identity)) is not None:
-        return record
-    layers = []
-    if base is not None:
-        if base.write_tar is None:
-            raise ConfigError(f"base={recipe.base!r} is a disk, which has no layers")
-        layers.append(await _layer(depot, base.write_tar))
-    if recipe.packages:
-        layers.append(await _packages(recipe, depot, architecture))
-    if recipe.files:
-        layers.append(await _layer(depot, lambda dest: _write_files(recipe, dest)))
     config = base.config if base is not None else ImageConfig(env={"PATH": PATH}, cmd=("/bin/sh",))
-    return _keep(depot, name, architecture, _config(recipe, config, identity, architecture, layers), layers)
+    keys = await _keys(recipe, kitchen, config, base)
+    identity = _hash(keys[-1], _configured(recipe, config), sorted(recipe.labels.items()), recipe.ports)
+    total = len(recipe.steps)
+    record = await anyio.to_thread.run_sync(_made_before, kitchen, name, identity)
+    if record is not None:
+        for number, step in enumerate(recipe.steps, 1):
+            kitchen.report(BuildEvent(number, total, describe(step), "cached"))
+        return record
+    layers = await _first_layers(recipe, kitchen, base, keys[0])
+    for number, (step, key) in enumerate(zip(recipe.steps, keys[1:], strict=True), 1):
+        report = partial(_report, kitchen, number, total, step)
+        make = partial(_step, step, kitchen, config, layers, partial(report, "output"))
+        layers = [*layers, await _made_once(kitchen, key, make, report)]
+    document = _document_of(kitchen, _configured(recipe, config), layers)
+    document["config"]["Labels"] = {**config.labels, **recipe.labels, LABEL: identity}
+    if recipe.ports:
+        document["config"]["ExposedPorts"] = {port if "/" in port else f"{port}/tcp": {} for port in recipe.ports}
+    return await anyio.to_thread.run_sync(_keep, kitchen, name, document, layers)
 
 
-def _made_before(depot: Depot, name: Name, architecture: str, identity: str) -> Record | None:
-    record = depot.find(str(name), go_architecture(architecture))
+def describe(step: FilesStep | RunStep) -> str:
+    """A step in a few words."""
+    if isinstance(step, RunStep):
+        return f"run {step.cmd[-1] if step.cmd[1:2] == ('-c',) else ' '.join(step.cmd)}"
+    paths = sorted(step.files)
+    return f"files /{paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "") if paths else "files"
+
+
+def _report(kitchen: Kitchen, number: int, total: int, step: FilesStep | RunStep, status: Any,
+            output: bytes = b"") -> None:
+    kitchen.report(BuildEvent(number, total, describe(step), status, output))
+
+
+# --- what is known ---
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
+async def _keys(recipe: Recipe, kitchen: Kitchen, config: ImageConfig, base: Image | None) -> list[str]:
+    """What tells the image after each step from others, beginning with what it is before the first."""
+    architecture = go_architecture(kitchen.architecture)
+    begins = base.digest if base is not None else (recipe.packages, recipe.suite, recipe.sources)
+    keys = [_hash("begins", begins, architecture)]
+    for step in recipe.steps:
+        if isinstance(step, FilesStep):
+            what: tuple[object, ...] = ("files", await digest_of(partial(write_files, step)))
+        else:
+            at = _during(step, config)
+            what = "run", step.cmd, sorted(at.env.items()), at.user, at.workdir
+        keys.append(_hash(keys[-1], *what))
+    return keys
+
+
+def _during(step: RunStep, base: ImageConfig) -> ImageConfig:
+    """The config of the image that a command is run in."""
+    return evolve(base, env={**base.env, **step.env}, user=step.user or base.user, workdir=step.workdir or base.workdir)
+
+
+def _configured(recipe: Recipe, base: ImageConfig) -> ImageConfig:
+    cmd = base.cmd if recipe.entrypoint is None else ()
+    return evolve(
+        base, env={**base.env, **recipe.env}, user=recipe.user or base.user, workdir=recipe.workdir or base.workdir,
+        entrypoint=base.entrypoint if recipe.entrypoint is None else recipe.entrypoint,
+        cmd=cmd if recipe.cmd is None else recipe.cmd, stop_signal=recipe.stop_signal or base.stop_signal, labels={},
+    )
+
+
+def _made_before(kitchen: Kitchen, name: Name, identity: str) -> Record | None:
+    depot = kitchen.depot
+    record = depot.find(str(name), go_architecture(kitchen.architecture))
     with suppress(ImageError):
         if record is not None and depot.describe(record).config.labels.get(LABEL) == identity:
             depot.use(record)
@@ -75,168 +132,114 @@ def _made_before(depot: Depot, name: Name, architecture: str, identity: str) -> 
     return None
 
 
-def _config(
-    recipe: Recipe, base: ImageConfig, identity: str, architecture: str, layers: list[Built]
-) -> dict[str, Any]:
-    env = {**base.env, **recipe.env}
+# --- layers ---
+
+
+async def _first_layers(recipe: Recipe, kitchen: Kitchen, base: Image | None, key: str) -> list[Built]:
+    if base is not None:
+        return await base_layers(recipe.base, base, kitchen.depot, lambda make: _made_once(kitchen, key, make))
+    if recipe.packages:
+        from pykata.images.debian import make_packages
+
+        return [await _made_once(kitchen, key, partial(make_packages, recipe, kitchen.depot, kitchen.architecture))]
+    return []
+
+
+async def _made_once(
+    kitchen: Kitchen, key: str, make: Callable[[], Awaitable[Built]], report: Callable[[str], None] = lambda _: None
+) -> Built:
+    """The layer of this key: made before, by another process meanwhile, or now."""
+    path = kitchen.depot.path / "steps" / f"{key}.json"
+    with explained(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with host.locked(path.with_suffix(".lock")):
+        found = await anyio.to_thread.run_sync(_find_made, kitchen.depot, path)
+        if found is not None:
+            report("cached")
+            return found
+        report("running")
+        made = await make()
+        await anyio.to_thread.run_sync(kitchen.depot.write, path, json.dumps(asdict(made)).encode())
+        report("done")
+        return made
+
+
+def _find_made(depot: Depot, path: Path) -> Built | None:
+    try:
+        said = parse_document(path.read_bytes(), "step")
+        built = Built(said.get("digest").text(), said.get("size").integer(), said.get("diff_id").text())
+        if not depot.has(built.digest, built.size):
+            return None
+        os.utime(path)
+        return built
+    except (OSError, PykataError):
+        return None
+
+
+async def _step(
+    step: FilesStep | RunStep, kitchen: Kitchen, base: ImageConfig, layers: Sequence[Built],
+    wrote: Callable[[bytes], None],
+) -> Built:
+    if isinstance(step, FilesStep):
+        return await pack(kitchen.depot, partial(write_files, step))
+    depot = kitchen.depot
+    with tempfile.TemporaryDirectory(prefix=host.BUILDING, dir=depot.path) as work:
+        layout, changed = Path(work, "layout"), Path(work, "changed.tar")
+        await anyio.to_thread.run_sync(_lay_out, kitchen, layout, _during(step, base), layers)
+        await kitchen.run(f"oci:{layout}", step, changed, wrote)
+        return await pack(depot, partial(copy_file, changed))
+
+
+# --- documents ---
+
+
+def _document_of(kitchen: Kitchen, config: ImageConfig, layers: Sequence[Built]) -> dict[str, Any]:
     return {
-        "architecture": go_architecture(architecture), "os": "linux",
+        "architecture": go_architecture(kitchen.architecture), "os": "linux",
         "config": {
-            "Env": [f"{name}={value}" for name, value in env.items()],
-            "Cmd": list(recipe.cmd or base.cmd), "Entrypoint": list(recipe.entrypoint or base.entrypoint),
-            "User": recipe.user or base.user, "WorkingDir": recipe.workdir or base.workdir,
-            "Labels": {**base.labels, LABEL: identity},
+            "Env": [f"{name}={value}" for name, value in config.env.items()], "Cmd": list(config.cmd),
+            "Entrypoint": list(config.entrypoint), "User": config.user, "WorkingDir": config.workdir,
+            **({"StopSignal": config.stop_signal} if config.stop_signal else {}),
         },
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
     }  # fmt: skip
 
 
-def _keep(depot: Depot, name: Name, architecture: str, config: dict[str, Any], layers: list[Built]) -> Record:
-    described = _document(depot, config, CONFIG)
-    manifest = _document(depot, {
-        "schemaVersion": 2, "mediaType": MANIFESTS[0], "config": described,
-        "layers": [{"mediaType": LAYER, "digest": layer.digest, "size": layer.size} for layer in layers],
-    }, MANIFESTS[0])
-    descriptor = Descriptor(MANIFESTS[0], manifest["digest"], manifest["size"], Platform("", ""))
-    record = Record(str(name), go_architecture(architecture), descriptor.digest, descriptor)
-    depot.save(record)
-    return record
-
-
-def _document(depot: Depot, value: dict[str, Any], media_type: str) -> dict[str, Any]:
+def _described(put: Callable[[str, bytes], None], value: Mapping[str, Any], media_type: str) -> dict[str, Any]:
     raw = json.dumps(value, sort_keys=True).encode()
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
-    depot.put(digest, raw)
+    put(digest, raw)
     return {"mediaType": media_type, "digest": digest, "size": len(raw)}
 
 
-# --- layers ---
+def _manifest(put: Callable[[str, bytes], None], config: dict[str, Any], layers: Sequence[Built]) -> dict[str, Any]:
+    return _described(put, {
+        "schemaVersion": 2, "mediaType": MANIFESTS[0], "config": _described(put, config, CONFIG),
+        "layers": [{"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size} for layer in layers],
+    }, MANIFESTS[0])
 
 
-class _AbandonedError(Exception):
-    """Nobody waits for this layer any more."""
+def _keep(kitchen: Kitchen, name: Name, config: dict[str, Any], layers: Sequence[Built]) -> Record:
+    manifest = _manifest(kitchen.depot.put, config, layers)
+    descriptor = Descriptor(MANIFESTS[0], manifest["digest"], manifest["size"], Platform("", ""))
+    record = Record(str(name), go_architecture(kitchen.architecture), descriptor.digest, descriptor)
+    kitchen.depot.save(record)
+    return record
 
 
-async def _layer(depot: Depot, write_tar: WriteTar) -> Built:
-    """A layer of what ``write_tar`` writes. The thread that is left when this is cancelled ends as soon as it looks."""
-    stop = Event()
+def _lay_out(kitchen: Kitchen, layout: Path, config: ImageConfig, layers: Sequence[Built]) -> None:
+    """An OCI layout of what was made so far; its layers stay where they are."""
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for layer in layers:
+        target = layout / "blobs" / layer.digest.replace(":", "/")
+        target.parent.mkdir(exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(kitchen.depot.blob(layer.digest))
 
-    def poll() -> None:
-        if stop.is_set():
-            raise _AbandonedError
+    def put(digest: str, raw: bytes) -> None:
+        (blobs / digest.partition(":")[2]).write_bytes(raw)
 
-    try:
-        return await anyio.to_thread.run_sync(_pack, depot, write_tar, poll, abandon_on_cancel=True)
-    finally:
-        stop.set()
-
-
-def _pack(depot: Depot, write_tar: WriteTar, poll: Callable[[], None]) -> Built:
-    folder = depot.path / "blobs" / "sha256"
-    with explained(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = folder / f"{os.urandom(8).hex()}.new"
-        try:
-            with fresh.open("xb") as file:
-                packing = _Packing(file, poll)
-                write_tar(cast(IO[bytes], packing))
-                built = packing.finish()
-            fresh.rename(depot.blob(built.digest))
-        finally:
-            fresh.unlink(missing_ok=True)
-    return built
-
-
-class _Packing:
-    """Compresses a tar into a file, and hashes both."""
-
-    def __init__(self, file: IO[bytes], poll: Callable[[], None]) -> None:
-        self._file = file
-        self.flush = poll
-        self._zstd = zstandard.ZstdCompressor(level=LEVEL).compressobj()
-        self._plain, self._packed, self._size = hashlib.sha256(), hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.flush()
-        self._plain.update(data)
-        self._add(self._zstd.compress(bytes(data)))
-        return len(data)
-
-    def finish(self) -> Built:
-        self._add(self._zstd.flush())
-        self._file.flush()
-        return Built(f"sha256:{self._packed.hexdigest()}", self._size, f"sha256:{self._plain.hexdigest()}")
-
-    def _add(self, packed: bytes) -> None:
-        self._packed.update(packed)
-        self._size += len(packed)
-        self._file.write(packed)
-
-
-def _write_files(recipe: Recipe, dest: IO[bytes]) -> None:
-    out = Output(dest)
-    for path, given in sorted(recipe.files.items()):
-        with _opened(given.content) as (size, file):
-            uid, gid = given.owner
-            out.write(header(Entry(path.encode(), Kind.FILE, given.mode, uid, gid, size=size, stored=size)))
-            left = size
-            while left:
-                data = file.read(min(left, CHUNK))
-                if not data:
-                    raise ConfigError(f"a file for {path} became shorter while it was read")
-                out.write(data)
-                left -= len(data)
-            out.write(padding(size))
-    out.write(END)
-    out.flush()
-
-
-@contextmanager
-def _opened(content: bytes | Path) -> Iterator[tuple[int, IO[bytes]]]:
-    if isinstance(content, bytes):
-        yield len(content), io.BytesIO(content)
-        return
-    try:
-        file = content.open("rb")
-    except OSError as exc:
-        raise ConfigError(f"can't read {content!s}: {exc.strerror}") from exc
-    with file:
-        yield os.fstat(file.fileno()).st_size, file
-
-
-# --- packages ---
-
-
-async def _packages(recipe: Recipe, depot: Depot, architecture: str) -> Built:
-    """What mmdebstrap makes of the packages. It needs no root: it has user namespaces."""
-    tool = host.find_tool("mmdebstrap", package="mmdebstrap")
-    suite, sources = recipe.suite, recipe.sources
-    if not suite or not sources:
-        suite, sources = await _apt_sources(suite)
-    with explained(depot.path):
-        depot.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=host.BUILDING, dir=depot.path) as work:
-        tar = Path(work, "packages.tar")
-        await host.run_tool([
-            tool, "--quiet", "--variant=minbase", f"--include={','.join(recipe.packages)}", "--format=tar",
-            f"--architectures={DEBIAN[go_architecture(architecture)]}", "--aptopt=Acquire::Languages none",
-            suite, str(tar), *sources,
-        ], env={**host.TOOL_ENV, "SOURCE_DATE_EPOCH": "0", "HOME": work, "TMPDIR": work})
-        return await _layer(depot, lambda dest: _copy(tar, dest))
-
-
-def _copy(tar: Path, dest: IO[bytes]) -> None:
-    with tar.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            dest.write(chunk)
-
-
-async def _apt_sources(suite: str) -> tuple[str, tuple[str, ...]]:
-    """A release of Debian, and where apt of this machine gets it (nothing: mmdebstrap knows a place)."""
-    apt = host.find_tool("apt-get", package="apt")
-    fields = "$(CODENAME)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)|$(ORIGIN)"
-    listed = await host.run_tool([apt, "indextargets", "--format", fields, "Created-By: Packages"])
-    found = [line.split("|") for line in sorted(set(listed.decode().splitlines()))]
-    debian = [(codename, source) for codename, source, origin in found if origin.startswith("Debian")]
-    suite = suite or next((codename for codename, _ in debian if "-" not in codename), "stable")
-    return suite, tuple(source for codename, source in debian if codename.split("-")[0] == suite)
+    manifest = _manifest(put, _document_of(kitchen, config, layers), layers)
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))

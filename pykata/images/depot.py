@@ -80,14 +80,14 @@ class Depot:
             "manifest": {"mediaType": record.manifest.media_type, "digest": record.manifest.digest,
                          "size": record.manifest.size},
         }  # fmt: skip
-        self._write(self.record_path(record.name, record.architecture), json.dumps(value, indent=1).encode())
+        self.write(self.record_path(record.name, record.architecture), json.dumps(value, indent=1).encode())
 
     def put(self, digest: str, raw: bytes) -> None:
         """Keep a document, which is verified before."""
         algorithm, _, want = digest.partition(":")
         if hashlib.new(algorithm, raw).hexdigest() != want:
             raise ImageCorruptError(f"the document {digest} isn't what its digest says", digest=digest)
-        self._write(self.blob(digest), raw)
+        self.write(self.blob(digest), raw)
 
     def remove(self, record: Record) -> None:
         """Forget a name, and the blobs that no other one has. Whoever reads one of them can go on."""
@@ -109,7 +109,21 @@ class Depot:
             return [record.manifest.digest]
         return [record.manifest.digest, config.digest, *(layer.digest for layer in layers)]
 
-    def _write(self, path: Path, raw: bytes) -> None:
+    def has(self, digest: str, size: int) -> bool:
+        """Whether a blob is here, as far as its size tells. It counts as used now."""
+        try:
+            path = self.blob(digest)
+            if path.stat().st_size != size:
+                return False
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except PermissionError:         # another user's cache, shared with us
+            pass
+        return True
+
+    def write(self, path: Path, raw: bytes) -> None:
+        """Write a file of the depot, whole or not at all."""
         with explained(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fresh = path.parent / f"{path.name}.{os.urandom(4).hex()}.new"

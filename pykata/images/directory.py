@@ -70,24 +70,42 @@ def find_directory(reference: Reference, architecture: str, limits: Limits, poll
 
 def _write(root: Path, limits: Limits, dest: IO[bytes]) -> None:
     out = Output(dest)
-    first: dict[tuple[int, int], bytes] = {}
-    total = 0
-    for found in _walk(root, limits, dest.flush):
-        s = found.status
-        target = first.setdefault((s.st_dev, s.st_ino), found.path) if s.st_nlink > 1 else found.path
-        if target is not found.path and not stat.S_ISDIR(s.st_mode):
-            out.write(header(Entry(found.path, Kind.HARDLINK, link=target)))
-        elif stat.S_ISREG(s.st_mode) and s.st_size:
-            total += _write_file(root, found, out)
-            if total > limits.size:
-                raise ImageCorruptError(f"{root} has more than {limits.size} bytes")
-        else:
-            out.write(header(_entry(root, found)))
+    write_entries(root, limits, out, dest.flush)
     out.write(END)
     out.flush()
 
 
-def _write_file(root: Path, found: Found, out: Output) -> int:
+def _as_it_is(entry: Entry) -> Entry | None:
+    return entry
+
+
+def write_entries(
+    root: Path, limits: Limits, out: Output, poll: Callable[[], None],
+    placed: Callable[[Entry], Entry | None] = _as_it_is,
+) -> None:
+    """Write a directory as entries of a tar. ``placed`` makes of an entry's metadata what is written, None for nothing.
+
+    ``poll`` is called for each file, and may raise to end this.
+    """
+    first: dict[tuple[int, int], bytes] = {}
+    total = 0
+    for found in _walk(root, limits, poll):
+        s = found.status
+        entry = placed(_entry(root, found))
+        if entry is None:
+            continue
+        target = first.setdefault((s.st_dev, s.st_ino), entry.path) if s.st_nlink > 1 else entry.path
+        if target is not entry.path and not stat.S_ISDIR(s.st_mode):
+            out.write(header(Entry(entry.path, Kind.HARDLINK, link=target)))
+        elif stat.S_ISREG(s.st_mode) and s.st_size:
+            total += _write_file(root, found, entry, out)
+            if total > limits.size:
+                raise ImageCorruptError(f"{root} has more than {limits.size} bytes")
+        else:
+            out.write(header(entry))
+
+
+def _write_file(root: Path, found: Found, entry: Entry, out: Output) -> int:
     descriptor = _open(root, found, _FILE)
     try:
         status = os.fstat(descriptor)
@@ -95,9 +113,8 @@ def _write_file(root: Path, found: Found, out: Output) -> int:
             raise _changed(root, found)
         extents = _extents(descriptor, status)
         stored = sum(length for _, length in extents)
-        entry = evolve(_entry(root, found), size=status.st_size, stored=stored,
-                       extents=None if stored == status.st_size else extents)
-        out.write(header(entry))
+        whole = stored == status.st_size
+        out.write(header(evolve(entry, size=status.st_size, stored=stored, extents=None if whole else extents)))
         for offset, length in extents:
             while length:
                 data = os.pread(descriptor, min(length, CHUNK), offset)

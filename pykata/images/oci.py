@@ -58,7 +58,7 @@ def find_oci(reference: Reference, architecture: str, limits: Limits) -> Image:
 
 
 def find_in_layout(store: Store, reference: Reference, architecture: str, limits: Limits) -> Image:
-    described = describe(store, _choose(store, reference, go_architecture(architecture)), architecture)
+    described = describe(store, choose(store, reference, go_architecture(architecture)), architecture)
     stored = [Layer(layer.digest, partial(open_blob, store, layer.digest), layer.digest, layer.size, diff_id)
               for layer, diff_id in described.layers]
     return Image(
@@ -78,7 +78,7 @@ def describe(store: Store, descriptor: Descriptor, architecture: str) -> Describ
     return Described(parse_config(config), list(zip(layers, diff_ids, strict=True)))
 
 
-def _choose(store: Store, reference: Reference, wanted: str) -> Descriptor:
+def choose(store: Store, reference: Reference, wanted: str) -> Descriptor:
     """The manifest for a tag (or digest) and an architecture."""
     try:
         index = parse_document(read_small(store, INDEX), INDEX)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from functools import partial
@@ -30,7 +32,10 @@ def check_whole(depot: Depot, record: Record) -> list[str]:
 
 
 def save(depot: Depot, record: Record, path: Path) -> None:
-    """Write an OCI layout with the image to ``path``, which must not be there yet. It appears when it is whole."""
+    """Write an OCI layout with the image to ``path``, which must not be there yet. It appears when it is whole.
+
+    It is an archive, a tar of the layout, if ``path`` says so, and else a directory.
+    """
     if path.exists():
         raise ImageError(f"{path} is there already", hint="remove it, or name another one")
     digests = check_whole(depot, record)
@@ -38,17 +43,41 @@ def save(depot: Depot, record: Record, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as work:
             layout = Path(work, "layout")
-            for digest in digests:
-                target = layout / "blobs" / digest.replace(":", "/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(depot.blob(digest), target)
-            manifest = record.manifest
-            tag = record.name.rpartition("/")[2].partition("@")[0].partition(":")[2] or "latest"
-            (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [{
-                "mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size,
-                "annotations": {TAG: tag}}]}))
-            (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+            if path.suffix == ".tar":
+                _write_archive(depot, record, digests, layout)
+            else:
+                _write_folder(depot, record, digests, layout)
             layout.rename(path)
+
+
+def _documents(record: Record) -> dict[str, str]:
+    manifest = record.manifest
+    tag = record.name.rpartition("/")[2].partition("@")[0].partition(":")[2] or "latest"
+    index = {"schemaVersion": 2, "manifests": [{
+        "mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size, "annotations": {TAG: tag}}]}
+    return {"index.json": json.dumps(index), "oci-layout": '{"imageLayoutVersion": "1.0.0"}'}
+
+
+def _write_folder(depot: Depot, record: Record, digests: list[str], layout: Path) -> None:
+    for digest in digests:
+        target = layout / "blobs" / digest.replace(":", "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(depot.blob(digest), target)
+    for name, text in _documents(record).items():
+        (layout / name).write_text(text)
+
+
+def _write_archive(depot: Depot, record: Record, digests: list[str], path: Path) -> None:
+    with path.open("xb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for name, text in _documents(record).items():
+            found = tarfile.TarInfo(name)
+            found.size = len(text)
+            tar.addfile(found, io.BytesIO(text.encode()))
+        for digest in dict.fromkeys(digests):
+            with depot.blob(digest).open("rb") as blob:
+                found = tarfile.TarInfo(f"blobs/{digest.replace(':', '/')}")
+                found.size = os.fstat(blob.fileno()).st_size
+                tar.addfile(found, blob)
 
 
 async def push(depot: Depot, record: Record, name: Name, registries: Registries | None) -> str:

@@ -83,8 +83,8 @@ async def test_from_another_image(tmp_path: Path) -> None:
     assert names == {"base", "app", "app/main.py", "etc", "etc/app.conf"}
     assert image.config.env == {"PATH": "/bin", "B": "c"}
     disk = tmp_path / "d.img"
-    disk.write_bytes(b"hsqs" + bytes(8188))
-    with pytest.raises(ConfigError, match="is a disk"):
+    disk.write_bytes((bytes(1080) + b"\x53\xef").ljust(8192, b"\0"))
+    with pytest.raises(ConfigError, match="is a disk of ext4"):
         await pykata.build_image(Recipe(base=f"disk:{disk}"), "other:dev")
 
 

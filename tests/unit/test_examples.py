@@ -87,6 +87,17 @@ async def test_the_guide_to_detached_sandboxes(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.vm
+async def test_the_guide_to_building(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "guides" / "building.md").read_text()
+    namespace: dict[str, Any] = {"pykata": pykata}
+    exec("async def main():\n" + textwrap.indent(block(guide, "python"), "    "), namespace)  # noqa: S102
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pykata.EmulationWarning)
+        await namespace["main"]()
+    assert capsys.readouterr().out.strip() == block(guide, "text").strip()
+
+
+@pytest.mark.vm
 async def test_the_guide_to_templates(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (ROOT / "docs" / "guides" / "templates.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
