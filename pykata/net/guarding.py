@@ -1,39 +1,40 @@
-"""A policy at the tap of a network that has one: what the strategies with taps share."""
+"""The policy of a network with taps, and what of it outlives a process that is killed."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykata.errors import NetworkError
 from pykata.net.base import Wanted
 from pykata.net.leftovers import recorded
 from pykata.net.netns import opened, socket_in
-from pykata.net.tap import Tap
 from pykata.spec import Attachment
+
+if TYPE_CHECKING:
+    from pykata.net.policy.enforce import Tapped
+    from pykata.net.policy.resolve import Server
 
 
 @asynccontextmanager
 async def guarding(
-    tap: Tap, run_dir: Path, wanted: Wanted, *, mac: str, addresses: Sequence[str], uplink: str = ""
+    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, upstream: Sequence[Server] = ()
 ) -> AsyncIterator[Attachment]:
-    """Keep the policy that is wanted at the tap; yields the guard, and the name servers that the guest has by it."""
-    from pykata.net.policy.guard import RESOLVER, RESOLVER6, Guarded, guarded
+    """Keep the policy that is wanted, if one is; the tables that this takes are written down."""
+    if wanted.policy is None:
+        yield Attachment()
+        return
+    from pykata.net.policy.enforce import enforced
     from pykata.net.policy.plumbing import table_name
 
-    assert wanted.policy is not None
-    servers = [RESOLVER]
-    if any(":" in each for each in addresses):
-        servers.append(RESOLVER6)
-    about = Guarded(
-        run_dir=run_dir, mac=mac, addresses=addresses, policy=wanted.policy, uplink=uplink, dns=wanted.dns
-    )
-    where = {"netns": tap.netns.path, "identity": tap.netns.identity}
-    async with recorded(run_dir, "table", name=table_name(tap.name), **where), guarded(tap, about) as guard:
-        resolves = wanted.policy.restricts and not wanted.dns
-        yield Attachment(guards=(guard,), lost=(guard.lost,), nameservers=tuple(servers) if resolves else ())
+    async with AsyncExitStack() as stack:
+        for each in taps:
+            where = {"netns": each.tap.netns.path, "identity": each.tap.netns.identity}
+            await stack.enter_async_context(recorded(run_dir, "table", name=table_name(each.tap.name), **where))
+        yield await stack.enter_async_context(enforced(run_dir, taps, wanted, upstream=upstream))
 
 
 async def without_table(netns: str, identity: str, name: str) -> None:

@@ -17,6 +17,7 @@ from pykata.net.guarding import guarding
 from pykata.net.leftovers import recorded
 from pykata.net.netlink import Netlink, netlink
 from pykata.net.netns import Netns, opened, require
+from pykata.net.policy.enforce import Tapped
 from pykata.net.tap import Tap, link_name, tap
 from pykata.spec import Attachment
 
@@ -74,38 +75,20 @@ async def redirected(
         # Two sandboxes that look at the same time would both find it free.
         async with netlink(netns) as kernel, locked(run_root() / f".netns-{netns.identity}"):
             found = await endpoints(kernel, netns, names)
-            if wanted.policy is not None and len(found) > 1:
-                raise ConfigError(f"{netns.path} has {len(found)} interfaces, and a policy is for one",
-                                  hint=f"name it: TCFilter(..., interfaces=[{found[0].link.name!r}])")
-            made, ends = Attachment(), Ends(run_dir, netns, wanted)
+            taps = []
             for number, each in enumerate(found):
                 await _check_free(kernel, each)
-                made += await _joined(stack, kernel, each, link_name(run_dir, f"t{number}"), ends)
-        yield made
-
-
-@frozen
-class Ends:
-    """Where a guest's interfaces begin and what for."""
-
-    run_dir: Path
-    netns: Netns
-    wanted: Wanted
-
-
-async def _joined(
-    stack: AsyncExitStack, kernel: Netlink, endpoint: Endpoint, name: str, ends: Ends
-) -> Attachment:
-    """A tap beside the interface, and what the guest gets of it."""
-    link, wanted = endpoint.link, ends.wanted
-    made = await stack.enter_async_context(tap(ends.netns, name, mtu=link.mtu))
-    kept = Attachment()
-    if wanted.policy is not None:
-        kept = await stack.enter_async_context(
-            guarding(made, ends.run_dir, wanted, mac=link.mac, addresses=endpoint.addresses, uplink=link.name)
+                beside = tap(netns, link_name(run_dir, f"t{number}"), mtu=each.link.mtu)
+                taps.append(await stack.enter_async_context(beside))
+            both = list(zip(taps, found, strict=True))
+            tapped = [Tapped(made, one.link.mac, one.addresses, one.link.name) for made, one in both]
+            kept = await stack.enter_async_context(guarding(run_dir, tapped, wanted))
+            for made, one in both:
+                await stack.enter_async_context(_between(kernel, one, made, run_dir, guarded=bool(kept.guards)))
+        yield kept + Attachment(
+            devices=tuple(made.nic(one.link.mac) for made, one in both),
+            interfaces=tuple(one.interface() for one in found),
         )
-    await stack.enter_async_context(_between(kernel, endpoint, made, ends.run_dir, guarded=bool(kept.guards)))
-    return Attachment(devices=(made.nic(link.mac),), interfaces=(endpoint.interface(),)) + kept
 
 
 async def _check_free(kernel: Netlink, endpoint: Endpoint) -> None:
