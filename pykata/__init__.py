@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     )
     from pykata.files import FileChange, FileEntry, FileEvent, Files, FileStat, Transfer
     from pykata.fs.block import Block
+    from pykata.fs.ninep import NineP
+    from pykata.fs.virtiofs import VirtioFS
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
     from pykata.images.recipe import Recipe
@@ -175,6 +177,7 @@ __all__ = [
     "NetworkError",
     "NetworkEvent",
     "NetworkStrategy",
+    "NineP",
     "NoNetwork",
     "NotPermittedError",
     "Pool",
@@ -212,6 +215,7 @@ __all__ = [
     "UnsafeTreeError",
     "VMDiedError",
     "VMError",
+    "VirtioFS",
     "VolumeInUseError",
     "build_bundle",
     "build_image",
@@ -241,6 +245,8 @@ _HOMES = {
     "pykata.detached.logs": "LogPiece",
     "pykata.files": "FileChange FileEntry FileEvent Files FileStat Transfer",
     "pykata.fs.block": "Block",
+    "pykata.fs.ninep": "NineP",
+    "pykata.fs.virtiofs": "VirtioFS",
     "pykata.guest": "Bundle build_bundle find_bundle",
     "pykata.hypervisors.qemu": "QEMU",
     "pykata.images.recipe": "Recipe",

@@ -108,11 +108,12 @@ class Machine:
 
 
 async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | None = None) -> Machine:
-    """Run directory, network, volumes and transport, on the ``stack``."""
+    """Run directory, network, shared files and transport, on the ``stack``."""
     bundle = find_bundle()
     directory = await stack.enter_async_context(run_dir())
     network = await stack.enter_async_context(_network(options, directory))
-    attachment = network + await stack.enter_async_context(_volumes(options, directory))
+    images = await stack.enter_async_context(options.fs.attach(directory))
+    attachment = network + images + await stack.enter_async_context(_volumes(options, directory))
     transport = await stack.enter_async_context(options.hypervisor.transport(directory))
     spec = VMSpec(
         kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,

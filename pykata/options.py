@@ -195,6 +195,9 @@ class Options:
             features = self.hypervisor.features
             if not {"virtiofs", "9p"} & set(features.filesystems):
                 raise ConfigError(f"volumes: {features.name} can't share directories of the host")
+        if self.fs.shared and self.fs.name not in self.hypervisor.features.filesystems:
+            name = self.hypervisor.features.name
+            raise ConfigError(f"fs: {name} has no {self.fs.name}", hint='fs="block" always works')
         if self.uses_host and self.origin is not None:
             raise ConfigError("a sandbox with directories or disks of the host can't go on from a saved one")
         if self.network.strategy != NoNetwork() and self.snapshot is not None:
@@ -206,8 +209,8 @@ class Options:
 
     @property
     def uses_host(self) -> bool:
-        """Whether the machine has volumes that aren't in its own memory: it can't be saved then."""
-        return not all(isinstance(volume, Tmpfs) for volume in self.volumes.values())
+        """Whether the machine has files that aren't in its own memory: it can't be saved then."""
+        return self.fs.shared or not all(isinstance(volume, Tmpfs) for volume in self.volumes.values())
 
     def _check_cpus(self) -> None:
         if not isinstance(self.cpus, int) or isinstance(self.cpus, bool) or self.cpus < 1:

@@ -69,6 +69,7 @@ def container_request(
         rootfs=v1.Rootfs(
             lowers=[mount_message(mount, rootfs.serials) for mount in rootfs.attachment.mounts],
             writable_bytes=options.disk,
+            data=list(rootfs.attachment.content),
         ),
         usual=v1.Usual(
             hostname=options.hostname,

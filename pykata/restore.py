@@ -100,6 +100,8 @@ def _kind(options: Options) -> _Kind:
     hypervisor = options.hypervisor.saving()
     if options.volumes:
         raise ConfigError("a template has no volumes")
+    if options.fs.shared:
+        raise ConfigError("a template has no files of the host")
     if options.network.strategy != NoNetwork() or options.network.hosts:
         raise ConfigError("a template has no network")
     options = evolve(options, hypervisor=hypervisor)

@@ -71,11 +71,12 @@ class VhostFs:
 
 @frozen
 class NineP:
-    """A directory that the VMM itself serves by 9p."""
+    """A directory that the VMM itself serves by 9p: at a path, or an open one (``descriptor``), as it is."""
 
     tag: str
     path: Path
     readonly: bool = False
+    descriptor: int | None = None
 
 
 Device = Disk | Nic | VhostFs | NineP
@@ -170,6 +171,8 @@ class Attachment:
 
     devices: tuple[Device, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    content: tuple[str, ...] = ()
+    """For a rootfs: directories below :data:`VOLUMES` that have the content which its layers say lies elsewhere."""
     interfaces: tuple[Interface, ...] = ()
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
@@ -271,7 +274,9 @@ class Image:
     ready to be attached, or ``write_tar`` writes the merged layers as one tar stream: it blocks, so call it in a
     worker thread; it verifies every byte, and raises ImageError (and OSError for what the destination does). The
     destination's ``write`` must take all that it is given; its ``flush`` is called now and then also while there is
-    nothing to write, so that it can end the work by raising.
+    nothing to write, so that it can end the work by raising. ``write_apart`` writes the tar without the content of its
+    files, for overlayfs, and that as files below the directory that it is given; if the image is a
+    ``directory``, None says that the content is what is there.
     """
 
     reference: str
@@ -279,6 +284,8 @@ class Image:
     config: ImageConfig
     architecture: str
     write_tar: Callable[[IO[bytes]], None] | None = field(default=None, eq=False)
+    write_apart: Callable[[IO[bytes], Path | None], None] | None = field(default=None, eq=False)
+    directory: Path | None = field(default=None, eq=False)
     disk: Path | None = None
     disk_type: str = "squashfs"
 

@@ -19,7 +19,9 @@ NETWORKS = "pykata.networks"
 # milliseconds at each start, and a checkout that isn't installed has no metadata at all.
 OURS = {
     "pykata.hypervisors": {"qemu": "pykata.hypervisors.qemu:QEMU"},
-    "pykata.filesystems": {"block": "pykata.fs.block:Block"},
+    "pykata.filesystems": {
+        "block": "pykata.fs.block:Block", "virtiofs": "pykata.fs.virtiofs:VirtioFS", "9p": "pykata.fs.ninep:NineP",
+    },
     "pykata.networks": {
         "none": "pykata.net.none:NoNetwork",
         "tcfilter": "pykata.net.tcfilter:TCFilter",

@@ -27,7 +27,7 @@ from pykata.errors import (
     SandboxClosedError,
     VMDiedError,
 )
-from pykata.host import finish, run_dir
+from pykata.host import finish
 from pykata.hypervisors.base import VM
 from pykata.running import Running
 from pykata.spec import Disk, Image
@@ -204,7 +204,7 @@ async def remote(name: str) -> AsyncIterator[Remote]:
         sock, welcome, answer = await _attached(keeper)
         agent = await stack.enter_async_context(connect(sock))
         running = Running(
-            options=welcome.options, bundle=welcome.bundle, run_dir=await stack.enter_async_context(run_dir()),
+            options=welcome.options, bundle=welcome.bundle, run_dir=welcome.run_dir,
             vm=RemoteVM(keeper, welcome), agent=agent, memory_limit=welcome.memory_limit, entered=welcome.entered,
             timings=welcome.timings, namespace=str(answer["namespace"]),
         )  # fmt: skip

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
 from attrs import frozen
@@ -35,6 +36,7 @@ class Welcome:
 
     options: Options
     bundle: Bundle
+    run_dir: Path
     accel: Accel
     vmm: int
     spawned_at: float

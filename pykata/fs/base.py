@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from pykata.spec import Attachment, Image
 
@@ -12,9 +14,20 @@ from pykata.spec import Attachment, Image
 class SharedFs(ABC):
     """A way to bring an image's filesystem into the guest: a frozen value with its options."""
 
+    name: ClassVar[str] = ""
+    """As in :attr:`~pykata.spec.Features.filesystems`."""
+    shared: ClassVar[bool] = False
+    """Whether the machine has a device for it, served by a process of the host: such a machine can't be saved."""
+
+    @asynccontextmanager
+    async def attach(self, run_dir: Path) -> AsyncIterator[Attachment]:
+        """What the machine must have from its start. Raises :class:`~pykata.errors.HostError`."""
+        yield Attachment()
+
     @abstractmethod
     def rootfs(self, image: Image, run_dir: Path) -> AbstractAsyncContextManager[Attachment]:
-        """Make ``image`` attachable. The attachment's mounts are the read-only layers, topmost first.
+        """Make ``image`` attachable to the machine that has this run directory.
 
-        Raises :class:`~pykata.errors.ImageError` and :class:`~pykata.errors.HostError`.
+        The attachment's mounts are the read-only layers, topmost first. Raises :class:`~pykata.errors.ImageError` and
+        :class:`~pykata.errors.HostError`.
         """

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
-from pykata.spec import VOLUMES, Attachment, Mount, NineP
+import anyio.to_thread
+from attrs import field, frozen
+
+from pykata import host, spec
+from pykata.errors import ConfigError
+from pykata.fs.helper import Said, entered
+from pykata.fs.shelf import SHELF, SharedRoot, open_shelf, shelf_socket
+from pykata.spec import VOLUMES, Attachment, Mount
 
 MSIZE = 512_000     # bytes of a message; what the guest's driver takes at most (net/9p/trans_virtio.c)
 CACHES: Mapping[str, str] = {
@@ -15,11 +25,54 @@ CACHES: Mapping[str, str] = {
 }
 
 
+def _known(instance: object, attribute: object, value: object) -> None:
+    if value not in CACHES:
+        raise ConfigError(f"cache={value!r} is unknown", hint=f"one of {', '.join(map(repr, CACHES))}")
+
+
+@frozen
+class NineP(SharedRoot):
+    """The content of an image's files by 9p; see :class:`~pykata.fs.shelf.SharedRoot`.
+
+    ::
+
+        Sandbox(fs=NineP())
+
+    QEMU serves it itself. ``cache`` is as for :class:`~pykata.Bind`. The files of an image that is a directory are
+    copied: QEMU runs as nobody, who may not read all of them.
+    """
+
+    name = "9p"
+    in_place = False
+    cache: Literal["auto", "always", "none"] = field(default="always", validator=_known)
+
+    @asynccontextmanager
+    async def attach(self, run_dir: Path) -> AsyncIterator[Attachment]:
+        root = run_dir / SHELF
+        root.mkdir()
+        async with AsyncExitStack() as stack:
+            with shelf_socket(run_dir) as shelf:
+                process = await stack.enter_async_context(host.spawn(
+                    entered(root, (), shelf), stderr=host.PIPE, pass_fds=(shelf.fileno(),), cwd=Path("/"),
+                    env=host.TOOL_ENV, kill=host.KILL))  # fmt: skip
+            said = Said(process, "who shares images")
+            stack.push_async_callback(said.stop)
+            descriptor = await anyio.to_thread.run_sync(open_shelf, run_dir)
+            stack.callback(os.close, descriptor)
+            yield Attachment(
+                devices=(spec.NineP(SHELF, root, readonly=True, descriptor=descriptor),),
+                mounts=(_mount(SHELF, readonly=True, cache=self.cache),),
+                lost=(said.ended,),
+            )
+
+
 def directory(tag: str, path: Path, *, readonly: bool, cache: str) -> Attachment:
     """A directory, mounted as ``tag`` below :data:`~pykata.spec.VOLUMES`."""
+    mount = _mount(tag, readonly=readonly, cache=cache)
+    return Attachment(devices=(spec.NineP(tag, path, readonly),), mounts=(mount,))
+
+
+def _mount(tag: str, *, readonly: bool, cache: str) -> Mount:
     options = ("trans=virtio", "version=9p2000.L", f"msize={MSIZE}", f"cache={CACHES[cache]}", "nosuid", "nodev",
                *(("ro",) if readonly else ()))
-    return Attachment(
-        devices=(NineP(tag, path, readonly),),
-        mounts=(Mount(tag, "9p", f"{VOLUMES}/{tag}", options),),
-    )
+    return Mount(tag, "9p", f"{VOLUMES}/{tag}", options)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
-import anyio
+from attrs import field, frozen
 
 from pykata import host
-from pykata.errors import HostError, last_line, printable
+from pykata.errors import ConfigError, HostError
+from pykata.fs.helper import Said, entered
+from pykata.fs.shelf import SHELF, SharedRoot, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount, Shared, VhostFs
 
-ENTER = Path(__file__).with_name("enter.py")
+CACHES = ("auto", "always", "none")
+
+
+
+def _known(instance: object, attribute: object, value: object) -> None:
+    if value not in CACHES:
+        raise ConfigError(f"cache={value!r} is unknown", hint=f"one of {', '.join(map(repr, CACHES))}")
 
 
 def daemon() -> Path:
@@ -25,12 +31,36 @@ def daemon() -> Path:
     return host.find_tool("virtiofsd", package="virtiofsd", env_var="PYKATA_VIRTIOFSD")
 
 
+@frozen
+class VirtioFS(SharedRoot):
+    """The content of an image's files by virtio-fs; see :class:`~pykata.fs.shelf.SharedRoot`.
+
+    ::
+
+        Sandbox(fs=VirtioFS())
+
+    It is served by a ``virtiofsd`` in namespaces of its own. ``cache`` is as for :class:`~pykata.Bind`; nothing changes
+    the content of an image, so the guest may keep what it has read.
+    """
+
+    name = "virtiofs"
+    cache: Literal["auto", "always", "none"] = field(default="always", validator=_known)
+
+    @asynccontextmanager
+    async def attach(self, run_dir: Path) -> AsyncIterator[Attachment]:
+        with shelf_socket(run_dir) as shelf:
+            async with served(SHELF, (), self.cache, run_dir, shelf) as attachment:
+                yield attachment
+
+
 @asynccontextmanager
-async def served(tag: str, shares: Sequence[Shared], cache: str, run_dir: Path) -> AsyncIterator[Attachment]:
+async def served(
+    tag: str, shares: Sequence[Shared], cache: str, run_dir: Path, shelf: socket.socket | None = None
+) -> AsyncIterator[Attachment]:
     """A virtio-fs device ``tag`` with all of ``shares`` side by side, mounted below :data:`~pykata.spec.VOLUMES`.
 
-    Its daemon runs as long as the block; :attr:`~pykata.spec.Attachment.lost` tells if it doesn't. Raises
-    :class:`~pykata.errors.HostError`.
+    Its daemon runs as long as the block; :attr:`~pykata.spec.Attachment.lost` tells if it doesn't. By a listening
+    ``shelf`` more can be added. Raises :class:`~pykata.errors.HostError`.
     """
     program = daemon()
     async with AsyncExitStack() as stack:
@@ -39,12 +69,11 @@ async def served(tag: str, shares: Sequence[Shared], cache: str, run_dir: Path) 
         listener, connection = _connected(run_dir / f"{tag}.sock")
         stack.callback(connection.close)
         with listener:
-            command = [sys.executable, "-I", "-S", str(ENTER), _plan(root, shares), str(program),
-                       *_options(listener.fileno(), root, cache)]
+            command = entered(root, shares, shelf, [str(program), *_options(listener.fileno(), root, cache)])
+            given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
-                command, stderr=host.PIPE, pass_fds=(listener.fileno(),), cwd=Path("/"), env=host.TOOL_ENV,
-                kill=host.KILL))  # fmt: skip
-        said = _Said(process)
+                command, stderr=host.PIPE, pass_fds=given, cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL))
+        said = Said(process)
         stack.push_async_callback(said.stop)
         yield Attachment(
             devices=(VhostFs(tag, connection),),
@@ -74,17 +103,6 @@ def _connected(path: Path) -> tuple[socket.socket, socket.socket]:
     return listener, connection
 
 
-def _plan(root: Path, shares: Sequence[Shared]) -> str:
-    return json.dumps({
-        "root": str(root),
-        "shares": [
-            (share.name, os.fsdecode(share.path), "ro" if share.readonly else "rw",
-             "dir" if share.path.is_dir() else "file")
-            for share in shares
-        ],
-    })  # fmt: skip
-
-
 def _options(listener: int, root: Path, cache: str) -> list[str]:
     """Those of QEMU's virtiofsd; the one in Rust takes them, too. Sandbox and seccomp filter are on by default."""
     return [
@@ -99,36 +117,3 @@ def _options(listener: int, root: Path, cache: str) -> list[str]:
         "-o", "log_level=warn",
         "--rlimit-nofile=0",        # enter.py has set it
     ]  # fmt: skip
-
-
-class _Said:
-    """What a daemon says last, read all the time: a full pipe would stall it."""
-
-    def __init__(self, process: host.HostProcess) -> None:
-        self._process = process
-        self._tail = bytearray()
-        self._reader = asyncio.ensure_future(self._follow())
-
-    async def _follow(self) -> None:
-        assert self._process.stderr is not None
-        with suppress(anyio.EndOfStream, anyio.ClosedResourceError, OSError):
-            while True:
-                self._tail += await self._process.stderr.receive()
-                del self._tail[:-host.TAIL]
-
-    async def ended(self) -> str:
-        """Wait until the daemon has ended; says how."""
-        code = await self._process.wait()
-        with anyio.move_on_after(1):
-            await asyncio.wait({self._reader})
-        how = f"virtiofsd {host.describe_exit(code)}"
-        words = last_line(self._tail.decode(errors="backslashreplace"))
-        return f"{how}: {printable(words.encode())}" if words else how
-
-    async def stop(self) -> None:
-        self._reader.cancel()
-        await host.finish(_over(self._reader))
-
-
-async def _over(task: asyncio.Future[None]) -> None:
-    await asyncio.wait({task})

@@ -30,10 +30,12 @@ from pykata.host.process import (
 )
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
-from pykata.host.trim import BUILDING, cache_limit, remove_unused, trim_cache
+from pykata.host.trim import BUILDING, CONTENT, CONTENT_SIZE, cache_limit, remove_unused, trim_cache
 
 __all__ = [
     "BUILDING",
+    "CONTENT",
+    "CONTENT_SIZE",
     "DEVNULL",
     "KILL",
     "NO_ENV",

@@ -26,6 +26,9 @@ BUILDING = "build-"            # a directory in which an image is being made
 ABANDONED = 24 * 3600.0         # seconds after which nobody comes back for a file that isn't whole
 VARIABLE = "PYKATA_CACHE_LIMIT"
 
+CONTENT = ".content"             # a directory beside a file of the cache that belongs to it
+CONTENT_SIZE = "size"           # a file in it that says how many bytes it takes
+
 _FOLDERS = ("rootfs", "images/archives", "images/names", "images/steps", "images/blobs/sha256", "images/blobs/sha512")
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _UNFINISHED = (".part", ".new", ".lock")
@@ -79,6 +82,7 @@ def remove_unused(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
+        shutil.rmtree(path.with_suffix(CONTENT), ignore_errors=True)
     except BlockingIOError:
         return False
     finally:
@@ -93,15 +97,25 @@ def _files(cache: Path) -> Iterator[Kept]:
         for path in (cache / folder).glob("*"):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                if path.suffix in _UNFINISHED:
+                if path.suffix == CONTENT:
+                    if found.st_mtime < now - ABANDONED and not path.with_suffix(".squashfs").exists():
+                        shutil.rmtree(path, ignore_errors=True)
+                elif path.suffix in _UNFINISHED:
                     if found.st_mtime < now - ABANDONED:
                         _remove_abandoned(path)
                 else:
-                    yield Kept(path, found.st_size, found.st_mtime)
+                    yield Kept(path, found.st_size + _content_size(path), found.st_mtime)
     for path in (cache / "images").glob(BUILDING + "*"):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < now - ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _content_size(path: Path) -> int:
+    try:
+        return int((path.with_suffix(CONTENT) / CONTENT_SIZE).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _remove_abandoned(path: Path) -> None:

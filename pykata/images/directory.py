@@ -18,6 +18,7 @@ from typing import IO
 from attrs import evolve, frozen
 
 from pykata.errors import ImageCorruptError, ImageError, ImageNotFoundError, ImageUnsupportedError, printable
+from pykata.images.apart import without_content, write_apart
 from pykata.images.entry import BadEntryError, Entry, Kind, clean_path
 from pykata.images.layers import Output
 from pykata.images.limits import Limits
@@ -65,12 +66,20 @@ def find_directory(reference: Reference, architecture: str, limits: Limits, poll
     return Image(
         reference=reference.text, digest=f"sha256:{identity.hexdigest()}", config=DEFAULT_CONFIG,
         architecture=architecture, write_tar=partial(_write, root, limits),
+        write_apart=partial(_write_apart, root, limits), directory=root,
     )
 
 
-def _write(root: Path, limits: Limits, dest: IO[bytes]) -> None:
+def _write_apart(root: Path, limits: Limits, dest: IO[bytes], content: Path | None) -> None:
+    if content is None:
+        _write(root, limits, dest, apart=True)
+    else:
+        write_apart(partial(_write, root, limits), dest, content)
+
+
+def _write(root: Path, limits: Limits, dest: IO[bytes], *, apart: bool = False) -> None:
     out = Output(dest)
-    write_entries(root, limits, out, dest.flush)
+    write_entries(root, limits, out, dest.flush, apart=apart)
     out.write(END)
     out.flush()
 
@@ -81,10 +90,11 @@ def _as_it_is(entry: Entry) -> Entry | None:
 
 def write_entries(
     root: Path, limits: Limits, out: Output, poll: Callable[[], None],
-    placed: Callable[[Entry], Entry | None] = _as_it_is,
+    placed: Callable[[Entry], Entry | None] = _as_it_is, *, apart: bool = False,
 ) -> None:
     """Write a directory as entries of a tar. ``placed`` makes of an entry's metadata what is written, None for nothing.
 
+    ``apart`` leaves the content of files out, and says where it is: at the same path below ``root``.
     ``poll`` is called for each file, and may raise to end this.
     """
     first: dict[tuple[int, int], bytes] = {}
@@ -97,6 +107,8 @@ def write_entries(
         target = first.setdefault((s.st_dev, s.st_ino), entry.path) if s.st_nlink > 1 else entry.path
         if target is not entry.path and not stat.S_ISDIR(s.st_mode):
             out.write(header(Entry(entry.path, Kind.HARDLINK, link=target)))
+        elif apart and stat.S_ISREG(s.st_mode) and s.st_size:
+            out.write(header(without_content(evolve(entry, size=s.st_size), b"/" + found.path)))
         elif stat.S_ISREG(s.st_mode) and s.st_size:
             total += _write_file(root, found, entry, out)
             if total > limits.size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import IO
 
@@ -72,7 +73,24 @@ def _find(
 def _explained(reference: Reference, image: Image) -> Image:
     if image.write_tar is None:
         return image
-    return evolve(image, write_tar=partial(_write_tar, reference, image.write_tar))
+    apart = image.write_apart or partial(_apart, image.write_tar)
+    return evolve(
+        image, write_tar=partial(_write_tar, reference, image.write_tar),
+        write_apart=partial(_write_apart, reference, apart),
+    )  # fmt: skip
+
+
+def _apart(write_tar: Callable[[IO[bytes]], None], dest: IO[bytes], content: Path | None) -> None:
+    from pykata.images.apart import write_apart  # few need it
+
+    write_apart(write_tar, dest, content)
+
+
+def _write_apart(
+    reference: Reference, write_apart: Callable[[IO[bytes], Path | None], None], dest: IO[bytes], content: Path | None
+) -> None:
+    with _about(reference):
+        write_apart(dest, content)
 
 
 def _write_tar(reference: Reference, write_tar: Callable[[IO[bytes]], None], dest: IO[bytes]) -> None:

@@ -96,9 +96,10 @@ class Keeper:
         running, vm = self.running, self.running.vm
         main = self._container
         return Welcome(
-            options=running.options, bundle=running.bundle, accel=vm.accel, vmm=vm.pid, spawned_at=vm.spawned_at,
-            ready_at=vm.ready_at, memory_limit=running.memory_limit, entered=running.entered, timings=running.timings,
-            console=vm.console(), main=None if main is None else (main.id, evolve(main.image, write_tar=None)),
+            options=running.options, bundle=running.bundle, run_dir=running.run_dir, accel=vm.accel, vmm=vm.pid,
+            spawned_at=vm.spawned_at, ready_at=vm.ready_at, memory_limit=running.memory_limit, entered=running.entered,
+            timings=running.timings, console=vm.console(),
+            main=None if main is None else (main.id, evolve(main.image, write_tar=None, write_apart=None)),
         )  # fmt: skip
 
     # --- what ends it ---

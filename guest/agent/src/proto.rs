@@ -157,6 +157,10 @@ pub struct Rootfs {
     /// most files on it; 0: the kernel's default
     #[prost(uint64, tag = "3")]
     pub writable_inodes: u64,
+    /// directories below /run/pykata/volumes that have the content of files of which the
+    /// lowers have all but that: data-only layers of overlayfs, with its attributes
+    #[prost(string, repeated, tag = "4")]
+    pub data: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {

@@ -513,6 +513,11 @@ class Rootfs(betterproto2.Message):
     most files on it; 0: the kernel's default
     """
 
+    data: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    directories below /run/pykata/volumes that have the content of files of which the
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "Rootfs", Rootfs)
 

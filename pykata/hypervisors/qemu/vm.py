@@ -219,8 +219,11 @@ async def _lent(spec: VMSpec, identity: host.Identity | None) -> AsyncIterator[t
     """A descriptor of each directory that QEMU itself shares, with which it may do what its owner may."""
     async with AsyncExitStack() as stack:
         shares = [share for share in spec.devices if isinstance(share, NineP)]
-        lent = [host.lent_directory(share.path, identity, readonly=share.readonly) for share in shares]
-        yield tuple([await stack.enter_async_context(each) for each in lent])
+        yield tuple([
+            await stack.enter_async_context(host.lent_directory(share.path, identity, readonly=share.readonly))
+            if share.descriptor is None else share.descriptor
+            for share in shares
+        ])  # fmt: skip
 
 
 @contextmanager

@@ -33,6 +33,8 @@ pub struct Config {
 
 pub struct Rootfs {
     pub lowers: Vec<GuestMount>,
+    /// Where the content of files is that the lowers don't have; paths below [`VOLUMES`], relative to it.
+    pub data: Vec<String>,
     pub writable_bytes: u64,
     pub writable_inodes: u64,
     pub readonly: bool,
@@ -152,6 +154,8 @@ fn rootfs(from: Option<proto::Rootfs>, readonly: bool, propagation: Option<Strin
         lower.options.set |= crate::mounts::RDONLY;
         lowers.push(lower);
     }
+    validate::list("rootfs.data", &from.data, validate::MAX_LOWERS)?;
+    let data = from.data.iter().map(|path| volume_path("rootfs.data", path)).collect::<Result<_, _>>()?;
     let propagation = match propagation.as_deref() {
         None | Some("" | "private" | "rprivate") => 0,
         Some("shared" | "rshared") => libc::MS_SHARED,
@@ -160,7 +164,7 @@ fn rootfs(from: Option<proto::Rootfs>, readonly: bool, propagation: Option<Strin
         Some(other) => return Err(Invalid::new("oci_spec.linux.rootfsPropagation", shown(other))),
     };
     let (writable_bytes, writable_inodes) = (from.writable_bytes, from.writable_inodes);
-    Ok(Rootfs { lowers, writable_bytes, writable_inodes, readonly: readonly || writable_bytes == 0, propagation })
+    Ok(Rootfs { lowers, data, writable_bytes, writable_inodes, readonly: readonly || writable_bytes == 0, propagation })
 }
 
 fn namespaces(from: Option<Vec<oci::Namespace>>, maps: IdMaps) -> Result<Namespaces, Invalid> {
@@ -209,7 +213,9 @@ fn mount(from: oci::Mount) -> Result<ContainerMount, Invalid> {
     validate::list("oci_spec.mounts.options", &from.options, 64)?;
     let options = crate::mounts::Options::parse(&from.options);
     let what = match from.kind.as_str() {
-        kind if kind == "bind" || options.bind.is_some() => MountKind::Bind(volume_path(&from.source)?),
+        kind if kind == "bind" || options.bind.is_some() => {
+            MountKind::Bind(volume_path("oci_spec.mounts.source", &from.source)?)
+        }
         "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup2" => MountKind::Kernel(from.kind),
         "cgroup" => MountKind::Kernel("cgroup2".to_owned()),
         "" | "none" => return Err(Invalid::new(FIELD, format!("{} has no type", shown(&from.destination)))),
@@ -218,12 +224,12 @@ fn mount(from: oci::Mount) -> Result<ContainerMount, Invalid> {
     Ok(ContainerMount { destination: from.destination, options, what })
 }
 
-/// The part of a bind mount's source below [`VOLUMES`].
-fn volume_path(source: &str) -> Result<String, Invalid> {
-    validate::path("oci_spec.mounts.source", source)?;
+/// The part of a path below [`VOLUMES`].
+fn volume_path(field: &'static str, source: &str) -> Result<String, Invalid> {
+    validate::path(field, source)?;
     match source.strip_prefix(VOLUMES).and_then(|rest| rest.strip_prefix('/')) {
         Some(rest) if !rest.is_empty() => Ok(rest.to_owned()),
-        _ => Err(Invalid::new("oci_spec.mounts.source", format!("{} is not below {VOLUMES}", shown(source)))),
+        _ => Err(Invalid::new(field, format!("{} is not below {VOLUMES}", shown(source)))),
     }
 }
 
@@ -257,7 +263,7 @@ mod tests {
             r#type: "squashfs".into(),
             ..Default::default()
         };
-        let rootfs = proto::Rootfs { lowers: vec![lower], writable_bytes: 1 << 20, writable_inodes: 0 };
+        let rootfs = proto::Rootfs { lowers: vec![lower], writable_bytes: 1 << 20, ..Default::default() };
         proto::CreateContainerRequest {
             id: "c1".into(),
             rootfs: Some(rootfs),
@@ -301,6 +307,15 @@ mod tests {
         );
         assert!(problem(r#"{"linux":{"sysctl":{"../x":"1"}}}"#).contains("no name"));
         assert!(problem("{").contains("oci_spec"));
+    }
+
+    #[test]
+    fn content_lies_in_volumes() {
+        let mut request = request("");
+        request.rootfs.as_mut().expect("some").data = vec!["/run/pykata/volumes/rootfs/1".into()];
+        assert_eq!(Config::new(request.clone()).expect("good").rootfs.data, ["rootfs/1"]);
+        request.rootfs.as_mut().expect("some").data = vec!["/etc".into()];
+        assert!(Config::new(request).err().expect("is refused").to_string().starts_with("rootfs.data"));
     }
 
     #[test]

@@ -74,7 +74,11 @@ pub fn clone_flags(own: &Namespaces) -> i32 {
 
 /// Opens everything, while the guest's own tree and rights are at hand.
 fn open(plan: &Plan<'_>, user_namespace: Option<BorrowedFd<'_>>) -> Result<Opened, Failed> {
-    let lowers = rootfs::open_lowers(&plan.lowers, user_namespace)?;
+    let mut lowers = rootfs::open_lowers(&plan.lowers, user_namespace)?;
+    if !plan.config.rootfs.data.is_empty() {
+        let data = plan.config.rootfs.data.iter().map(|path| volume(path, false)).collect::<Result<Vec<_>, _>>()?;
+        lowers = vec![rootfs::with_content(&lowers, &data)?];
+    }
     let source = |(mount, found): (&ContainerMount, &Option<Found>)| {
         let source = match (&mount.what, found) {
             (MountKind::Bind(path), _) => volume(path, mount.options.bind == Some(true))?,

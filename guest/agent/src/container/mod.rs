@@ -100,7 +100,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
     let ready = agent.ready()?;
     let Prepared { config, lowers, mounted, .. } = prepared;
     agent.guest.cgroups.follow_memory()?;
-    rootfs::make_lower_dirs(lowers.len())?;
+    rootfs::make_lower_dirs(lowers.len() + config.rootfs.data.len())?;
     let cgroup = agent.guest.cgroups.cgroup.child(&config.id)?;
     let held = config.namespaces.user.as_ref().map(|_| agent.reaper.hold());
     let started = start_init(agent, &cgroup, init::Plan { config: &config, lowers, mounted, names: &ready.names });

@@ -56,6 +56,21 @@ pub fn open_lowers(lowers: &[Found], user_namespace: Option<BorrowedFd<'_>>) -> 
     lowers.iter().map(open).collect()
 }
 
+/// A detached mount of the layers together with the content of their files, which lies elsewhere.
+///
+/// It is a layer of its own below the container's root, and not a part of that: there a file whose mode is changed would
+/// come into the writable layer without its content, where whoever reads the changes looks for it.
+pub fn with_content(lowers: &[OwnedFd], data: &[OwnedFd]) -> Result<OwnedFd, Failed> {
+    let mut options = Options::parse(&["ro", "nodev", "metacopy=on", "redirect_dir=on"]);
+    let keys = lowers.iter().map(|_| "lowerdir+").chain(data.iter().map(|_| "datadir+"));
+    for (index, (mount, key)) in lowers.iter().chain(data).zip(keys).enumerate() {
+        let dir = lower_dir(index);
+        mounts::attach_at(mount.as_fd(), &dir)?;
+        options.data.push((key.to_owned(), Some(dir)));
+    }
+    mounts::filesystem("overlay", "content", &options)
+}
+
 /// Mounts the root at its place in the guest's tree. Gives detached mounts of those of `files` that still have to be put
 /// into it.
 pub fn mount(
