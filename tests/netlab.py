@@ -33,7 +33,7 @@ from pykata.spec import NetworkEvent
 MAC, GATEWAY_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 GUEST, GATEWAY, GUEST6, GATEWAY6 = "10.81.7.2", "10.81.7.1", "fd81:7::2", "fd81:7::1"
 # Addresses that the internet could have: in these namespaces they are on the loopback interface of the world.
-GOOD, OTHER, THIRD, GOOD6 = "20.0.0.1", "20.0.0.2", "20.0.0.3", "2a00:1450::1"
+GOOD, OTHER, THIRD, FOURTH, GOOD6 = "20.0.0.1", "20.0.0.2", "20.0.0.3", "20.0.0.4", "2a00:1450::1"
 ETH_P_ALL = 3
 METADATA = "169.254.169.254"
 TCP_PORTS = (22, 53, 80, 443, 8080, 8443, 9000)
@@ -172,7 +172,7 @@ class Lab:
         return found
 
 
-HOSTS = {"hosted.example": OTHER}
+HOSTS = {"hosted.example": FOURTH}
 RECORDS = {
     ("good.example", "A"): [GOOD], ("good.example", "AAAA"): [GOOD6], ("good.example", "TXT"): ['"hello"'],
     ("second.example", "A"): [GOOD], ("other.example", "A"): [OTHER], ("evil.example", "A"): [OTHER],
@@ -215,9 +215,6 @@ async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mt
             for each in (tap, uplink):
                 await kernel.change(each.index, master=switch.index)
             await kernel.up(switch.index)
-        else:
-            await kernel.add_ingress(uplink.index)
-            await kernel.redirect(uplink.index, tap.index, priority=1)
         for each in (tap, uplink):
             await kernel.up(each.index, mtu=mtu)
     async with netlink(guest) as kernel:
@@ -227,7 +224,7 @@ async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mt
     async with netlink(world) as kernel:
         await _end(kernel, "world", GATEWAY_MAC, (f"{GATEWAY}/24", f"{GATEWAY6}/64"), mtu)
         lo = (await kernel.link("lo")).index
-        for address in (GOOD, OTHER, THIRD, METADATA):
+        for address in (GOOD, OTHER, THIRD, FOURTH, METADATA):
             await kernel.add_address(lo, f"{address}/32")
         await kernel.add_address(lo, f"{GOOD6}/128")
     return Tap(name, tap.index, -1, sandbox)
@@ -253,10 +250,11 @@ async def _servers(world: World) -> AsyncIterator[None]:
             server = await loop.create_server(lambda: _Taker(world, connections), sock=listener)
             stack.callback(server.close)
         for port in UDP_PORTS:
-            datagrams = socket_in(world.netns, socket.AF_INET6, socket.SOCK_DGRAM)
-            datagrams.bind(("::", port))
-            transport, _ = await loop.create_datagram_endpoint(lambda: _Echo(world), sock=datagrams)
-            stack.callback(transport.close)
+            for address in (GOOD, OTHER, THIRD):
+                datagrams = socket_in(world.netns, socket.AF_INET, socket.SOCK_DGRAM)
+                datagrams.bind((address, port))
+                transport, _ = await loop.create_datagram_endpoint(lambda: _Echo(world), sock=datagrams)
+                stack.callback(transport.close)
         try:
             yield
         finally:

@@ -64,6 +64,7 @@ def _table(place: Place) -> Iterator[str]:
     for one in (V4, V6):
         yield from _sets(one)
     yield f"chain onward {{ {'fwd to ' + quoted(place.uplink) if place.uplink else 'accept'}; }}"
+    yield f"chain inward {{ {'fwd to ' + quoted(place.tap) if place.uplink else 'accept'}; }}"
     yield f"chain ask {{ {ASKED} counter fwd to {quoted(place.inspection)}; counter drop; }}"
     yield f"chain odd {{ {ODD} counter fwd to {quoted(place.inspection)}; counter drop; }}"
     yield from _data_only()
@@ -72,9 +73,14 @@ def _table(place: Place) -> Iterator[str]:
     yield f'chain from_guest {{ type filter hook ingress device {quoted(place.tap)} priority 0; policy drop;'
     yield from _from_guest(place)
     yield "}"
-    yield f'chain to_guest {{ type filter hook egress device {quoted(place.tap)} priority 0; policy accept;'
+    if place.uplink:
+        # Not the egress hook of the tap: what tc redirects doesn't pass it.
+        yield f'chain to_guest {{ type filter hook ingress device {quoted(place.uplink)} priority 0; policy drop;'
+    else:
+        yield f'chain to_guest {{ type filter hook egress device {quoted(place.tap)} priority 0; policy accept;'
+        yield f"meta mark {MARK:#x} accept;"
     yield from _to_guest(place)
-    yield "}"
+    yield "goto inward; }"
 
 
 def _sets(one: tuple[str, ...]) -> Iterator[str]:
@@ -159,7 +165,6 @@ def _neighbours(place: Place, addresses: list[str]) -> Iterator[str]:
 
 def _to_guest(place: Place) -> Iterator[str]:
     """Remember what others want of the guest: it may answer. Copy what says how far a connection is."""
-    yield f"meta mark {MARK:#x} accept;"
     yield from _packets_over(place.rate)
     if not place.restricts:
         return
@@ -169,11 +174,11 @@ def _to_guest(place: Place) -> Iterator[str]:
         yield f"ether type {kind} meta l4proto tcp {key} @read{number} {COPIED} dup to {quoted(place.copies)};"
         yield (
             f"ether type {kind} tcp flags & (syn | ack) == syn "
-            f"update @replies{number} {{ {key} timeout {REPLY_IDLE} }} accept;"
+            f"update @replies{number} {{ {key} timeout {REPLY_IDLE} }} goto inward;"
         )
-        yield f"ether type {kind} meta l4proto udp {key} @flows{number} accept;"
-        yield f"ether type {kind} meta l4proto udp update @replies{number} {{ {key} timeout {UDP_IDLE} }} accept;"
-        yield f"{request} update @echoes{number} {{ {ip} daddr . {ip} saddr timeout {ECHO_IDLE} }} accept;"
+        yield f"ether type {kind} meta l4proto udp {key} @flows{number} goto inward;"
+        yield f"ether type {kind} meta l4proto udp update @replies{number} {{ {key} timeout {UDP_IDLE} }} goto inward;"
+        yield f"{request} update @echoes{number} {{ {ip} daddr . {ip} saddr timeout {ECHO_IDLE} }} goto inward;"
 
 
 def _packets_over(rate: Rate | None) -> Iterator[str]:

@@ -21,10 +21,9 @@ from pykata.spec import Attachment, NetworkEvent
 
 @frozen
 class Tapped:
-    """A tap, and who is behind it. ``uplink`` is the interface of the tap's namespace that all frames go on to; if it
-    is empty they go where they would go anyway: the tap is a port of a bridge, or its packets are routed.
-
-    Where there is an ``uplink``, nothing else may redirect what comes from the tap: tc does so before nftables sees it.
+    """A tap, and who is behind it. ``uplink`` is an interface of the tap's namespace: what comes in at one of the two
+    goes out of the other, as far as the policy lets it, and nothing else may redirect either, for tc would do so before
+    nftables sees it. Without, frames go where they would go anyway: the tap is a port of a bridge, or they are routed.
     """
 
     tap: Tap
