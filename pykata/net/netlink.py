@@ -209,6 +209,12 @@ class Netlink:
             await self._route.tc("add-filter", "u32", index, parent=FILTERS_OF_INGRESS, prio=priority,
                                  protocol=ETH_P_ALL, target=0x10000, keys=["0x0/0x0+0"], action=action)
 
+    async def reserve(self, index: int, *, priority: int) -> None:
+        """A filter that does nothing, and is there to be seen. The interface must have a discipline for ingress."""
+        with _explained(f"add a filter to interface {index}"):
+            await self._route.tc("add-filter", "u32", index, parent=FILTERS_OF_INGRESS, prio=priority,
+                                 protocol=ETH_P_ALL, target=0x10000, keys=["0x0/0x0+0"])
+
     async def redirect_out_of(self, index: int, into: int) -> None:
         """All that is sent out of one interface comes in at the other one."""
         action = {"kind": "mirred", "direction": "ingress", "action": "redirect", "ifindex": into}

@@ -106,16 +106,19 @@ async def _check_free(kernel: Netlink, endpoint: Endpoint) -> None:
 async def _between(
     kernel: Netlink, endpoint: Endpoint, made: Tap, run_dir: Path, *, guarded: bool
 ) -> AsyncIterator[None]:
-    """What comes in at one goes out of the other; with a policy, what the guest sends is the guard's."""
+    """What comes in at one goes out of the other. With a policy that is the guard's: it only says whose this is."""
     link, netns = endpoint.link, made.netns
     had_ingress = bool({"ingress", "clsact"} & set(await kernel.qdiscs(link.index)))
     async with recorded(
         run_dir, "redirection", netns=netns.path, identity=netns.identity, index=link.index, keep=had_ingress
     ):
-        both = ((link.index, made.index), (made.index, link.index))
-        for here, there in both[:1] if guarded else both:
-            await kernel.add_ingress(here)
-            await kernel.redirect(here, there, priority=PRIORITY)
+        await kernel.add_ingress(link.index)
+        if guarded:
+            await kernel.reserve(link.index, priority=PRIORITY)
+        else:
+            await kernel.add_ingress(made.index)
+            await kernel.redirect(link.index, made.index, priority=PRIORITY)
+            await kernel.redirect(made.index, link.index, priority=PRIORITY)
         yield
 
 

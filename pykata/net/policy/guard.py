@@ -30,7 +30,7 @@ from pykata.net.tap import Tap
 log = logging.getLogger(__name__)
 
 BATCH = 64              # frames in a turn of the event loop
-MOST_FRAME = 1 << 16
+MOST_FRAME = 1 << 17
 MOST_QUESTIONS = 64     # of DNS at a time; a resolver asks again
 GRANTED = {True: 300, False: 60}    # seconds until the kernel forgets a flow that isn't used: TCP, others
 
