@@ -24,26 +24,33 @@ pub async fn run(agent: &Arc<Agent>, start: &Start, process: Process, answers: &
     let kind = if start.log > 0 { Kind::Log } else { Kind::Null };
     let mut begun = run::begin(agent, &container, process, |_| kind)?;
     let pid = tokio::select! {
-        pid = begun.started() => pid,
+        pid = begun.started(agent, &container) => pid,
         () = answers.closed() => Err(Status::cancelled("start: the host has gone")),
     };
     let started = match pid {
         Ok(pid) => run::answer(answers, Response::Started(Started { pid })).await.map_err(|_| Status::cancelled("")),
         Err(status) => Err(status),
     };
-    let Streams { stdout, .. } = begun.spawned.streams()?;
+    let Streams { stdout, .. } = begun.streams(&container)?;
     let known = Arc::new(Detached::new(start.log));
     match started {
         Ok(()) => container.processes.detach(&begun.plan.id, known.clone()),
-        Err(_) => drop(begun.spawned.cgroup.kill()),
+        Err(_) => drop(begun.spawned.berth.kill()),
     }
-    tokio::spawn(attend(container, begun, known, stdout, started.is_ok()));
+    tokio::spawn(attend(agent.clone(), container, begun, known, stdout, started.is_ok()));
     started
 }
 
 /// Takes what it writes and waits for its end.
-async fn attend(container: Arc<Container>, mut begun: Begun, known: Arc<Detached>, output: Option<Output>, keep: bool) {
-    let used = Used(Some((container.clone(), begun.spawned.cgroup.clone())));
+async fn attend(
+    agent: Arc<Agent>,
+    container: Arc<Container>,
+    mut begun: Begun,
+    known: Arc<Detached>,
+    output: Option<Output>,
+    keep: bool,
+) {
+    let used = Used::by(&container, &begun);
     let writing = async {
         match &output {
             Some(output) => output.follow(|data| known.wrote(&data)).await,
@@ -66,7 +73,8 @@ async fn attend(container: Arc<Container>, mut begun: Begun, known: Arc<Detached
         known.ended(begun.exited(&container, exit));
         container.processes.retire(&begun.plan.id);
     }
-    drop((used, container));
+    used.give_back(&agent);
+    drop(container);
     if output.is_some() && !closed {
         writing.await; // of those that it has left behind
     }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::WaitOptions;
 use tokio::io::Interest;
@@ -41,7 +41,7 @@ impl Exit {
 pub struct Reaper {
     waiters: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
     /// Exits that nobody waited for, while somebody may yet come for one.
-    unclaimed: Mutex<Unclaimed>,
+    unclaimed: Arc<Mutex<Unclaimed>>,
 }
 
 #[derive(Default)]
@@ -51,7 +51,7 @@ struct Unclaimed {
 }
 
 /// Keeps unclaimed exits: of a child whose PID is not known yet.
-pub struct Hold<'a>(&'a Reaper);
+pub struct Hold(Arc<Mutex<Unclaimed>>);
 
 impl Reaper {
     /// Must be called before the event loop runs after the clone that gave `pid`.
@@ -65,9 +65,9 @@ impl Reaper {
     }
 
     /// From before the clone of a child that somebody else clones, until its PID is known and watched.
-    pub fn hold(&self) -> Hold<'_> {
+    pub fn hold(&self) -> Hold {
         lock(&self.unclaimed).holders += 1;
-        Hold(self)
+        Hold(self.unclaimed.clone())
     }
 
     /// True until the process has been waited for. While this is true its pid can't belong to another process.
@@ -113,9 +113,9 @@ impl Reaper {
     }
 }
 
-impl Drop for Hold<'_> {
+impl Drop for Hold {
     fn drop(&mut self) {
-        let mut unclaimed = lock(&self.0.unclaimed);
+        let mut unclaimed = lock(&self.0);
         unclaimed.holders -= 1;
         if unclaimed.holders == 0 {
             unclaimed.exits.clear();

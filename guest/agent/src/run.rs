@@ -15,12 +15,14 @@ use crate::cgroup::Cgroup;
 use crate::container::{self, Container};
 use crate::errno::Failed;
 use crate::output::{Side, Sides};
+use crate::process::berth::Berth;
 use crate::process::registry::Company;
+use crate::process::stem::Kind as StemKind;
 use crate::process::{self, Kind, Plan, Running, Spawned, Streams};
 use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
 use crate::reaper::Exit;
-use crate::stdio::{Input, Report};
+use crate::stdio::Input;
 use crate::validate::{self, Invalid};
 use crate::{detach, input};
 
@@ -48,17 +50,23 @@ pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest
     // The host need not wait for what nobody sees: let the end of the call go out first.
     drop(answers);
     tokio::task::yield_now().await;
-    drop(used);
+    used.give_back(&agent);
 }
 
-/// The cgroup of a process that has ended, on its way back.
+/// What a process that has ended leaves for the next one.
 #[derive(Default)]
-pub struct Used(pub Option<(Arc<Container>, Arc<Cgroup>)>);
+pub struct Used(pub Option<(Arc<Container>, Arc<Berth>, Option<StemKind>)>);
 
-impl Drop for Used {
-    fn drop(&mut self) {
-        if let Some((container, cgroup)) = self.0.take() {
-            container.return_cgroup(cgroup);
+impl Used {
+    pub fn by(container: &Arc<Container>, begun: &Begun) -> Self {
+        Self(Some((container.clone(), begun.spawned.berth.clone(), StemKind::of(&begun.plan))))
+    }
+
+    pub fn give_back(self, agent: &Agent) {
+        let Some((container, berth, kind)) = self.0 else { return };
+        container.return_berth(berth);
+        if let Some(kind) = kind {
+            container.plant(agent, kind);
         }
     }
 }
@@ -132,7 +140,7 @@ pub fn begin(
         None => process::spawn(agent, container, &plan, kind, None)?,
     };
     let kept = Arc::new(AtomicBool::new(false));
-    let running = Running { pid: spawned.pid, cgroup: spawned.cgroup.clone(), terminal: None, kept: kept.clone() };
+    let running = Running { pid: spawned.pid, berth: spawned.berth.clone(), terminal: None, kept: kept.clone() };
     let company = container.processes.start(&plan.id, running);
     Ok(Begun { plan, spawned, company, oom_kills, kept })
 }
@@ -152,13 +160,15 @@ impl Begun {
     }
 
     /// Waits until the command runs; its PID there.
-    pub async fn started(&self) -> Result<i32, Status> {
-        let reported = self.spawned.report.read().await?.report;
-        let pid = self.spawned.started.get();
-        if reported != Report::Silent || pid == 0 {
-            return Err(reported.status());
-        }
-        Ok(pid)
+    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>) -> Result<i32, Status> {
+        self.spawned.started(agent, container, &self.plan).await
+    }
+
+    /// Its streams, once it runs, when others may know that.
+    pub fn streams(&mut self, container: &Container) -> Result<Streams, Failed> {
+        let streams = self.spawned.streams()?;
+        container.processes.runs(&self.plan.id, self.spawned.pid, streams.terminal.clone());
+        Ok(streams)
     }
 
     /// What the host is told of its end.
@@ -204,17 +214,17 @@ impl Call<'_> {
             None => Kind::Pipes { stdin: !self.start.stdin_closed },
         };
         let mut begun = begin(self.agent, self.container, process, kind)?;
-        let cgroup = begun.spawned.cgroup.clone();
-        used.0 = Some((self.container.clone(), cgroup.clone()));
-        let whole = if own { &self.container.cgroup } else { &*cgroup };
+        let berth = begun.spawned.berth.clone();
+        *used = Used::by(self.container, &begun);
+        let whole = if own { &self.container.cgroup } else { &**berth };
         let result = self.follow(&mut begun, requests, own.then_some(whole)).await;
         self.container.processes.end(&begun.plan.id);
         if !matches!(result, Ok(Ended::Exit(_))) {
             // Its terminal is closed by now.
-            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, begun.spawned.gone()).await.is_ok();
+            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, begun.spawned.gone(self.agent)).await.is_ok();
             let _ = whole.kill();
             if !gone {
-                begun.spawned.gone().await;
+                begun.spawned.gone(self.agent).await;
             }
         }
         match result {
@@ -238,7 +248,7 @@ impl Call<'_> {
     ) -> Result<Ended, Status> {
         let answers = self.answers;
         let pid = tokio::select! {
-            pid = begun.started() => pid?,
+            pid = begun.started(self.agent, self.container) => pid?,
             () = answers.closed() => return Ok(Ended::Cancelled),
         };
         let (mut stdin, sides) = self.connect(begun)?;
@@ -308,8 +318,7 @@ impl Call<'_> {
 
     /// The streams of a process that runs.
     fn connect(&self, begun: &mut Begun) -> Result<(Option<Input>, Sides), Failed> {
-        let Streams { stdin, stdout, stderr, terminal } = begun.spawned.streams()?;
-        self.container.processes.set_terminal(&begun.plan.id, terminal);
+        let Streams { stdin, stdout, stderr, .. } = begun.streams(self.container)?;
         let stdout = stdout.ok_or_else(|| Failed::new("open", "stdout", rustix::io::Errno::BADF))?;
         let window = self.start.window;
         let sides =

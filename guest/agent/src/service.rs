@@ -123,18 +123,22 @@ impl agent_server::Agent for Rpc {
         let request = request.into_inner();
         let container = self.agent.container(&request.container_id)?;
         let process = container.processes.get(&request.process_id);
-        let process = process.filter(|process| self.agent.reaper.is_unreaped(process.pid)).ok_or_else(|| {
-            Status::not_found(format!("process {}: not running", validate::shown(&request.process_id)))
-        })?;
+        let shown = || validate::shown(&request.process_id);
+        let process = process
+            .filter(|process| process.pid == 0 || self.agent.reaper.is_unreaped(process.pid))
+            .ok_or_else(|| Status::not_found(format!("process {}: not running", shown())))?;
         if !(1..=64).contains(&request.signal) {
             return Err(Invalid::new("signal", format!("{} is no signal", request.signal)).into());
         }
         let sent = match request.scope() {
             // Until it leads a group of its own there is only the process.
+            Scope::Group | Scope::Process if process.pid == 0 => {
+                return Err(Status::failed_precondition(format!("process {}: not started yet", shown())));
+            }
             Scope::Group => sys::kill(-process.pid, request.signal).or_else(|_| sys::kill(process.pid, request.signal)),
             Scope::Process => sys::kill(process.pid, request.signal),
             Scope::Tree if request.signal == libc::SIGKILL => {
-                process.cgroup.kill()?;
+                process.berth.kill()?;
                 Ok(())
             }
             Scope::Tree => return Err(Invalid::new("scope", "TREE is for SIGKILL only").into()),

@@ -25,7 +25,8 @@ fn container(container: &Container) -> ContainerStats {
         memory_current: cgroup.number("memory.current").unwrap_or(0),
         memory_peak: cgroup.number("memory.peak").unwrap_or(0),
         cpu_usec: cgroup.value("cpu.stat", "usage_usec").unwrap_or(0),
-        pids: cgroup.number("pids.current").unwrap_or(0) as u32,
+        // What only makes its processes isn't one of them.
+        pids: cgroup.number("pids.current").unwrap_or(0).saturating_sub(container.count_stems() as u64) as u32,
         oom_kills: container.oom_kills(),
     }
 }

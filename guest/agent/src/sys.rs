@@ -43,6 +43,39 @@ pub unsafe fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<C
     }
 }
 
+/// Memory for the calls of a child that shares its parent's.
+pub struct Stack(Vec<u128>);
+
+impl Stack {
+    pub fn new(size: usize) -> Self {
+        Self(Vec::with_capacity(size / size_of::<u128>()))
+    }
+
+    /// `vfork` for a child that runs `life`: it uses this process's memory, and this process waits until it has executed
+    /// something or has ended. `flags` are further `CLONE_*`. Gives its PID, as this process sees it.
+    ///
+    /// # Safety
+    /// The process must have one thread. `life` must not return, and neither give back nor move memory of its parent's.
+    pub unsafe fn vfork<T>(
+        &mut self,
+        flags: i32,
+        life: extern "C" fn(&mut T) -> !,
+        with: &mut T,
+    ) -> Result<i32, Errno> {
+        // SAFETY: the two types differ in how they say that a pointer is good and that nothing comes back.
+        let life = unsafe {
+            std::mem::transmute::<extern "C" fn(&mut T) -> !, extern "C" fn(*mut libc::c_void) -> libc::c_int>(life)
+        };
+        let top = self.0.spare_capacity_mut().as_mut_ptr_range().end;
+        let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the stack is the child's alone, as this process stands still while the child uses it.
+        match unsafe { libc::clone(life, top.cast(), flags, (&raw mut *with).cast()) } {
+            -1 => Err(errno::last()),
+            pid => Ok(pid),
+        }
+    }
+}
+
 /// Has the event loop watch a descriptor, which it then owns.
 pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Errno> {
     // SAFETY: an OwnedFd is one open descriptor, always the same, until it is dropped.

@@ -29,6 +29,8 @@ pub struct Config {
     pub device_filter: Option<DeviceFilter>,
     pub seccomp: Option<Filter>,
     pub process: Defaults,
+    /// It came without a specification.
+    pub usual: bool,
 }
 
 pub struct Rootfs {
@@ -134,6 +136,7 @@ impl Config {
             resources: linux.resources,
             seccomp: seccomp::filter(choice, process.caps.bounding)?,
             process,
+            usual,
         })
     }
 }

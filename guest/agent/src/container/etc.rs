@@ -53,7 +53,8 @@ fn has_attributes(path: &Path) -> bool {
     !matches!(rustix::fs::llistxattr(path, &mut [0u8; 0][..]), Ok(0) | Err(Errno::NOTSUP))
 }
 
-fn imitate(dir: &str, like: &Stat) -> Result<(), Failed> {
+/// Gives a directory that was made with mode 755, by root, the owner and the mode of another.
+pub fn imitate(dir: &str, like: &Stat) -> Result<(), Failed> {
     if like.st_uid != 0 || like.st_gid != 0 {
         let owner = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
         rustix::fs::chownat(CWD, dir, Some(owner.0), Some(owner.1), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)

@@ -28,8 +28,10 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup};
 use crate::errno::{Failed, Step};
 use crate::log;
+use crate::process::berth::Berth;
 use crate::process::defaults::Defaults;
 use crate::process::registry::Registry;
+use crate::process::stem::{Kind, Stem};
 use crate::process::waiting::Waiting;
 use crate::proto;
 use crate::reaper::Exit;
@@ -41,6 +43,9 @@ use filesystems::Found;
 
 pub use config::VOLUMES;
 pub use rootfs::DIRS;
+
+/// So many of a container's processes that run on may keep the stems they were made by.
+const MOST_STEMS: usize = 8;
 
 pub struct Container {
     pub id: String,
@@ -57,9 +62,14 @@ pub struct Container {
     gone: watch::Receiver<Option<Exit>>,
     pub processes: Registry,
     /// Cgroups of ended processes that have left descendants behind.
-    leftovers: Mutex<Vec<Arc<Cgroup>>>,
-    /// An empty cgroup for the next process: to make one takes a while.
-    spare: Mutex<Option<Arc<Cgroup>>>,
+    leftovers: Mutex<Vec<Arc<Berth>>>,
+    /// A free one for the next process: to make one takes a while.
+    spare: Mutex<Option<Arc<Berth>>>,
+    /// What the last process was like that a stem could have made.
+    last: Mutex<Option<Kind>>,
+    /// One more of it than there are stems. None where there shall be none: what goes for the usual container (whose
+    /// filter lets a stem do its work, whose capabilities don't let others disturb it) may not go here.
+    pub stems: Option<Arc<()>>,
     serial: AtomicU64,
     /// A process that waits for the first command.
     waiting: Mutex<Option<Waiting>>,
@@ -139,7 +149,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
         Ok(report) => Err(report.status()),
         Err(failed) => Err(failed.into()),
     };
-    let Config { id, namespaces, process, seccomp, hostname, .. } = config;
+    let Config { id, namespaces, process, seccomp, hostname, usual, .. } = config;
     match result {
         Ok((pidfd, memory_events)) => Ok(Arc::new(Container {
             id,
@@ -155,6 +165,8 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             processes: Registry::default(),
             leftovers: Mutex::default(),
             spare: Mutex::default(),
+            last: Mutex::default(),
+            stems: usual.then(Arc::default),
             serial: AtomicU64::new(0),
             waiting: Mutex::default(),
         })),
@@ -191,6 +203,7 @@ pub async fn remove(agent: &Agent, id: &str) -> Result<(), Status> {
     let _ = container.cgroup.kill();
     let _ = sys::kill(container.init_if_alive(), libc::SIGKILL);
     wait_gone(container.gone.clone()).await;
+    container.uproot().await;
     agent.ready()?.disks.sync();
     if !agent.is_current(&container) {
         return Ok(()); // another call was faster
@@ -237,25 +250,53 @@ impl Container {
         if self.is_alive() { self.init } else { i32::MAX }
     }
 
-    /// A cgroup for one more process.
-    pub fn next_cgroup(&self) -> Result<Arc<Cgroup>, Failed> {
+    /// For one more process.
+    pub fn next_berth(&self) -> Result<Arc<Berth>, Failed> {
         if let Some(spare) = lock(&self.spare).take() {
             return Ok(spare);
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        self.cgroup.child(&format!("p{serial}")).map(Arc::new)
+        self.cgroup.child(&format!("p{serial}")).map(|cgroup| Arc::new(Berth::new(cgroup)))
     }
 
-    /// Takes the cgroup of an ended process back: for the next one, or to be removed when its last descendant is gone.
-    pub fn return_cgroup(&self, cgroup: Arc<Cgroup>) {
+    /// Takes that of an ended process back: for the next one, or to be removed when its last descendant is gone.
+    pub fn return_berth(&self, berth: Arc<Berth>) {
         let mut spare = lock(&self.spare);
-        if spare.is_none() && cgroup.is_empty() {
-            *spare = Some(cgroup);
+        if spare.is_none() && berth.is_free() {
+            *spare = Some(berth);
             return;
         }
+        berth.take_stem();
         let mut leftovers = lock(&self.leftovers);
-        leftovers.push(cgroup);
-        leftovers.retain(|cgroup| !self.cgroup.remove_child(cgroup.name()).unwrap_or(true));
+        leftovers.push(berth);
+        leftovers.retain(|berth| !self.cgroup.remove_child(berth.name()).unwrap_or(true));
+    }
+
+    /// After a process has ended: makes a stem for the next one, if this one was like the one before it.
+    pub fn plant(self: &Arc<Self>, agent: &Agent, kind: Kind) {
+        let again = lock(&self.last).replace(kind.clone()).is_some_and(|last| last == kind);
+        let few = self.stems.is_some() && self.count_stems() < MOST_STEMS;
+        let Some(spare) = lock(&self.spare).clone().filter(|_| again && few && self.is_alive()) else { return };
+        if spare.stem().is_some_and(|stem| stem.is_of(&kind)) {
+            return;
+        }
+        drop(spare.take_stem());
+        match Stem::new(agent, self, &spare, kind) {
+            Ok(stem) => spare.set_stem(stem),
+            Err(failed) => log!("container {}: {failed}", self.id),
+        }
+    }
+
+    pub fn count_stems(&self) -> usize {
+        self.stems.as_ref().map_or(0, |stems| Arc::strong_count(stems) - 1)
+    }
+
+    /// Waits for the end of the stem that had nothing to do. Its mounts are the container's.
+    async fn uproot(&self) {
+        let spare = lock(&self.spare).take();
+        if let Some(stem) = spare.and_then(|spare| spare.take_stem()).and_then(Arc::into_inner) {
+            stem.gone().await;
+        }
     }
 
     pub fn hostname(&self) -> Option<String> {

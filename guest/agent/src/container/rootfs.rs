@@ -132,14 +132,7 @@ fn make_upper(rootfs: &Rootfs) -> Result<(), Failed> {
     // The root directory's owner and mode are those of the upper layer's.
     let (lower, upper) = (lower_dir(0), format!("{UPPER}/upper"));
     let stat = rustix::fs::stat(&lower).step("stat", &lower)?;
-    if stat.st_uid != 0 || stat.st_gid != 0 {
-        let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-        rustix::fs::chown(&upper, Some(owner.0), Some(owner.1)).step("chown", "upper")?;
-    }
-    if stat.st_mode & 0o7777 != 0o755 {
-        rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777)).step("chmod", "upper")?;
-    }
-    Ok(())
+    etc::imitate(&upper, &stat)
 }
 
 /// Of a container that may not write: read-only files beside its root.

@@ -1,15 +1,16 @@
 //! The child between clone and exec. It joins the container's namespaces and becomes who it shall be; nothing in it
 //! runs on once that failed.
 
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
 use super::caps::CapSets;
+use super::orders::{self, Orders};
 use super::slots::Slot;
 use super::streams::Theirs;
 use super::user::{self, Identity};
-use super::waiting::Orders;
 use super::{Plan, lookup, rlimits};
 use crate::container::Container;
 use crate::container::inside::{self, Kind};
@@ -21,7 +22,7 @@ use crate::stdio::{Report, Reporter};
 use crate::sys;
 use crate::validate::Invalid;
 
-enum Refused {
+pub enum Refused {
     Failed(Failed),
     Invalid(Invalid),
 }
@@ -49,11 +50,11 @@ pub fn run(
     orders: Option<&OwnedFd>,
 ) -> ! {
     let refused = match plan.tool {
-        Tool::None => match prepare(container, plan, stdio) {
+        Tool::None => match prepare(container, plan, Some(stdio)) {
             Ok(home) => execute(plan, home, orders.map(|orders| wait_for(orders, reporter)), started),
             Err(refused) => refused,
         },
-        Tool::Files => match prepare(container, plan, stdio).and_then(|_| as_after_exec(container)) {
+        Tool::Files => match prepare(container, plan, Some(stdio)).and_then(|_| as_after_exec(container)) {
             Ok(()) => become_tool(started, None),
             Err(refused) => refused,
         },
@@ -69,19 +70,22 @@ pub fn run(
     sys::exit_now(1)
 }
 
-fn execute(plan: &Plan, home: Option<std::ffi::CString>, told: Option<Orders>, started: &Slot) -> ! {
-    let (args, env, path) = match &told {
-        Some(told) => (&told.args, &told.env, &told.path),
-        None => (&plan.args, &plan.env, &plan.path),
+fn execute(plan: &Plan, home: Option<CString>, told: Option<Orders<'_>>, started: &Slot) -> ! {
+    let (args, mut env, path) = match told {
+        Some(told) => (told.args, told.env, told.path),
+        None => (strings(&plan.args), strings(&plan.env), plan.path.as_str()),
     };
-    let mut env = env.clone();
     if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
-        env.extend(home);
+        env.extend(home.as_deref());
     }
     started.set(rustix::process::getpid().as_raw_nonzero().get());
-    let failed = lookup::execute(args, &env, path);
+    let failed = lookup::Command::new(&args, &env, path).execute();
     let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
     sys::exit_now(failed.code);
+}
+
+fn strings(list: &[CString]) -> Vec<&CStr> {
+    list.iter().map(CString::as_c_str).collect()
 }
 
 /// What exec leaves a user who isn't root.
@@ -125,7 +129,7 @@ fn prepare_changes(container: &Container, stdio: &Theirs) -> Result<Layers, Refu
 
 /// Waits to be told what to execute. It may be long: descriptors of the agent's, such as the other ends of pipes of others,
 /// must not stay open for that.
-fn wait_for(orders: &OwnedFd, reporter: &Reporter) -> Orders {
+fn wait_for(orders: &OwnedFd, reporter: &Reporter) -> Orders<'static> {
     let kept = [orders.as_raw_fd(), reporter.fd().as_raw_fd()];
     let mut first = 3;
     for fd in [kept[0].min(kept[1]), kept[0].max(kept[1])] {
@@ -133,7 +137,7 @@ fn wait_for(orders: &OwnedFd, reporter: &Reporter) -> Orders {
         first = fd + 1;
     }
     close_range(first, i32::MAX);
-    Orders::wait(orders.as_fd()).unwrap_or_else(|| sys::exit_now(1))
+    orders::wait(orders.as_fd()).unwrap_or_else(|| sys::exit_now(1))
 }
 
 fn close_range(first: i32, last: i32) {
@@ -143,7 +147,8 @@ fn close_range(first: i32, last: i32) {
     }
 }
 
-fn prepare(container: &Container, plan: &Plan, stdio: &Theirs) -> Result<Option<std::ffi::CString>, Refused> {
+/// All between clone and exec but the PID namespace; without streams those of now are kept. Gives the HOME to be added.
+pub fn prepare(container: &Container, plan: &Plan, stdio: Option<&Theirs>) -> Result<Option<CString>, Refused> {
     let defaults = &container.defaults;
     sys::reset_signals();
     rustix::process::setsid().step("setsid", "process")?;
@@ -154,9 +159,9 @@ fn prepare(container: &Container, plan: &Plan, stdio: &Theirs) -> Result<Option<
     join(container)?;
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .step("open", "container root")?;
-    stdio.take(root.as_fd())?;
+    stdio.map_or(Ok(()), |stdio| stdio.take(root.as_fd()))?;
     let identity = plan.user.resolve(root.as_fd(), &defaults.user)?;
-    stdio.give_to(identity.uid)?;
+    stdio.map_or(Ok(()), |stdio| stdio.give_to(identity.uid))?;
     enter_cwd(root.as_fd(), &plan.cwd)?;
     if !in_user_namespace {
         rlimits::apply(&plan.rlimits)?; // a low one may be in the way of the steps above

@@ -1,7 +1,7 @@
 //! Finding and executing the command, and saying in one line why that failed.
 
 use std::convert::Infallible;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, c_char};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType};
 use rustix::io::Errno;
@@ -15,35 +15,64 @@ pub struct NotExecuted {
     pub line: String,
 }
 
-/// Executes `args`, looked up in `path` unless the name has a slash. Returns only on failure.
-pub fn execute(args: &[CString], env: &[CString], path: &str) -> NotExecuted {
-    let name = args[0].as_c_str();
-    let (argv, envp) = (pointers(args), pointers(env));
-    let bytes = name.to_bytes();
-    if bytes.is_empty() {
-        return not_executed(name, 127, "command not found");
-    }
-    if bytes.contains(&b'/') {
-        let Err(errno) = exec(name, &argv, &envp);
-        return explain(name, name, errno);
-    }
-    let mut denied = None;
-    for dir in path.split(':') {
-        let dir = if dir.is_empty() { "." } else { dir };
-        let Ok(candidate) = CString::new([dir.as_bytes(), b"/", bytes].concat()) else { continue };
-        let Err(errno) = exec(&candidate, &argv, &envp);
-        match errno {
-            Errno::NOENT if exists(&candidate) => return explain(name, &candidate, errno),
-            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
-            Errno::ACCESS => denied = denied.or_else(|| Some(explain(name, &candidate, errno))),
-            _ => return explain(name, &candidate, errno),
-        }
-    }
-    denied.unwrap_or_else(|| not_executed(name, 127, "command not found"))
+/// A command, made ready beforehand: to execute it takes no memory.
+pub struct Command<'a> {
+    name: &'a CStr,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    path: &'a str,
+    /// For one path after the other.
+    candidate: Vec<u8>,
 }
 
-fn pointers(list: &[CString]) -> Vec<*const c_char> {
-    list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+impl<'a> Command<'a> {
+    /// `args`, looked up in `path` unless the name has a slash.
+    pub fn new(args: &'a [impl AsRef<CStr>], env: &'a [impl AsRef<CStr>], path: &'a str) -> Self {
+        let name = args[0].as_ref();
+        let longest = path.split(':').map(str::len).max().unwrap_or(0);
+        let candidate = Vec::with_capacity(longest + name.count_bytes() + 3);
+        Self { name, argv: pointers(args), envp: pointers(env), path, candidate }
+    }
+
+    /// Executes it. Returns only on failure.
+    pub fn execute(&mut self) -> NotExecuted {
+        let name = self.name;
+        let bytes = name.to_bytes();
+        if bytes.is_empty() {
+            return not_executed(name, 127, "command not found");
+        }
+        if bytes.contains(&b'/') {
+            let Err(errno) = exec(name, &self.argv, &self.envp);
+            return explain(name, name, errno);
+        }
+        let mut denied = None;
+        for dir in self.path.split(':') {
+            let candidate = join(&mut self.candidate, dir, name);
+            let Err(errno) = exec(candidate, &self.argv, &self.envp);
+            match errno {
+                Errno::NOENT if exists(candidate) => return explain(name, candidate, errno),
+                Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
+                Errno::ACCESS => denied = denied.or(Some(dir)),
+                _ => return explain(name, candidate, errno),
+            }
+        }
+        match denied {
+            Some(dir) => explain(name, join(&mut self.candidate, dir, name), Errno::ACCESS),
+            None => not_executed(name, 127, "command not found"),
+        }
+    }
+}
+
+/// The path of a name in a directory of PATH.
+fn join<'b>(buffer: &'b mut Vec<u8>, dir: &str, name: &CStr) -> &'b CStr {
+    let dir = if dir.is_empty() { "." } else { dir };
+    buffer.clear();
+    [dir.as_bytes(), b"/", name.to_bytes_with_nul()].iter().for_each(|part| buffer.extend(*part));
+    CStr::from_bytes_until_nul(buffer).unwrap_or_default()
+}
+
+fn pointers(list: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
+    list.iter().map(|text| text.as_ref().as_ptr()).chain([std::ptr::null()]).collect()
 }
 
 fn exec(file: &CStr, argv: &[*const c_char], envp: &[*const c_char]) -> Result<Infallible, Errno> {
@@ -78,9 +107,11 @@ fn not_executed(name: &CStr, code: i32, why: &str) -> NotExecuted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
 
     fn run(name: &str, path: &str) -> (i32, String) {
-        let failed = execute(&[CString::new(name).expect("no NUL")], &[], path);
+        let args = [CString::new(name).expect("no NUL")];
+        let failed = Command::new(&args, &[] as &[CString], path).execute();
         (failed.code, failed.line)
     }
 

@@ -1,14 +1,17 @@
 //! Processes of the host's in containers: cloned straight into the container's namespaces and cgroup, children of the
 //! agent, which alone waits for them.
 
+pub mod berth;
 pub mod caps;
 mod child;
 pub mod defaults;
 pub mod detached;
 mod lookup;
+mod orders;
 pub mod registry;
 pub mod rlimits;
 pub mod slots;
+pub mod stem;
 mod streams;
 mod terminal;
 pub mod user;
@@ -22,18 +25,19 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use crate::agent::Agent;
-use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::errno::{Failed, Step};
 use crate::proto;
 use crate::proto::process::Tool;
-use crate::reaper::Exit;
-use crate::stdio::{self, Reporting};
+use crate::reaper::{Exit, Hold};
+use crate::stdio::{self, Report, Reporting};
 use crate::sys::{self, Cloned};
 use crate::validate::{self, Invalid};
+use berth::Berth;
 use rlimits::Rlimit;
 use slots::Slot;
-use streams::Ours;
+use stem::Reply;
+use streams::{Ours, Theirs};
 use user::UserRequest;
 
 pub use registry::Running;
@@ -59,14 +63,30 @@ pub struct Plan {
 
 /// A process that runs, or is about to.
 pub struct Spawned {
+    way: Way,
+    /// 0: not known yet.
     pub pid: i32,
     pub exit: oneshot::Receiver<Exit>,
     /// None once they were taken.
     streams: Option<Ours>,
-    pub report: Reporting,
-    /// Its PID in its own PID namespace, once the report has ended without one.
-    pub started: Slot,
-    pub cgroup: Arc<Cgroup>,
+    pub berth: Arc<Berth>,
+}
+
+/// How it comes to be, and how one hears of that.
+enum Way {
+    /// The agent has cloned it. Its PID in its own PID namespace is in the slot once the report has ended without one.
+    Cloned {
+        report: Reporting,
+        started: Slot,
+    },
+    /// The stem was asked for it. Its exit may come before its PID does.
+    Asked {
+        theirs: Theirs,
+        _exits: Hold,
+    },
+    Known {
+        here: i32,
+    },
 }
 
 impl Plan {
@@ -128,23 +148,82 @@ pub fn spawn(
         return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
     }
     agent.guest.cgroups.follow_memory()?;
-    let (streams, theirs) = streams::make(stdio)?;
+    let (ours, theirs) = streams::make(stdio)?;
+    let berth = container.next_berth()?;
+    if orders.is_none() && berth.ask(plan, &theirs) {
+        let way = Way::Asked { theirs, _exits: agent.reaper.hold() };
+        return Ok(Spawned { way, pid: 0, exit: oneshot::channel().1, streams: Some(ours), berth });
+    }
+    let cloned = clone(agent, container, plan, &theirs, orders, &berth);
+    let (pid, way, exit) = cloned.inspect_err(|_| container.return_berth(berth.clone()))?;
+    Ok(Spawned { way, pid, exit, streams: Some(ours), berth })
+}
+
+/// Makes it as a child of the agent.
+fn clone(
+    agent: &Agent,
+    container: &Arc<Container>,
+    plan: &Plan,
+    theirs: &Theirs,
+    orders: Option<OwnedFd>,
+    berth: &Berth,
+) -> Result<(i32, Way, oneshot::Receiver<Exit>), Failed> {
     let (report, reporter) = stdio::report_pipe()?;
     let started = agent.slots.take().step("start", "process")?;
-    let cgroup = container.next_cgroup()?;
-    let cloned = clone_into(agent, container, &cgroup).inspect_err(|_| container.return_cgroup(cgroup.clone()))?;
-    let pid = match cloned {
-        Cloned::Parent { pid } => pid,
-        Cloned::Child => child::run(container, plan, &theirs, &reporter, &started, orders.as_ref()),
-    };
-    let exit = agent.reaper.watch(pid);
-    Ok(Spawned { pid, exit, streams: Some(streams), report, started, cgroup })
+    match clone_into(agent, container, berth)? {
+        Cloned::Parent { pid } => Ok((pid, Way::Cloned { report, started }, agent.reaper.watch(pid))),
+        Cloned::Child => child::run(container, plan, theirs, &reporter, &started, orders.as_ref()),
+    }
 }
 
 impl Spawned {
-    /// Waits for its end; not again where that was seen: its news come once, and to wait for more is a panic.
-    pub async fn gone(&mut self) {
-        if !self.exit.is_terminated() {
+    /// Waits until the command runs; its PID in the container. May be dropped at any time.
+    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<i32, Status> {
+        if matches!(self.way, Way::Asked { .. }) && self.hear(agent).await.is_none() {
+            self.clone_after_all(agent, container, plan)?;
+        }
+        match &self.way {
+            Way::Cloned { report, started } => {
+                let (reported, here) = (report.read().await?.report, started.get());
+                match reported == Report::Silent && here != 0 {
+                    true => Ok(here),
+                    false => Err(reported.status()),
+                }
+            }
+            Way::Known { here } => Ok(*here),
+            Way::Asked { .. } => Err(Status::internal("start: not finished")),
+        }
+    }
+
+    fn clone_after_all(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<(), Failed> {
+        if let Way::Asked { theirs, .. } = &self.way {
+            let (pid, way, exit) = clone(agent, container, plan, theirs, None, &self.berth)?;
+            (self.pid, self.way, self.exit) = (pid, way, exit);
+        }
+        Ok(())
+    }
+
+    /// What the stem says of it: its PID in the container. None: it couldn't make it.
+    async fn hear(&mut self, agent: &Agent) -> Option<i32> {
+        match self.berth.stem()?.reply().await {
+            Some(Reply::Runs { pid, here }) => {
+                (self.pid, self.exit) = (pid, agent.reaper.watch(pid));
+                self.way = Way::Known { here };
+                Some(here)
+            }
+            Some(Reply::No) => None,
+            None => {
+                self.berth.take_stem();
+                None
+            }
+        }
+    }
+
+    /// Waits for its end, after its cgroup was killed or it was seen to end; not again where that was heard: its news come
+    /// once, and to wait for more is a panic.
+    pub async fn gone(&mut self, agent: &Agent) {
+        let unheard = matches!(self.way, Way::Asked { .. }) && self.hear(agent).await.is_none();
+        if !unheard && !self.exit.is_terminated() {
             let _ = (&mut self.exit).await;
         }
     }
@@ -164,12 +243,12 @@ impl Spawned {
 
 /// A clone in the container's PID namespace. Only children can be put there, so the agent changes that for its children,
 /// clones, and changes it back.
-fn clone_into(agent: &Agent, container: &Container, cgroup: &Cgroup) -> Result<Cloned, Failed> {
+fn clone_into(agent: &Agent, container: &Container, berth: &Berth) -> Result<Cloned, Failed> {
     sys::setns(container.pidfd(), libc::CLONE_NEWPID).step("setns", "pid namespace")?;
     // ENOMEM: the namespace is dying, its init having ended.
     let cloned = agent.guest.oom_score.clone_with(container.defaults.oom_score_adj, || {
         // SAFETY: the agent has one thread, and the child goes to `child::run`, which never returns.
-        unsafe { sys::clone_into(0, Some(cgroup.as_fd())) }
+        unsafe { sys::clone_into(0, Some(berth.as_fd())) }
     });
     if !matches!(cloned, Ok(Cloned::Child)) {
         sys::setns(agent.guest.pid_namespace.as_fd(), libc::CLONE_NEWPID)

@@ -5,17 +5,18 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::berth::Berth;
 use super::detached::Detached;
-use crate::cgroup::Cgroup;
 
 /// So many detached processes are remembered after their end.
 const REMEMBERED: usize = 256;
 
 /// A process that has not been waited for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Running {
+    /// 0: it isn't known yet.
     pub pid: i32,
-    pub cgroup: Arc<Cgroup>,
+    pub berth: Arc<Berth>,
     /// The master of its terminal.
     pub terminal: Option<Arc<OwnedFd>>,
     /// It outlives the connection on which it was started.
@@ -61,10 +62,10 @@ impl Registry {
         Company { others, started: known.started }
     }
 
-    /// Its terminal is there by now.
-    pub fn set_terminal(&self, id: &str, terminal: Option<Arc<OwnedFd>>) {
+    /// It runs by now; its PID, and its terminal.
+    pub fn runs(&self, id: &str, pid: i32, terminal: Option<Arc<OwnedFd>>) {
         if let Some(running) = self.known().running.get_mut(id) {
-            running.terminal = terminal;
+            (running.pid, running.terminal) = (pid, terminal);
         }
     }
 
@@ -75,7 +76,7 @@ impl Registry {
 
     /// Of all that run.
     pub fn pids(&self) -> Vec<i32> {
-        self.known().running.values().map(|running| running.pid).collect()
+        self.known().running.values().map(|running| running.pid).filter(|pid| *pid != 0).collect()
     }
 
     pub fn get(&self, id: &str) -> Option<Running> {

@@ -1,0 +1,175 @@
+//! A process beside a container's own that makes their like: it is in the container's namespaces and root, has the
+//! container's user, capabilities and filter, and waits. Its children, which share its memory until they execute
+//! something, have all that from it; to give it to a child of the agent's takes several times as long as to execute a
+//! small program. They are the agent's children, not its own.
+//!
+//! It is not in the container's PID namespace (its children are), so nothing in there can see, signal or trace it. It
+//! lives in the cgroup of the processes that it makes, one after the other, and dies with them when that is killed; whoever
+//! finds none makes the process without.
+
+mod life;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recvmsg, sendmsg, socketpair,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::rlimits::Rlimit;
+use super::streams::Theirs;
+use super::user::UserRequest;
+use super::{Plan, orders};
+use crate::agent::Agent;
+use crate::cgroup::Cgroup;
+use crate::container::Container;
+use crate::errno::{Failed, Step};
+use crate::proto::process::Tool;
+use crate::reaper::Exit;
+use crate::sys::{self, Cloned};
+
+/// The agent's end.
+pub struct Stem {
+    pid: i32,
+    socket: AsyncFd<OwnedFd>,
+    kind: Kind,
+    exit: oneshot::Receiver<Exit>,
+    /// cgroup.procs: who lives where it does.
+    members: OwnedFd,
+    /// One of the container's.
+    _counted: Option<Arc<()>>,
+}
+
+/// What its processes have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    user: UserRequest,
+    rlimits: Vec<Rlimit>,
+}
+
+/// What it says to an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// The command was executed, or couldn't be, which the process has said itself. Its PID in the guest and in the
+    /// container.
+    Runs { pid: i32, here: i32 },
+    /// It can't do that; it stays.
+    No,
+}
+
+impl Reply {
+    fn encode(self) -> [u8; 8] {
+        let (pid, here) = match self {
+            Reply::Runs { pid, here } => (pid, here),
+            Reply::No => (0, 0),
+        };
+        let mut out = [0; 8];
+        out[..4].copy_from_slice(&pid.to_le_bytes());
+        out[4..].copy_from_slice(&here.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: [u8; 8]) -> Self {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        match (i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h])) {
+            (0, _) | (_, 0) => Reply::No,
+            (pid, here) => Reply::Runs { pid, here },
+        }
+    }
+}
+
+impl Kind {
+    /// That of a process. None: a stem can't make the like.
+    pub fn of(plan: &Plan) -> Option<Self> {
+        let plain = plan.tool == Tool::None && plan.terminal.is_none();
+        plain.then(|| Self { user: plan.user.clone(), rlimits: plan.rlimits.clone() })
+    }
+}
+
+impl Stem {
+    /// Makes one in an empty cgroup. It isn't ready yet when this returns, but takes orders.
+    pub fn new(agent: &Agent, container: &Arc<Container>, cgroup: &Cgroup, kind: Kind) -> Result<Self, Failed> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .step("socketpair", "stem")?;
+        rustix::io::ioctl_fionbio(&ours, true).step("ioctl", "stem")?;
+        let members = cgroup.open("cgroup.procs")?;
+        let cloned = agent.guest.oom_score.clone_with(container.defaults.oom_score_adj, || {
+            // SAFETY: the agent has one thread, and the child goes to `life::run`, which never returns.
+            unsafe { sys::clone_into(0, Some(cgroup.as_fd())) }
+        })?;
+        let pid = match cloned {
+            Cloned::Parent { pid } => pid,
+            Cloned::Child => life::run(container, &kind, theirs),
+        };
+        let exit = agent.reaper.watch(pid);
+        let socket = sys::watch(ours, Interest::READABLE).step("epoll", "stem")?;
+        Ok(Self { pid, socket, kind, exit, members, _counted: container.stems.clone() })
+    }
+
+    /// No other process lives in its cgroup. (Only who has more rights than the usual container can make one below.)
+    pub fn is_alone(&self) -> bool {
+        let mut text = [0; 32];
+        let len = rustix::io::pread(&self.members, &mut text, 0).unwrap_or(text.len());
+        match std::str::from_utf8(&text[..len]).map(str::trim_end) {
+            Ok("") => true,
+            Ok(only) => only.parse() == Ok(self.pid),
+            Err(_) => false,
+        }
+    }
+
+    pub fn is_of(&self, kind: &Kind) -> bool {
+        self.kind == *kind
+    }
+
+    /// Has it make a process with these streams. False: it isn't one for that. An error: it is gone.
+    pub fn ask(&self, plan: &Plan, streams: &Theirs) -> Result<bool, Errno> {
+        let fits = plan.tool == Tool::None && plan.user == self.kind.user && plan.rlimits == self.kind.rlimits;
+        let (true, Some(orders), Theirs::Fds(fds)) = (fits, orders::encode(plan), streams) else { return Ok(false) };
+        let fds = fds.each_ref().map(AsFd::as_fd);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        sendmsg(&self.socket, &[IoSlice::new(&orders)], &mut control, SendFlags::NOSIGNAL).map(|_| true)
+    }
+
+    /// What it says to the order. None: it is gone. May be dropped at any time.
+    pub async fn reply(&self) -> Option<Reply> {
+        loop {
+            let mut ready = self.socket.readable().await.ok()?;
+            let mut bytes = [0; 8];
+            let mut control = RecvAncillaryBuffer::default();
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty()) {
+                Ok(message) if message.bytes == bytes.len() => return Some(Reply::decode(bytes)),
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// Waits until it is gone, which it soon is when nobody has its other end any more.
+    pub async fn gone(self) {
+        let Self { exit, socket, .. } = self;
+        drop(socket);
+        let _ = exit.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_survive_the_way() {
+        for reply in [Reply::Runs { pid: 70_000, here: 2 }, Reply::No] {
+            assert_eq!(Reply::decode(reply.encode()), reply);
+        }
+    }
+}
