@@ -201,7 +201,7 @@ pub fn create(id: &str, spec: &str) -> proto::CreateContainerRequest {
     };
     proto::CreateContainerRequest {
         id: id.into(),
-        rootfs: Some(proto::Rootfs { lowers: vec![lower], writable_bytes: 32 << 20, writable_inodes: 0 }),
+        rootfs: Some(proto::Rootfs { lowers: vec![lower], writable_bytes: 32 << 20, ..Default::default() }),
         oci_spec: spec.as_bytes().to_vec().into(),
         usual: None,
         seccomp_unconfined: false,

@@ -58,6 +58,7 @@ async fn interfaces_and_volumes() {
             proto::Route { destination: "::/0".into(), gateway: "fec0::2".into() },
             proto::Route { destination: "192.168.7.0/24".into(), gateway: String::new() },
         ],
+        ..Default::default()
     }];
     request.mounts = vec![
         proto::Mount {
