@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
+    from pykata.pull_view import PullView
     from pykata.sandbox import Sandbox
     from pykata.spec import (
         BuildEvent,
@@ -185,6 +186,7 @@ __all__ = [
     "Port",
     "Process",
     "PullEvent",
+    "PullView",
     "PykataError",
     "Rate",
     "RateLimitedError",
@@ -259,6 +261,7 @@ _HOMES = {
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",
+    "pykata.pull_view": "PullView",
     "pykata.sandbox": "Sandbox",
     "pykata.spec": "BuildEvent Features Image ImageConfig NetworkEvent Port PullEvent Registries Terminal Timings",
     "pykata.stats": "ContainerStats Stats",

@@ -19,7 +19,7 @@ from pykata.options import Rlimits
 from pykata.origin import SavedContainer
 from pykata.process import Process
 from pykata.running import ProcessId, Running
-from pykata.spec import Image, Terminal
+from pykata.spec import Image, PullPolicy, Terminal
 
 if TYPE_CHECKING:
     from pykata.agent.v1 import Start
@@ -194,13 +194,13 @@ class Container:
 
 
 @asynccontextmanager
-async def kept_container(running: Running, image: str) -> AsyncIterator[Container]:
+async def kept_container(running: Running, image: str, pull: PullPolicy | None = None) -> AsyncIterator[Container]:
     """A container without a command, until the block is left."""
     running.check()
     from pykata.requests import container_request
     from pykata.rootfs import prepared
 
-    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
+    async with prepared(running, image, pull) as rootfs, _removed(running, running.new_id("c")) as identity:
         async with running.explained():
             await running.agent.create_container(container_request(running, identity, rootfs))
         container = Container(running, identity, rootfs.image)
@@ -243,13 +243,15 @@ def inherited(running: Running) -> list[Container]:
 
 
 @asynccontextmanager
-async def single_process(running: Running, image: str, what: Command) -> AsyncIterator[Process]:
+async def single_process(
+    running: Running, image: str, what: Command, pull: PullPolicy | None = None
+) -> AsyncIterator[Process]:
     """A process in a container of its own, in one round trip; the container goes with it."""
     running.check()
     from pykata.requests import container_request, start_request
     from pykata.rootfs import prepared
 
-    async with prepared(running, image) as rootfs, _new_or_waiting(running, rootfs.image) as (identity, fresh):
+    async with prepared(running, image, pull) as rootfs, _new_or_waiting(running, rootfs.image) as (identity, fresh):
         config = rootfs.image.config
         args = what.argv(config)
         create = None if fresh else container_request(running, identity, rootfs)

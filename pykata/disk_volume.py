@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
 from pykata.host import find_tool, run_tool
-from pykata.images.disk import HEAD, filesystem_of
+from pykata.images.superblock import HEAD, filesystem_of
 from pykata.spec import VOLUMES, Attachment, Disk, Mount
 from pykata.volumes import DiskImage
 

@@ -13,7 +13,7 @@ from pykata.guest import Bundle
 from pykata.images import Pulling, resolve
 from pykata.options import Options
 from pykata.running import Running
-from pykata.spec import Attachment, Disk, Image
+from pykata.spec import Attachment, Disk, Image, PullPolicy
 
 
 @frozen
@@ -26,9 +26,12 @@ class Prepared:
 
 
 @asynccontextmanager
-async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
-    """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then."""
-    image = await found(running.options, running.bundle, reference)
+async def prepared(running: Running, reference: str, pull: PullPolicy | None = None) -> AsyncIterator[Prepared]:
+    """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then.
+
+    ``pull`` None is as the sandbox has it.
+    """
+    image = await found(running.options, running.bundle, reference, pull)
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {
@@ -39,9 +42,9 @@ async def prepared(running: Running, reference: str) -> AsyncIterator[Prepared]:
         yield Prepared(image, attachment, serials)
 
 
-async def found(options: Options, bundle: Bundle, reference: str) -> Image:
+async def found(options: Options, bundle: Bundle, reference: str, pull: PullPolicy | None = None) -> Image:
     """The image of this name, pulled if need be. Raises ImageError."""
-    how = Pulling(options.pull, options.registries, options.progress)
+    how = Pulling(pull or options.pull, options.registries, options.progress)
     return await resolve(reference, architecture=bundle.arch, builtin=builtin_images(bundle), how=how)
 
 

@@ -183,13 +183,15 @@ class Sandbox:
         on_stderr: Callback | None = None,
         max_output: int = MAX_OUTPUT,
         check: bool = False,
+        pull: PullPolicy | None = None,
     ) -> Completed:
         """Run a command in a new container of ``image``, to its end; the container is gone afterwards.
 
         ``cmd`` None is the image's own; a list goes to the image's entrypoint, if it has one, as with Docker. ``input``
         is its stdin (empty by default). After ``timeout`` seconds it and all it started are killed; what it wrote is
         kept. ``on_stdout`` and ``on_stderr`` get output as it comes. Beyond ``max_output`` bytes of a stream the rest
-        is read but not kept. Ending with another exit code than 0 raises only if ``check``.
+        is read but not kept. Ending with another exit code than 0 raises only if ``check``. ``pull`` is when to ask the
+        image's registry, ``"missing"``, ``"always"`` or ``"never"``, where it shall not be as the sandbox has it.
 
         ``rlimits`` are getrlimit(2)'s, such as ``{"nofile": 1024, "core": (0, -1)}``: a number for both, or soft and
         hard; -1 is none. With ``tty``, stdin, stdout and stderr are a terminal, of 24 rows and 80 columns or those of
@@ -206,7 +208,7 @@ class Sandbox:
         what = command(
             cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, stdin=bool(how.input)
         )
-        async with single_process(self._open, image, what) as process:
+        async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
             completed = await collect(process, how)
         return completed.check() if check else completed
 
@@ -225,6 +227,7 @@ class Sandbox:
         on_stderr: Callback | None = None,
         max_output: int = MAX_OUTPUT,
         check: bool = False,
+        pull: PullPolicy | None = None,
     ) -> Completed:
         """Run a script in the ``/bin/sh`` of a new container: ``await sb.shell(image, "make && make test")``.
 
@@ -233,6 +236,7 @@ class Sandbox:
         return await self.run(
             image, entrypoint=shell(script), cmd=None, env=env, cwd=cwd, user=user, rlimits=rlimits, input=input,
             timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
+            pull=pull,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -247,19 +251,23 @@ class Sandbox:
         user: str | None = None,
         rlimits: Rlimits | None = None,
         tty: bool | Terminal = False,
+        pull: PullPolicy | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command in a new container of ``image``; yields the running :class:`Process`.
 
         It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
-        stdout and stderr are a terminal.
+        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`.
         """
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
-        async with single_process(self._open, image, what) as process:
+        async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
             yield process
 
-    def container(self, image: str) -> AbstractAsyncContextManager[Container]:
-        """A container of ``image`` for several commands, which share its filesystem; gone when the block is left."""
-        return kept_container(self._open, image)
+    def container(self, image: str, *, pull: PullPolicy | None = None) -> AbstractAsyncContextManager[Container]:
+        """A container of ``image`` for several commands, which share its filesystem; gone when the block is left.
+
+        ``pull`` is as for :meth:`run`.
+        """
+        return kept_container(self._open, image, check_pull(pull or self.options.pull))
 
     async def detach(
         self,

@@ -8,17 +8,12 @@ import os
 from pykata.errors import ImageError, ImageNotFoundError, ImageUnsupportedError
 from pykata.images.reference import Reference
 from pykata.images.store import open_file
+from pykata.images.superblock import HEAD, filesystem_of, wrong_with
 from pykata.images.tarball import DEFAULT_CONFIG
 from pykata.spec import Image
 
-HEAD = 4096
 PAGE = 4096     # bytes that a guest reads at a time
 
-_MAGIC = (
-    ("squashfs", 0, b"hsqs"),                   # linux/fs/squashfs/squashfs_fs.h
-    ("erofs", 1024, b"\xe2\xe1\xf5\xe0"),       # linux/fs/erofs/erofs_fs.h
-    ("ext4", 1024 + 56, b"\x53\xef"),           # linux/fs/ext4/ext4.h, s_magic; also of ext2 and ext3
-)
 _OTHERS = (("qcow2", 0, b"QFI\xfb"), ("a disk with partitions", 510, b"\x55\xaa"), ("xfs", 0, b"XFSB"))
 
 
@@ -40,13 +35,10 @@ def find_disk(reference: Reference, architecture: str) -> Image:
     if found.st_size % PAGE:
         raise ImageUnsupportedError(f"{path} has {found.st_size} bytes, no multiple of {PAGE}",
                                     hint=f"truncate --size=%{PAGE} {path}")
+    if why := wrong_with(kind, head, found.st_size):
+        raise ImageUnsupportedError(f"{path} is {kind} that can't be mounted: {why}")
     identity = (str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     return Image(
         reference=reference.text, digest=f"sha256:{hashlib.sha256(repr(identity).encode()).hexdigest()}",
         config=DEFAULT_CONFIG, architecture=architecture, disk=path, disk_type=kind,
     )
-
-
-def filesystem_of(head: bytes) -> str | None:
-    """The filesystem that begins with these bytes, as mount(8) calls it."""
-    return next((name for name, at, magic in _MAGIC if head[at:at + len(magic)] == magic), None)

@@ -322,6 +322,7 @@ class Sandbox:
         on_stderr: Callback | None=...,
         max_output: int=...,
         check: bool=...,
+        pull: PullPolicy | None=...,
     ) -> Completed: ...
     def shell(
         self,
@@ -338,6 +339,7 @@ class Sandbox:
         on_stderr: Callback | None=...,
         max_output: int=...,
         check: bool=...,
+        pull: PullPolicy | None=...,
     ) -> Completed: ...
     def process(
         self,
@@ -350,8 +352,9 @@ class Sandbox:
         user: str | None=...,
         rlimits: Rlimits | None=...,
         tty: bool | Terminal=...,
+        pull: PullPolicy | None=...,
     ) -> AbstractContextManager[Process]: ...
-    def container(self, image: str) -> AbstractContextManager[Container]: ...
+    def container(self, image: str, *, pull: PullPolicy | None=...) -> AbstractContextManager[Container]: ...
     def detach(
         self,
         name: str,

@@ -73,7 +73,7 @@ def place() -> Iterator[Path]:
 def docker(place: Path) -> Iterator[Path]:
     folder = place / "docker"
     folder.mkdir()
-    argv = [
+    argv: list[str | Path] = [
         "dockerd", "--host", "fd://", "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile",
         folder / "pid", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
         "--ip-masq=false", "--storage-driver", "vfs",
@@ -87,7 +87,7 @@ def docker(place: Path) -> Iterator[Path]:
 def podman(place: Path) -> Iterator[Path]:
     folder = place / "podman"
     folder.mkdir()
-    argv = [
+    argv: list[str | Path] = [
         "podman", "--root", folder / "root", "--runroot", folder / "run", "--tmpdir", folder / "tmp",
         "--storage-driver", "vfs", "--events-backend", "file", "--cgroup-manager", "cgroupfs",
     ]  # fmt: skip

@@ -228,8 +228,20 @@ def disk(path: Path, at: int, magic: bytes, size: int = 8192) -> str:
     return f"disk:{path}"
 
 
+def squashfs(version: int = 4, used: int = 8192) -> bytes:
+    return struct.pack("<4s24xHH8xQ", b"hsqs", version, 0, used)
+
+
+def erofs(bits: int = 12, blocks: int = 2, features: int = 3, devices: int = 0, directories: int = 0) -> bytes:
+    return struct.pack("<I8xB23xI40xI2xHxxB", 0xE0F5E1E2, bits, blocks, features, devices, directories)
+
+
+def ext4(blocks: int = 8, log: int = 0, features: int = 0x2C2, high: int = 0) -> bytes:
+    return struct.pack("<4xI16xI28xH38xI236xI", blocks, log, 0xEF53, features, high)
+
+
 @pytest.mark.parametrize(("at", "magic", "kind"), [
-    (0, b"hsqs", "squashfs"), (1024, struct.pack("<I", 0xE0F5E1E2), "erofs"), (1080, struct.pack("<H", 0xEF53), "ext4"),
+    (0, squashfs(), "squashfs"), (1024, erofs(), "erofs"), (1024, ext4(), "ext4"),
 ])
 async def test_disks(tmp_path: Path, at: int, magic: bytes, kind: str) -> None:
     reference = disk(tmp_path / "d.img", at, magic)
@@ -244,7 +256,13 @@ async def test_disks(tmp_path: Path, at: int, magic: bytes, kind: str) -> None:
 @pytest.mark.parametrize(("at", "magic", "size", "message"), [
     (0, b"", 8192, "no filesystem that we know"), (0, b"QFI\xfb", 8192, "is qcow2"),
     (510, b"\x55\xaa", 8192, "a disk with partitions"), (0, b"hsqs", 5000, r"no multiple of 4096 \(truncate"),
-    (0, b"", 10, "no filesystem that we know"),
+    (0, b"", 10, "no filesystem that we know"), (0, squashfs(version=3), 8192, r"has version 3\.0"),
+    (0, squashfs(used=9000), 8192, "squashfs that can't be mounted: it has 9000 bytes, and the file only 8192"),
+    (1024, erofs(bits=16), 8192, r"blocks have 2\^16 bytes"), (1024, erofs(blocks=3), 8192, "has 12288 bytes"),
+    (1024, erofs(features=0x81), 8192, "needs features 0x80"), (1024, erofs(devices=1), 8192, "on 1 further devices"),
+    (1024, erofs(directories=1), 8192, "blocks of another size"), (1024, ext4(blocks=9), 8192, "has 9216 bytes"),
+    (1024, ext4(high=1), 8192, "has 4398046519296 bytes"), (1024, ext4(log=7), 8192, r"blocks have 2\^17 bytes"),
+    (1024, ext4(features=0x4), 8192, "was not unmounted"), (1024, ext4(features=0x8), 8192, "only a journal"),
 ])
 async def test_what_is_no_disk(tmp_path: Path, at: int, magic: bytes, size: int, message: str) -> None:
     with pytest.raises(ImageUnsupportedError, match=message):

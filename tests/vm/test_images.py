@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from pykata import AgentRefusedError, Recipe, Sandbox, build_image
+from pykata import AgentRefusedError, ConfigError, ImageNotFoundError, Recipe, Sandbox, build_image
 from tests.images_fixtures import config_of, file, folder, layout_of, symlink, tar_of
 from tests.real_registry import push, registry
 
@@ -41,6 +41,26 @@ async def test_an_image_from_a_registry(sb: Sandbox, host: str) -> None:
     for _ in range(2):
         done = await sb.run(f"{host}/busybox:1", LOOK)
         assert done.stdout == "hello\n640 0 7\n"
+
+
+async def test_when_a_registry_is_asked(sb: Sandbox, host: str, tmp_path: Path) -> None:
+    name = f"{host}/moving:1"
+    with pytest.raises(ImageNotFoundError, match="isn't here, and"):
+        await sb.run(name, LOOK, pull="never")
+    with pytest.raises(ImageNotFoundError, match="has no moving:1"):
+        await sb.run(name, LOOK)
+    with pytest.raises(ConfigError, match="pull='sometimes' is unknown"):
+        await sb.run(name, LOOK, pull="sometimes")  # type: ignore[arg-type]
+    layout_of(tmp_path / "one", [busybox_layer()])
+    layout_of(tmp_path / "two", [busybox_layer(), tar_of([file("etc/hello", b"two\n")])])
+    await anyio.to_thread.run_sync(push, f"{tmp_path}/one:latest", host, "moving:1")
+    assert (await sb.shell(name, "cat /etc/hello")).stdout == "hello\n"
+    await anyio.to_thread.run_sync(push, f"{tmp_path}/two:latest", host, "moving:1")
+    assert (await sb.shell(name, "cat /etc/hello", pull="never")).stdout == "hello\n"
+    async with sb.container(name, pull="always") as container:
+        assert (await container.shell("cat /etc/hello")).stdout == "two\n"
+    async with sb.process(name, ["cat", "/etc/hello"], pull="never") as process:
+        assert [piece async for piece in process.stdout] == [b"two\n"]
 
 
 @pytest.fixture
