@@ -48,7 +48,7 @@ def test_a_notebook_shows_it_once(monkeypatch: pytest.MonkeyPatch, in_a_notebook
 
     ipython = SimpleNamespace(get_ipython=lambda: object() if in_a_notebook else None,
                               display=SimpleNamespace(display=display))
-    monkeypatch.setitem(sys.modules, "IPython", ipython)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     view = PullView()
     for event in EVENTS:
         view(event)
