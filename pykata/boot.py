@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from pykata.concurrency import alongside, boot_slots
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
-from pykata.guest import Bundle, find_bundle
+from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
 from pykata.lost import ended_with, explained
@@ -110,6 +110,7 @@ class Machine:
 async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | None = None) -> Machine:
     """Run directory, network, shared files and transport, on the ``stack``."""
     bundle = find_bundle()
+    stack.enter_context(in_use(bundle))
     directory = await stack.enter_async_context(run_dir())
     network = await stack.enter_async_context(_network(options, directory))
     images = await stack.enter_async_context(options.fs.attach(directory))

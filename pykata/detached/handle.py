@@ -148,12 +148,15 @@ def list_detached() -> list[Detached]:
 async def collect_garbage() -> list[Path]:
     """Remove what processes left that were killed: run directories, and those of lost detached sandboxes.
 
-    Returns what was removed. Nothing that is in use, or has ended in order, is touched.
+    Guest bundles that were built here and that no sandbox was booted from for 30 days go as well. Returns what was
+    removed. Nothing that is in use, or has ended in order, is touched.
     """
     abandoned = host.abandoned_run_dirs()
     for path in abandoned:
         await leftovers.undo_all(path)
-    return await anyio.to_thread.run_sync(_collect, abandoned)
+    from pykata.guest import evict
+
+    return await anyio.to_thread.run_sync(_collect, abandoned) + await anyio.to_thread.run_sync(evict)
 
 
 def _collect(abandoned: list[Path]) -> list[Path]:

@@ -72,17 +72,10 @@ async def make_kept(path: Path, make: Callable[[Path], Awaitable[None]]) -> None
 
 
 def collect(folder: Path) -> None:
-    """Remove what makers left behind that were killed: the kernel has released their locks."""
-    for lock in {_lock_path(found) for pattern in ("*.part", "*.lock") for found in folder.glob(pattern)}:
-        with suppress(FileNotFoundError, BlockingIOError):
-            descriptor = host.open_lock(lock)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if host.is_at(descriptor, lock):
-                    lock.with_suffix(".part").unlink(missing_ok=True)
-                    lock.unlink()
-            finally:
-                os.close(descriptor)
+    """Remove what makers left behind that were killed."""
+    for pattern in ("*.part", "*.lock"):
+        for left in folder.glob(pattern):
+            host.remove_unfinished(left)
 
 
 # --- files ---

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pykata.guest.bundle import Bundle, find_bundle, load_bundle
+from pykata.guest.evict import evict, in_use
 from pykata.guest.steps import Progress, no_progress
 
-__all__ = ["Bundle", "build_bundle", "find_bundle", "load_bundle", "write_wheel"]
+__all__ = ["Bundle", "build_bundle", "evict", "find_bundle", "in_use", "load_bundle", "write_wheel"]
 
 
 async def build_bundle(*, arch: str = "", progress: Progress = no_progress, force: bool = False) -> Bundle:

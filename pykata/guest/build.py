@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -15,13 +16,12 @@ from pykata.errors import BundleBuildError, BundleDamagedError, BundleMissingErr
 from pykata.guest.agent import agent_inputs, build_agent
 from pykata.guest.bundle import Bundle, load_bundle
 from pykata.guest.busybox import build_busybox, busybox_inputs
-from pykata.guest.cache import cache_root, locked, publish, scratch
+from pykata.guest.cache import SHORT, cache_root, locked, part_path, publish, scratch
 from pykata.guest.initrd import write_initrd
 from pykata.guest.inputs import FORMAT, file_hash, host_arch, mapping_hash, source_tree, tree_hash
 from pykata.guest.kernel import build_kernel, kernel_inputs
 from pykata.guest.steps import Progress, no_progress
 
-_SHORT = 16
 _SUMS = "SHA256.json"
 _Make = Callable[[Path], Awaitable[Mapping[str, Path]]]
 
@@ -53,7 +53,7 @@ async def build_bundle(
         tree = tree_hash(root, arch)
         parts = await _parts(root, arch, cache, progress)
         total = mapping_hash({part.name: part.hash for part in parts})
-        target = cache / f"{arch}-{total[:_SHORT]}"
+        target = cache / f"{arch}-{total[:SHORT]}"
         if not force and (bundle := await anyio.to_thread.run_sync(_intact, target)):
             return bundle
         made = await _make_parts(parts, cache, force)
@@ -118,11 +118,12 @@ async def _make_parts(parts: tuple[_Part, ...], cache: Path, force: bool) -> dic
 
 
 async def _make_part(part: _Part, cache: Path, force: bool) -> dict[str, Path]:
-    target = cache / "parts" / f"{part.name}-{part.hash[:_SHORT]}"
+    target = part_path(cache, part.name, part.hash)
     if force or not await anyio.to_thread.run_sync(_whole, target):
         with scratch(cache) as work:
             files = await _logged(part, work, cache)
             await anyio.to_thread.run_sync(_keep, files, work / "out", target)
+    os.utime(target)        # when it was used last
     return {path.name: path for path in target.iterdir() if path.name != _SUMS}
 
 

@@ -15,11 +15,17 @@ import anyio
 from pykata.host import cache_dir, run_tool
 
 Waiting = Callable[[str], None]
+SHORT = 16              # digits of a hash that are enough for a name
 
 
 def cache_root() -> Path:
     """The user's cache of guest bundles."""
     return cache_dir() / "guest"
+
+
+def part_path(root: Path, name: str, digest: str) -> Path:
+    """Where a part of bundles is kept."""
+    return root / "parts" / f"{name}-{digest[:SHORT]}"
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ from pykata.host.process import (
 )
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
-from pykata.host.trim import BUILDING, CONTENT, CONTENT_SIZE, cache_limit, remove_unused, trim_cache
+from pykata.host.trim import BUILDING, CONTENT, CONTENT_SIZE, cache_limit, remove_unfinished, remove_unused, trim_cache
 
 __all__ = [
     "BUILDING",
@@ -66,6 +66,7 @@ __all__ = [
     "locked",
     "memory_file",
     "open_lock",
+    "remove_unfinished",
     "remove_unused",
     "run_dir",
     "run_root",

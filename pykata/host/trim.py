@@ -16,7 +16,7 @@ from attrs import frozen
 
 from pykata.errors import ConfigError
 from pykata.host.directories import cache_dir
-from pykata.host.locks import try_lock
+from pykata.host.locks import is_at, open_lock
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _files(cache: Path) -> Iterator[Kept]:
                         shutil.rmtree(path, ignore_errors=True)
                 elif path.suffix in _UNFINISHED:
                     if found.st_mtime < now - ABANDONED:
-                        _remove_abandoned(path)
+                        remove_unfinished(path)
                 else:
                     yield Kept(path, found.st_size + _content_size(path), found.st_mtime)
     for path in (cache / "images").glob(BUILDING + "*"):
@@ -118,12 +118,16 @@ def _content_size(path: Path) -> int:
         return 0
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_unfinished(path: Path) -> None:
+    """Remove what a maker left behind, with its lock, unless it is still at it: the kernel frees locks of the dead."""
     lock = path.with_suffix(".lock")
-    descriptor = try_lock(lock)
-    if descriptor is None and lock.exists():
-        return
-    path.unlink(missing_ok=True)
-    if descriptor is not None:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+    with suppress(FileNotFoundError, BlockingIOError):
+        descriptor = open_lock(lock)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(descriptor, lock):
+                for left in (path, path.with_suffix(".part")):
+                    left.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
-from pykata.guest.cache import locked, publish, scratch
-from pykata.guest.inputs import mapping_hash
+from pykata.errors import BundleMissingError
+from pykata.guest import bundle, evict, in_use, load_bundle
+from pykata.guest.cache import locked, part_path, publish, scratch
+from pykata.guest.inputs import host_arch, mapping_hash, tree_hash
+from tests.unit.test_guest_bundle import ROOT, make_bundle
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +84,71 @@ def test_scratch_is_gone_after_a_failure(tmp_path: Path) -> None:
 def test_a_hash_of_names_and_values_ignores_their_order() -> None:
     assert mapping_hash({"a": "1", "b": "2"}) == mapping_hash({"b": "2", "a": "1"})
     assert mapping_hash({"a": "1", "b": "2"}) != mapping_hash({"a": "1", "b": "3"})
+
+
+# --- what nobody uses ---
+
+DAYS = 24 * 3600.0
+
+
+def age(path: Path, days: float) -> Path:
+    then = time.time() - days * DAYS
+    os.utime(path, (then, then))
+    return path
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of bundles: the one of these sources, one that was used lately, and one that is old."""
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path))
+    monkeypatch.delenv("PYKATA_BUNDLE", raising=False)
+    monkeypatch.setattr(bundle, "WHEEL", "no_such_package")
+    root, arch = tmp_path / "guest", host_arch()
+    for name, days, kernel in (("current", 90, "a"), ("lately", 10, "b"), ("old", 31, "c")):
+        tree = tree_hash(ROOT, arch) if name == "current" else name
+        made = make_bundle(root / f"{arch}-{name}", tree=tree, inputs={"kernel": {"of": kernel}})
+        age(made, days)
+    for kernel in "abcd":
+        part = part_path(root, "kernel", mapping_hash({"of": kernel}))
+        part.mkdir(parents=True)
+        age(part, 60)
+    (root / "lock").touch()
+    return root
+
+
+def left(root: Path) -> set[str]:
+    return {path.name.partition("-")[2] for path in root.glob("*-*")} - {""}
+
+
+def test_what_was_not_used_for_long_goes_with_its_parts(cached: Path) -> None:
+    parts = {kernel: part_path(cached, "kernel", mapping_hash({"of": kernel})) for kernel in "abcd"}
+    removed = evict()
+    assert {path.name for path in removed} == {f"{host_arch()}-old", parts["c"].name, parts["d"].name}
+    assert left(cached) == {"current", "lately"}
+    assert [kernel for kernel, path in parts.items() if path.exists()] == ["a", "b"]
+    assert evict() == []
+
+
+def test_what_is_in_use_stays(cached: Path) -> None:
+    old = load_bundle(cached / f"{host_arch()}-old")
+    with in_use(old):
+        age(old.path, 100)
+        assert old.path not in evict()
+        assert old.path.exists()
+    age(old.path, 100)
+    assert old.path in evict()
+    with pytest.raises(BundleMissingError, match="is gone"), in_use(old):
+        raise AssertionError("it isn't there")
+
+
+def test_a_use_counts(cached: Path) -> None:
+    old = load_bundle(cached / f"{host_arch()}-old")
+    with in_use(old):
+        pass
+    assert evict() == [part_path(cached, "kernel", mapping_hash({"of": "d"}))]
+
+
+async def test_nothing_goes_while_somebody_builds(cached: Path) -> None:
+    async with locked(cached, never):
+        assert evict() == []
+    assert left(cached) == {"current", "lately", "old"}
