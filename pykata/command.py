@@ -38,6 +38,8 @@ class Command:
     terminal: Terminal | None = None
     stdin: bool = True
     """Something may come on its standard input; else that is at its end from the start."""
+    collected: bool = False
+    """Only its end is waited for."""
 
     def argv(self, config: ImageConfig) -> tuple[str, ...]:
         """The arguments for a new container: entrypoint and command, as Docker combines them.
@@ -63,9 +65,9 @@ def command(
     user: str | None = None,
     rlimits: Rlimits | None = None,
     tty: bool | Terminal = False,
-    stdin: bool = True,
+    how: Collection | None = None,
 ) -> Command:
-    """Check the arguments of ``run`` and ``process``. Raises :class:`ConfigError`."""
+    """Check the arguments of ``run``, which has a ``how``, and ``process``. Raises :class:`ConfigError`."""
     return Command(
         args=check_cmd(cmd),
         entrypoint=None if entrypoint is None else (check_cmd(entrypoint, "entrypoint") if entrypoint else ()),
@@ -74,7 +76,8 @@ def command(
         user=check_user(user),
         rlimits=check_rlimits(rlimits),
         terminal=check_terminal(tty),
-        stdin=stdin,
+        stdin=how is None or bool(how.input),
+        collected=how is not None and how.is_quiet,
     )
 
 
@@ -95,6 +98,11 @@ class Collection:
     on_stderr: Callback | None = None
     max_output: int = MAX_OUTPUT
     check: bool = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nobody takes part in what happens before the end."""
+        return not self.input and self.on_stdout is None and self.on_stderr is None
 
 
 def collection(

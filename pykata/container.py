@@ -81,7 +81,7 @@ class Container:
             input=input, timeout=self._running.options.timeout if timeout is None else timeout,
             on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
-        what = command(cmd, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, stdin=bool(how.input))
+        what = command(cmd, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, how=how)
         async with self._process(what) as process:
             completed = await collect(process, how)
         return completed.check() if how.check else completed

@@ -96,6 +96,7 @@ def start_request(
         window=WINDOW,
         # A terminal has no end before the process is there.
         stdin_closed=not command.stdin and command.terminal is None,
+        collected=command.collected,
     )
 
 

@@ -206,7 +206,7 @@ class Sandbox:
             on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
         )  # fmt: skip
         what = command(
-            cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, stdin=bool(how.input)
+            cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, how=how
         )
         async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
             completed = await collect(process, how)

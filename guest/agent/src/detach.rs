@@ -1,13 +1,14 @@
 //! A Run whose process outlives it: the call ends when the command runs, and the agent attends to the rest.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::Status;
 
 use crate::agent::Agent;
 use crate::container::Container;
 use crate::process::detached::{self, Detached};
-use crate::process::{Kind, Streams};
+use crate::process::{self, Kind, Streams};
 use crate::proto::run_response::Response;
 use crate::proto::{InspectRequest, InspectResponse, Process, Start, Started};
 use crate::run::{self, Answers, Begun, Used};
@@ -23,12 +24,14 @@ pub async fn run(agent: &Arc<Agent>, start: &Start, process: Process, answers: &
     let container = agent.container(&start.container_id)?;
     let kind = if start.log > 0 { Kind::Log } else { Kind::Null };
     let mut begun = run::begin(agent, &container, process, |_| kind)?;
-    let pid = tokio::select! {
-        pid = begun.started(agent, &container) => pid,
+    let started = tokio::select! {
+        started = begun.started(agent, &container, Duration::ZERO) => started,
         () = answers.closed() => Err(Status::cancelled("start: the host has gone")),
     };
-    let started = match pid {
-        Ok(pid) => run::answer(answers, Response::Started(Started { pid })).await.map_err(|_| Status::cancelled("")),
+    let started = match started {
+        Ok(process::Started { here, .. }) => {
+            run::answer(answers, Response::Started(Started { pid: here })).await.map_err(|_| Status::cancelled(""))
+        }
         Err(status) => Err(status),
     };
     let Streams { stdout, .. } = begun.streams(&container)?;
@@ -51,6 +54,11 @@ async fn attend(
     keep: bool,
 ) {
     let used = Used::by(&container, &begun);
+    if !keep {
+        begun.spawned.gone().await; // nobody asks how
+        container.processes.end(&begun.plan.id);
+        return used.give_back(&agent);
+    }
     let writing = async {
         match &output {
             Some(output) => output.follow(|data| known.wrote(&data)).await,
@@ -69,7 +77,7 @@ async fn attend(
         output.drain(|data| known.wrote(&data));
     }
     container.processes.end(&begun.plan.id);
-    if let (Ok(exit), true) = (exit, keep) {
+    if let Ok(exit) = exit {
         known.ended(begun.exited(&container, exit));
         container.processes.retire(&begun.plan.id);
     }

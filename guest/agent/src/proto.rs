@@ -375,6 +375,9 @@ pub struct Start {
     /// the container is there for this process alone: remove it at the end
     #[prost(bool, tag = "8")]
     pub last: bool,
+    /// the host waits for the end alone: `started` may come some milliseconds late
+    #[prost(bool, tag = "9")]
+    pub collected: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunResponse {

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::sync::oneshot;
 
 use crate::errno::{Failed, Step};
+use crate::process::slots::Slot;
 use crate::sys;
 
 /// How a process ended.
@@ -40,8 +41,10 @@ impl Exit {
 #[derive(Default)]
 pub struct Reaper {
     waiters: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+    /// For children that somebody else clones, who has the kernel write their PIDs there.
+    expected: Mutex<Vec<(Arc<Slot>, oneshot::Sender<Exit>)>>,
     /// Exits that nobody waited for, while somebody may yet come for one.
-    unclaimed: Arc<Mutex<Unclaimed>>,
+    unclaimed: Mutex<Unclaimed>,
 }
 
 #[derive(Default)]
@@ -51,7 +54,7 @@ struct Unclaimed {
 }
 
 /// Keeps unclaimed exits: of a child whose PID is not known yet.
-pub struct Hold(Arc<Mutex<Unclaimed>>);
+pub struct Hold<'a>(&'a Reaper);
 
 impl Reaper {
     /// Must be called before the event loop runs after the clone that gave `pid`.
@@ -64,15 +67,33 @@ impl Reaper {
         rx
     }
 
+    /// From before the clone of a child that somebody else clones: its PID will be in that slot by the time that it runs.
+    pub fn expect(&self, pid: Arc<Slot>) -> oneshot::Receiver<Exit> {
+        let (tx, rx) = oneshot::channel();
+        let mut expected = lock(&self.expected);
+        expected.retain(|(_, waiter)| !waiter.is_closed());
+        expected.push((pid, tx));
+        rx
+    }
+
+    /// Who waits for this child.
+    fn waiter(&self, pid: i32) -> Option<oneshot::Sender<Exit>> {
+        lock(&self.waiters).remove(&pid).or_else(|| {
+            let mut expected = lock(&self.expected);
+            let index = expected.iter().position(|(slot, _)| slot.get() == pid)?;
+            Some(expected.swap_remove(index).1)
+        })
+    }
+
     /// From before the clone of a child that somebody else clones, until its PID is known and watched.
-    pub fn hold(&self) -> Hold {
+    pub fn hold(&self) -> Hold<'_> {
         lock(&self.unclaimed).holders += 1;
-        Hold(self.unclaimed.clone())
+        Hold(self)
     }
 
     /// True until the process has been waited for. While this is true its pid can't belong to another process.
     pub fn is_unreaped(&self, pid: i32) -> bool {
-        lock(&self.waiters).contains_key(&pid)
+        lock(&self.waiters).contains_key(&pid) || lock(&self.expected).iter().any(|(slot, _)| slot.get() == pid)
     }
 
     /// Collects every child that has ended. Returns how many.
@@ -86,8 +107,7 @@ impl Reaper {
                 (None, None) => continue,
             };
             let pid = pid.as_raw_pid();
-            let waiter = lock(&self.waiters).remove(&pid);
-            match waiter {
+            match self.waiter(pid) {
                 Some(waiter) => drop(waiter.send(exit)),
                 None => {
                     let mut unclaimed = lock(&self.unclaimed);
@@ -113,9 +133,9 @@ impl Reaper {
     }
 }
 
-impl Drop for Hold {
+impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        let mut unclaimed = lock(&self.0);
+        let mut unclaimed = lock(&self.0.unclaimed);
         unclaimed.holders -= 1;
         if unclaimed.holders == 0 {
             unclaimed.exits.clear();
@@ -135,6 +155,7 @@ pub fn child_signals() -> Result<OwnedFd, Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::slots::Slots;
     use crate::sys::Cloned;
 
     fn child(code: i32) -> i32 {
@@ -173,6 +194,22 @@ mod tests {
             let mut waiting: Vec<_> = (0..50).map(|code| (code, reaper.watch(child(code)))).collect();
             reap_all(&reaper, 50);
             waiting.iter_mut().all(|(code, exit)| exit.try_recv() == Ok(Exit::Code(*code)))
+        });
+    }
+
+    #[test]
+    fn an_expected_exit_finds_its_waiter() {
+        alone(|| {
+            let (reaper, slots) = (Reaper::default(), Slots::new().expect("a page"));
+            let [one, other] = [(); 2].map(|()| Arc::new(slots.take().expect("a slot")));
+            let (mut first, mut second) = (reaper.expect(one.clone()), reaper.expect(other));
+            one.set(child(5));
+            let known = reaper.is_unreaped(one.get());
+            reap_all(&reaper, 1);
+            known
+                && first.try_recv() == Ok(Exit::Code(5))
+                && second.try_recv().is_err()
+                && !reaper.is_unreaped(one.get())
         });
     }
 

@@ -34,6 +34,10 @@ pub const QUEUE: usize = 2;
 /// How long a process has to say goodbye after its terminal has hung up, before it is killed.
 const GOODBYE: Duration = Duration::from_millis(250);
 
+/// How long the news that a process has started may wait for those of its end: to tell the host takes longer than a small
+/// program does, and its pipes need not be watched for it.
+const PATIENCE: Duration = Duration::from_millis(5);
+
 /// How a process that started came to its end for the call.
 enum Ended {
     Exit(Exit),
@@ -159,9 +163,14 @@ impl Begun {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// Waits until the command runs; its PID there.
-    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>) -> Result<i32, Status> {
-        self.spawned.started(agent, container, &self.plan).await
+    /// Waits until the command runs, and for its end if that comes within `patience`.
+    pub async fn started(
+        &mut self,
+        agent: &Agent,
+        container: &Arc<Container>,
+        patience: Duration,
+    ) -> Result<process::Started, Status> {
+        self.spawned.started(agent, container, &self.plan, patience).await
     }
 
     /// Its streams, once it runs, when others may know that.
@@ -221,10 +230,10 @@ impl Call<'_> {
         self.container.processes.end(&begun.plan.id);
         if !matches!(result, Ok(Ended::Exit(_))) {
             // Its terminal is closed by now.
-            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, begun.spawned.gone(self.agent)).await.is_ok();
+            let gone = begun.plan.terminal.is_some() && timeout(GOODBYE, begun.spawned.gone()).await.is_ok();
             let _ = whole.kill();
             if !gone {
-                begun.spawned.gone(self.agent).await;
+                begun.spawned.gone().await;
             }
         }
         match result {
@@ -247,15 +256,16 @@ impl Call<'_> {
         rest: Option<&Cgroup>,
     ) -> Result<Ended, Status> {
         let answers = self.answers;
-        let pid = tokio::select! {
-            pid = begun.started(self.agent, self.container) => pid?,
+        let patience = if self.start.collected { PATIENCE } else { Duration::ZERO };
+        let process::Started { here, exit } = tokio::select! {
+            started = begun.started(self.agent, self.container, patience) => started?,
             () = answers.closed() => return Ok(Ended::Cancelled),
         };
         let (mut stdin, sides) = self.connect(begun)?;
-        if answer(answers, Response::Started(Started { pid })).await.is_err() {
+        if answer(answers, Response::Started(Started { pid: here })).await.is_err() {
             return Ok(Ended::Cancelled);
         }
-        let ended = self.pass(begun, &mut requests, &mut stdin, &sides, rest).await;
+        let ended = self.pass(begun, exit, &mut requests, &mut stdin, &sides, rest).await;
         if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() && !begun.spawned.exit.is_terminated() {
             sides.abandon();
             let exit = (&mut begun.spawned.exit).await.map_err(|_| Status::internal("wait: process: lost"))?;
@@ -269,10 +279,11 @@ impl Call<'_> {
         Ok(ended)
     }
 
-    /// Passes everything on until the process has ended and its output is drained.
+    /// Passes everything on until the process has ended, unless it has, and its output is drained.
     async fn pass(
         &self,
         begun: &mut Begun,
+        early: Option<Exit>,
         requests: &mut Streaming<RunRequest>,
         stdin: &mut Option<Input>,
         sides: &Sides,
@@ -284,6 +295,9 @@ impl Call<'_> {
         tokio::pin!(input);
         let (mut fed, mut pumped) = (false, false);
         let exit = loop {
+            if let Some(exit) = early {
+                break exit;
+            }
             tokio::select! {
                 exit = &mut begun.spawned.exit => break exit.map_err(|_| Status::internal("wait: process: lost"))?,
                 result = &mut input, if !fed => {

@@ -26,13 +26,19 @@ pub struct Rpc {
 }
 
 /// The answers of a Run. Dropped when the call ends, however it does; that is how the task behind it learns of it.
-pub struct Answers(mpsc::Receiver<Result<proto::RunResponse, Status>>);
+pub struct Answers {
+    first: Option<Result<proto::RunResponse, Status>>,
+    rest: mpsc::Receiver<Result<proto::RunResponse, Status>>,
+}
 
 impl Stream for Answers {
     type Item = Result<proto::RunResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx)
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => self.rest.poll_recv(cx),
+        }
     }
 }
 
@@ -114,9 +120,11 @@ impl agent_server::Agent for Rpc {
         let Some(run_request::Request::Start(start)) = requests.message().await?.and_then(|first| first.request) else {
             return Err(Invalid::new("start", "has to come first").into());
         };
-        let (answers, receiver) = mpsc::channel(run::QUEUE);
+        let (answers, mut rest) = mpsc::channel(run::QUEUE);
         tokio::spawn(run::run(self.agent.clone(), start, requests, answers));
-        Ok(Response::new(Answers(receiver)))
+        // The headers go with the first of them: by themselves they would cost as much, here and on the host.
+        let first = rest.recv().await;
+        Ok(Response::new(Answers { first, rest }))
     }
 
     async fn signal(&self, request: Request<proto::SignalRequest>) -> Result<Response<proto::SignalResponse>, Status> {

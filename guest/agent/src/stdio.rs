@@ -25,8 +25,8 @@ pub const PIECE: usize = 64 * 1024 - 64;
 const WIDE: usize = 256 * 1024;
 const AT_ONCE: usize = 4;
 
-/// A pipe: our end doesn't block, the child's does.
-fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
+/// A pipe, from its end to its beginning; our end won't block once it is watched.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
     pipe_with(PipeFlags::CLOEXEC).step("pipe", "stdio")
 }
 
@@ -52,11 +52,9 @@ pub enum Piece {
 }
 
 impl Output {
-    /// Our end and the child's.
-    pub fn pipe() -> Result<(Self, OwnedFd), Failed> {
-        let (read, write) = pipe()?;
-        let fd = nonblocking(read, Interest::READABLE)?;
-        Ok((Self { fd, terminal: false, wide: AtomicBool::new(false) }, write))
+    /// What is written to the pipe of which this is our end.
+    pub fn pipe(read: OwnedFd) -> Result<Self, Failed> {
+        Ok(Self { fd: nonblocking(read, Interest::READABLE)?, terminal: false, wide: AtomicBool::new(false) })
     }
 
     /// What is written to the terminal whose master this is. It ends when nobody has the terminal open any more.
@@ -149,14 +147,10 @@ pub struct Input {
 }
 
 impl Input {
-    /// Our end and the child's. `open` false: nothing is ever written, and the child reads the end.
-    pub fn pipe(open: bool) -> Result<(Option<Self>, OwnedFd), Failed> {
-        let (read, write) = pipe()?;
-        if !open {
-            return Ok((None, read));
-        }
+    /// What is read from the pipe of which this is our end.
+    pub fn pipe(write: OwnedFd) -> Result<Self, Failed> {
         let fd = nonblocking(write, Interest::WRITABLE)?;
-        Ok((Some(Self { fd, terminal: false, inside_line: AtomicBool::new(false) }), read))
+        Ok(Self { fd, terminal: false, inside_line: AtomicBool::new(false) })
     }
 
     /// What is typed into the terminal whose master this is.
@@ -351,7 +345,8 @@ mod tests {
 
     #[tokio::test]
     async fn output_is_read_in_pieces_to_the_end() {
-        let (output, write) = Output::pipe().expect("pipe");
+        let (read, write) = pipe().expect("pipe");
+        let output = Output::pipe(read).expect("output");
         rustix::io::write(&write, &[7; 60_000]).expect("write");
         assert_eq!(output.waiting(), 60_000);
         output.readable().await;
@@ -365,8 +360,8 @@ mod tests {
     #[tokio::test]
     async fn writing_to_nobody_ends() {
         sys::ignore_signal(libc::SIGPIPE);
-        let (input, read) = Input::pipe(true).expect("pipe");
-        let input = input.expect("open");
+        let (read, write) = pipe().expect("pipe");
+        let input = Input::pipe(write).expect("input");
         assert!(input.write_all(b"x").await);
         drop(read);
         assert!(!input.write_all(b"x").await);

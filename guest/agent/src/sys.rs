@@ -52,7 +52,7 @@ impl Stack {
     }
 
     /// `vfork` for a child that runs `life`: it uses this process's memory, and this process waits until it has executed
-    /// something or has ended. `flags` are further `CLONE_*`. Gives its PID, as this process sees it.
+    /// something or has ended. `flags` are further `CLONE_*`. Its PID, as this process sees it, is in `pid` before it runs.
     ///
     /// # Safety
     /// The process must have one thread. `life` must not return, and neither give back nor move memory of its parent's.
@@ -61,17 +61,19 @@ impl Stack {
         flags: i32,
         life: extern "C" fn(&mut T) -> !,
         with: &mut T,
-    ) -> Result<i32, Errno> {
+        pid: *mut i32,
+    ) -> Result<(), Errno> {
         // SAFETY: the two types differ in how they say that a pointer is good and that nothing comes back.
         let life = unsafe {
             std::mem::transmute::<extern "C" fn(&mut T) -> !, extern "C" fn(*mut libc::c_void) -> libc::c_int>(life)
         };
         let top = self.0.spare_capacity_mut().as_mut_ptr_range().end;
-        let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        // SAFETY: the stack is the child's alone, as this process stands still while the child uses it.
-        match unsafe { libc::clone(life, top.cast(), flags, (&raw mut *with).cast()) } {
+        let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+        // SAFETY: the stack is the child's alone, as this process stands still while the child uses it. The kernel checks
+        // where it writes the PID to.
+        match unsafe { libc::clone(life, top.cast(), flags, (&raw mut *with).cast(), pid) } {
             -1 => Err(errno::last()),
-            pid => Ok(pid),
+            _ => Ok(()),
         }
     }
 }

@@ -736,6 +736,11 @@ class Start(betterproto2.Message):
     the container is there for this process alone: remove it at the end
     """
 
+    collected: "bool" = betterproto2.field(9, betterproto2.TYPE_BOOL)
+    """
+    the host waits for the end alone: `started` may come some milliseconds late
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "Start", Start)
 

@@ -44,15 +44,15 @@ impl Berth {
         self.lock().take()
     }
 
-    /// Has the stem make a process with these streams. False: there is none that could.
-    pub fn ask(&self, plan: &Plan, streams: &Theirs) -> bool {
-        match self.stem().map(|stem| stem.ask(plan, streams)) {
-            Some(Ok(asked)) => asked,
-            Some(Err(_)) => {
+    /// Has the stem make a process with these streams. None: there is none that could.
+    pub fn ask(&self, plan: &Plan, streams: &Theirs) -> Option<Arc<Stem>> {
+        let stem = self.stem()?;
+        match stem.ask(plan, streams) {
+            Ok(asked) => asked.then_some(stem),
+            Err(_) => {
                 self.take_stem();
-                false
+                None
             }
-            None => false,
         }
     }
 

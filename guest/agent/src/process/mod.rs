@@ -20,6 +20,7 @@ pub mod waiting;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -29,14 +30,14 @@ use crate::container::Container;
 use crate::errno::{Failed, Step};
 use crate::proto;
 use crate::proto::process::Tool;
-use crate::reaper::{Exit, Hold};
+use crate::reaper::Exit;
 use crate::stdio::{self, Report, Reporting};
 use crate::sys::{self, Cloned};
 use crate::validate::{self, Invalid};
 use berth::Berth;
 use rlimits::Rlimit;
 use slots::Slot;
-use stem::Reply;
+use stem::{Reply, Stem};
 use streams::{Ours, Theirs};
 use user::UserRequest;
 
@@ -79,14 +80,20 @@ enum Way {
         report: Reporting,
         started: Slot,
     },
-    /// The stem was asked for it. Its exit may come before its PID does.
+    /// The stem was asked for it.
     Asked {
+        stem: Arc<Stem>,
         theirs: Theirs,
-        _exits: Hold,
     },
-    Known {
-        here: i32,
-    },
+    Runs,
+}
+
+/// A process whose command runs.
+pub struct Started {
+    /// Its PID in the container.
+    pub here: i32,
+    /// How it has ended, where it has.
+    pub exit: Option<Exit>,
 }
 
 impl Plan {
@@ -150,9 +157,11 @@ pub fn spawn(
     agent.guest.cgroups.follow_memory()?;
     let (ours, theirs) = streams::make(stdio)?;
     let berth = container.next_berth()?;
-    if orders.is_none() && berth.ask(plan, &theirs) {
-        let way = Way::Asked { theirs, _exits: agent.reaper.hold() };
-        return Ok(Spawned { way, pid: 0, exit: oneshot::channel().1, streams: Some(ours), berth });
+    if orders.is_none()
+        && let Some(stem) = berth.ask(plan, &theirs)
+    {
+        let exit = agent.reaper.expect(stem.told.pid.clone());
+        return Ok(Spawned { way: Way::Asked { stem, theirs }, pid: 0, exit, streams: Some(ours), berth });
     }
     let cloned = clone(agent, container, plan, &theirs, orders, &berth);
     let (pid, way, exit) = cloned.inspect_err(|_| container.return_berth(berth.clone()))?;
@@ -177,22 +186,57 @@ fn clone(
 }
 
 impl Spawned {
-    /// Waits until the command runs; its PID in the container. May be dropped at any time.
-    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<i32, Status> {
-        if matches!(self.way, Way::Asked { .. }) && self.hear(agent).await.is_none() {
+    /// Waits until the command runs, and for its end if that comes within `patience`. May be dropped at any time.
+    pub async fn started(
+        &mut self,
+        agent: &Agent,
+        container: &Arc<Container>,
+        plan: &Plan,
+        patience: Duration,
+    ) -> Result<Started, Status> {
+        if matches!(self.way, Way::Asked { .. }) {
+            if let Some(started) = self.made(patience).await {
+                return Ok(started);
+            }
             self.clone_after_all(agent, container, plan)?;
         }
-        match &self.way {
-            Way::Cloned { report, started } => {
-                let (reported, here) = (report.read().await?.report, started.get());
-                match reported == Report::Silent && here != 0 {
-                    true => Ok(here),
-                    false => Err(reported.status()),
+        let Way::Cloned { report, started } = &self.way else { return Err(Status::internal("start: lost")) };
+        let (reported, here) = (report.read().await?.report, started.get());
+        match reported == Report::Silent && here != 0 {
+            true => Ok(Started { here, exit: end_within(&mut self.exit, patience).await }),
+            false => Err(reported.status()),
+        }
+    }
+
+    /// By the stem. None: it couldn't.
+    async fn made(&mut self, patience: Duration) -> Option<Started> {
+        let Way::Asked { stem, .. } = &self.way else { return None };
+        let (stem, mut exit) = (stem.clone(), None);
+        let reply = tokio::select! {
+            biased;
+            exited = end_within(&mut self.exit, patience) => {
+                exit = exited;
+                // Nothing has to be said of a process that was executed.
+                match exit.is_some() && stem.told.here.get() != 0 || !stem.told.ask() {
+                    true => Some(Reply::Done),
+                    false => stem.reply().await,
                 }
             }
-            Way::Known { here } => Ok(*here),
-            Way::Asked { .. } => Err(Status::internal("start: not finished")),
+            reply = stem.reply() => reply,
+        };
+        let (pid, here) = (stem.told.pid.get(), stem.told.here.get());
+        match reply {
+            Some(Reply::Done) => {}
+            Some(Reply::No) => return None,
+            None => {
+                self.berth.take_stem();
+                exit = exit.or(put_down(pid, &mut self.exit).await);
+            }
         }
+        (here != 0).then(|| {
+            (self.pid, self.way) = (pid, Way::Runs);
+            Started { here, exit }
+        })
     }
 
     fn clone_after_all(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<(), Failed> {
@@ -203,35 +247,24 @@ impl Spawned {
         Ok(())
     }
 
-    /// What the stem says of it: its PID in the container. None: it couldn't make it.
-    async fn hear(&mut self, agent: &Agent) -> Option<i32> {
-        match self.berth.stem()?.reply().await {
-            Some(Reply::Runs { pid, here }) => {
-                (self.pid, self.exit) = (pid, agent.reaper.watch(pid));
-                self.way = Way::Known { here };
-                Some(here)
-            }
-            Some(Reply::No) => None,
-            None => {
-                self.berth.take_stem();
-                None
-            }
-        }
-    }
-
     /// Waits for its end, after its cgroup was killed or it was seen to end; not again where that was heard: its news come
     /// once, and to wait for more is a panic.
-    pub async fn gone(&mut self, agent: &Agent) {
-        let unheard = matches!(self.way, Way::Asked { .. }) && self.hear(agent).await.is_none();
-        if !unheard && !self.exit.is_terminated() {
+    pub async fn gone(&mut self) {
+        if let Way::Asked { stem, .. } = &self.way {
+            while stem.reply().await.is_some() {}
+            if stem.told.pid.get() == 0 {
+                return; // it was never made
+            }
+        }
+        if !self.exit.is_terminated() {
             let _ = (&mut self.exit).await;
         }
     }
 
     /// Its stdin is at its end.
     pub fn close_stdin(&mut self) {
-        if let Some(Ours::Ready(streams)) = &mut self.streams {
-            streams.stdin = None;
+        if let Some(Ours::Pipes(pipes)) = &mut self.streams {
+            pipes.stdin = None;
         }
     }
 
@@ -239,6 +272,23 @@ impl Spawned {
     pub fn streams(&mut self) -> Result<Streams, Failed> {
         self.streams.take().map_or(Ok(Streams::default()), Ours::streams)
     }
+}
+
+/// How a process ends, if it does so within that time.
+async fn end_within(exit: &mut oneshot::Receiver<Exit>, patience: Duration) -> Option<Exit> {
+    match patience.is_zero() {
+        true => None,
+        false => tokio::time::timeout(patience, exit).await.ok()?.ok(),
+    }
+}
+
+/// The end of a process that is alone on its way to its command, the stem having died. 0: there is none.
+async fn put_down(pid: i32, exit: &mut oneshot::Receiver<Exit>) -> Option<Exit> {
+    if pid == 0 || exit.is_terminated() {
+        return None;
+    }
+    let _ = sys::kill(pid, libc::SIGKILL);
+    exit.await.ok()
 }
 
 /// A clone in the container's PID namespace. Only children can be put there, so the agent changes that for its children,

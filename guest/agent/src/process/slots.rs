@@ -42,12 +42,26 @@ impl Slots {
 }
 
 impl Slot {
+    fn word(&self) -> &'static AtomicI32 {
+        &self.slots.page[usize::from(self.index)]
+    }
+
     pub fn set(&self, value: i32) {
-        self.slots.page[usize::from(self.index)].store(value, Ordering::Release);
+        self.word().store(value, Ordering::SeqCst);
     }
 
     pub fn get(&self) -> i32 {
-        self.slots.page[usize::from(self.index)].load(Ordering::Acquire)
+        self.word().load(Ordering::SeqCst)
+    }
+
+    /// Another number in place of this one. False: there is none of this.
+    pub fn replace(&self, old: i32, new: i32) -> bool {
+        self.word().compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// For the kernel to write to.
+    pub fn as_ptr(&self) -> *mut i32 {
+        self.word().as_ptr()
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::terminal::{self, Expected, Size, Wanted};
 use crate::errno::{Failed, Step};
-use crate::stdio::{Input, Output};
+use crate::stdio::{self, Input, Output};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,17 @@ pub enum Kind {
 
 /// The agent's side.
 pub enum Ours {
-    Ready(Streams),
+    /// Pipes that aren't watched yet: a small program is over before that is worth its while.
+    Pipes(Pipes),
     Terminal(Expected),
+}
+
+/// Those that there are.
+#[derive(Default)]
+pub struct Pipes {
+    pub stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
 }
 
 /// The child's side.
@@ -56,25 +65,26 @@ pub fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
             Ok((Ours::Terminal(expected), Theirs::Terminal(wanted)))
         }
         Kind::Log => {
-            let (output, written) = Output::pipe()?;
+            let (output, written) = stdio::pipe()?;
             let again = copy(&written)?;
-            let streams = Streams { stdout: Some(output), ..Streams::default() };
-            Ok((Ours::Ready(streams), Theirs::Fds([null()?, written, again])))
+            let pipes = Pipes { stdout: Some(output), ..Pipes::default() };
+            Ok((Ours::Pipes(pipes), Theirs::Fds([null()?, written, again])))
         }
         Kind::Null => {
             let null = null()?;
             let (stdout, stderr) = (copy(&null)?, copy(&null)?);
-            Ok((Ours::Ready(Streams::default()), Theirs::Fds([null, stdout, stderr])))
+            Ok((Ours::Pipes(Pipes::default()), Theirs::Fds([null, stdout, stderr])))
         }
     }
 }
 
+/// Without stdin nothing is ever written, and the child reads the end.
 fn pipes(with_stdin: bool) -> Result<(Ours, Theirs), Failed> {
-    let (stdin, child_stdin) = Input::pipe(with_stdin)?;
-    let (stdout, child_stdout) = Output::pipe()?;
-    let (stderr, child_stderr) = Output::pipe()?;
-    let streams = Streams { stdin, stdout: Some(stdout), stderr: Some(stderr), terminal: None };
-    Ok((Ours::Ready(streams), Theirs::Fds([child_stdin, child_stdout, child_stderr])))
+    let (child_stdin, stdin) = stdio::pipe()?;
+    let (stdout, child_stdout) = stdio::pipe()?;
+    let (stderr, child_stderr) = stdio::pipe()?;
+    let pipes = Pipes { stdin: with_stdin.then_some(stdin), stdout: Some(stdout), stderr: Some(stderr) };
+    Ok((Ours::Pipes(pipes), Theirs::Fds([child_stdin, child_stdout, child_stderr])))
 }
 
 fn null() -> Result<OwnedFd, Failed> {
@@ -89,7 +99,12 @@ impl Ours {
     /// Once the child has executed its command.
     pub fn streams(self) -> Result<Streams, Failed> {
         match self {
-            Ours::Ready(streams) => Ok(streams),
+            Ours::Pipes(Pipes { stdin, stdout, stderr }) => Ok(Streams {
+                stdin: stdin.map(Input::pipe).transpose()?,
+                stdout: stdout.map(Output::pipe).transpose()?,
+                stderr: stderr.map(Output::pipe).transpose()?,
+                terminal: None,
+            }),
             Ours::Terminal(expected) => {
                 let master = expected.master()?;
                 Ok(Streams {

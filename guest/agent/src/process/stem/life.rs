@@ -14,6 +14,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use super::super::lookup::{Command, NotExecuted};
 use super::super::orders::{self, Orders};
 use super::super::{Plan, child};
+use super::told::Told;
 use super::{Kind, Reply};
 use crate::container::Container;
 use crate::proto::process::Tool;
@@ -26,7 +27,7 @@ const STACK: usize = 64 * 1024;
 const FILES: [&CStr; 2] = [c"/etc/passwd", c"/etc/group"];
 
 /// Becomes a stem: what each process of this kind becomes, up to its streams.
-pub fn run(container: &Container, kind: &Kind, socket: OwnedFd) -> ! {
+pub fn run(container: &Container, kind: &Kind, socket: OwnedFd, told: &Told) -> ! {
     let began = clock_gettime(ClockId::RealtimeCoarse);
     if sys::setns(container.pidfd(), libc::CLONE_NEWPID).is_err() {
         sys::exit_now(1);
@@ -43,7 +44,7 @@ pub fn run(container: &Container, kind: &Kind, socket: OwnedFd) -> ! {
     if !known.is_older_than(began) {
         sys::exit_now(0);
     }
-    serve(&kept[0], &home, &known)
+    serve(&kept[0], &home, &known, told)
 }
 
 /// A process of this kind.
@@ -61,23 +62,31 @@ fn first(kind: &Kind) -> Plan {
     }
 }
 
-fn serve(socket: &OwnedFd, home: &CStr, known: &Known) -> ! {
+fn serve(socket: &OwnedFd, home: &CStr, known: &Known, told: &Told) -> ! {
     let mut buffer = vec![0; orders::LONGEST];
     let mut stack = Stack::new(STACK);
     loop {
         let Some((len, fds)) = receive(socket, &mut buffer) else { sys::exit_now(0) };
+        told.take();
         if Known::now() != *known {
             sys::exit_now(0);
         }
-        let reply = match (orders::decode(&buffer[..len]), fds) {
-            (Some(orders), Some(fds)) if !orders.args.is_empty() => make(&mut stack, orders, &fds, home),
-            _ => Reply::No,
+        let made = match (orders::decode(&buffer[..len]), fds) {
+            (Some(orders), Some(fds)) if !orders.args.is_empty() => make(&mut stack, orders, &fds, home, told),
+            _ => false,
         };
-        let sent =
-            sendmsg(socket, &[IoSlice::new(&reply.encode())], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
-        if sent.is_err() {
-            sys::exit_now(0);
+        match made {
+            false => say(socket, Reply::No),
+            true if told.done() => say(socket, Reply::Done),
+            true => {}
         }
+    }
+}
+
+fn say(socket: &OwnedFd, reply: Reply) {
+    let mut nothing = SendAncillaryBuffer::default();
+    if sendmsg(socket, &[IoSlice::new(&reply.encode())], &mut nothing, SendFlags::NOSIGNAL).is_err() {
+        sys::exit_now(0);
     }
 }
 
@@ -104,12 +113,12 @@ struct Start<'a> {
     fds: [RawFd; 3],
     cwd: &'a CStr,
     command: Command<'a>,
-    /// Its PID in the container, once it is about to execute the command.
-    here: i32,
+    told: &'a Told,
     failed: Option<NotExecuted>,
 }
 
-fn make<'a>(stack: &mut Stack, mut orders: Orders<'a>, fds: &[OwnedFd; 3], home: &'a CStr) -> Reply {
+/// Makes a process. False: it never came to execute the command.
+fn make<'a>(stack: &mut Stack, mut orders: Orders<'a>, fds: &[OwnedFd; 3], home: &'a CStr, told: &'a Told) -> bool {
     if !orders.env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
         orders.env.push(home);
     }
@@ -117,14 +126,12 @@ fn make<'a>(stack: &mut Stack, mut orders: Orders<'a>, fds: &[OwnedFd; 3], home:
         fds: fds.each_ref().map(AsRawFd::as_raw_fd),
         cwd: orders.cwd,
         command: Command::new(&orders.args, &orders.env, orders.path),
-        here: 0,
+        told,
         failed: None,
     };
     // SAFETY: this process has one thread; `execute` ends in exec or `_exit`, and leaves what it allocates in `start`.
-    match unsafe { stack.vfork(libc::CLONE_PARENT, execute, &mut start) } {
-        Ok(pid) if start.here != 0 => Reply::Runs { pid, here: start.here },
-        _ => Reply::No,
-    }
+    let made = unsafe { stack.vfork(libc::CLONE_PARENT, execute, &mut start, told.pid.as_ptr()) };
+    made.is_ok() && told.here.get() != 0
 }
 
 extern "C" fn execute(start: &mut Start<'_>) -> ! {
@@ -137,7 +144,7 @@ extern "C" fn execute(start: &mut Start<'_>) -> ! {
     if !ready {
         sys::exit_now(1);
     }
-    start.here = rustix::process::getpid().as_raw_pid();
+    start.told.here.set(rustix::process::getpid().as_raw_pid());
     let failed = start.failed.insert(start.command.execute());
     let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
     sys::exit_now(failed.code)
@@ -168,18 +175,19 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::slots::Slots;
     use crate::sys::Cloned;
 
     /// What a command writes that is made with these orders, by a stem of its own; and whether it was.
     fn made(args: &[&CStr], cwd: &CStr) -> (bool, String) {
         let (read, write) = rustix::pipe::pipe().expect("pipe");
+        let told = Told::new(&Slots::new().expect("a page")).expect("slots");
         // SAFETY: the child makes one more and ends in _exit.
         let pid = match unsafe { sys::clone_into(0, None) }.expect("clone") {
             Cloned::Child => {
                 let orders = Orders { args: args.to_vec(), env: vec![c"A=b"], path: "/nowhere:/bin:/usr/bin", cwd };
                 let fds = [(); 3].map(|()| rustix::io::fcntl_dupfd_cloexec(&write, 3).expect("dup"));
-                let reply = make(&mut Stack::new(STACK), orders, &fds, c"HOME=/h");
-                sys::exit_now(i32::from(reply != Reply::No))
+                sys::exit_now(i32::from(make(&mut Stack::new(STACK), orders, &fds, c"HOME=/h", &told)))
             }
             Cloned::Parent { pid } => pid,
         };

@@ -8,6 +8,7 @@
 //! finds none makes the process without.
 
 mod life;
+mod told;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -34,11 +35,13 @@ use crate::errno::{Failed, Step};
 use crate::proto::process::Tool;
 use crate::reaper::Exit;
 use crate::sys::{self, Cloned};
+use told::Told;
 
 /// The agent's end.
 pub struct Stem {
     pid: i32,
     socket: AsyncFd<OwnedFd>,
+    pub told: Told,
     kind: Kind,
     exit: oneshot::Receiver<Exit>,
     /// cgroup.procs: who lives where it does.
@@ -54,34 +57,22 @@ pub struct Kind {
     rlimits: Vec<Rlimit>,
 }
 
-/// What it says to an order.
+/// What it says to an order, if it has to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The command was executed, or couldn't be, which the process has said itself. Its PID in the guest and in the
-    /// container.
-    Runs { pid: i32, here: i32 },
+    /// The command was executed, or couldn't be, which the process has said itself. Only said to who waits for it.
+    Done,
     /// It can't do that; it stays.
     No,
 }
 
 impl Reply {
-    fn encode(self) -> [u8; 8] {
-        let (pid, here) = match self {
-            Reply::Runs { pid, here } => (pid, here),
-            Reply::No => (0, 0),
-        };
-        let mut out = [0; 8];
-        out[..4].copy_from_slice(&pid.to_le_bytes());
-        out[4..].copy_from_slice(&here.to_le_bytes());
-        out
+    fn encode(self) -> [u8; 1] {
+        [u8::from(self == Reply::Done)]
     }
 
-    fn decode(bytes: [u8; 8]) -> Self {
-        let [a, b, c, d, e, f, g, h] = bytes;
-        match (i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h])) {
-            (0, _) | (_, 0) => Reply::No,
-            (pid, here) => Reply::Runs { pid, here },
-        }
+    fn decode(bytes: [u8; 1]) -> Self {
+        if bytes == Reply::Done.encode() { Reply::Done } else { Reply::No }
     }
 }
 
@@ -100,17 +91,18 @@ impl Stem {
             .step("socketpair", "stem")?;
         rustix::io::ioctl_fionbio(&ours, true).step("ioctl", "stem")?;
         let members = cgroup.open("cgroup.procs")?;
+        let told = Told::new(&agent.slots).step("start", "stem")?;
         let cloned = agent.guest.oom_score.clone_with(container.defaults.oom_score_adj, || {
             // SAFETY: the agent has one thread, and the child goes to `life::run`, which never returns.
             unsafe { sys::clone_into(0, Some(cgroup.as_fd())) }
         })?;
         let pid = match cloned {
             Cloned::Parent { pid } => pid,
-            Cloned::Child => life::run(container, &kind, theirs),
+            Cloned::Child => life::run(container, &kind, theirs, &told),
         };
         let exit = agent.reaper.watch(pid);
         let socket = sys::watch(ours, Interest::READABLE).step("epoll", "stem")?;
-        Ok(Self { pid, socket, kind, exit, members, _counted: container.stems.clone() })
+        Ok(Self { pid, socket, told, kind, exit, members, _counted: container.stems.clone() })
     }
 
     /// No other process lives in its cgroup. (Only who has more rights than the usual container can make one below.)
@@ -136,6 +128,7 @@ impl Stem {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
+        self.told.begin();
         sendmsg(&self.socket, &[IoSlice::new(&orders)], &mut control, SendFlags::NOSIGNAL).map(|_| true)
     }
 
@@ -143,7 +136,7 @@ impl Stem {
     pub async fn reply(&self) -> Option<Reply> {
         loop {
             let mut ready = self.socket.readable().await.ok()?;
-            let mut bytes = [0; 8];
+            let mut bytes = [0; 1];
             let mut control = RecvAncillaryBuffer::default();
             match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty()) {
                 Ok(message) if message.bytes == bytes.len() => return Some(Reply::decode(bytes)),
@@ -168,7 +161,7 @@ mod tests {
 
     #[test]
     fn replies_survive_the_way() {
-        for reply in [Reply::Runs { pid: 70_000, here: 2 }, Reply::No] {
+        for reply in [Reply::Done, Reply::No] {
             assert_eq!(Reply::decode(reply.encode()), reply);
         }
     }
