@@ -40,7 +40,7 @@ async def measure(rounds: int) -> list[Row]:
     used: list[float] = []
     agent: list[float] = []
     for _ in range(rounds):
-        async with pykata.Sandbox(memory=MEMORY, isolation="emulated") as sandbox:
+        async with pykata.Sandbox(memory=MEMORY, isolation="emulated", template="off") as sandbox:
             running = sandbox._open
             stats = await running.agent.stats()
             resident = pss(running.vm.pid)

@@ -179,7 +179,7 @@ class Options:
     pull: PullPolicy = "missing"
     registries: Registries | None = None
     progress: Progress | None = None
-    template: TemplatePolicy = "off"
+    template: TemplatePolicy = "auto"
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
     snapshot: Path | None = None                                # the same, on disk
     volumes: Mapping[str, Checked] = field(factory=dict)

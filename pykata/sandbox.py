@@ -75,6 +75,9 @@ class Sandbox:
     ``"emulated"`` accepts that without a warning. ``pull`` says when a registry is asked for an image: for one that is
     ``"missing"`` here, ``"always"`` or ``"never"``; ``registries`` how, and ``progress`` is told each step of that.
 
+    ``template="auto"`` goes on from a guest of this kind that was booted once, where it can be, and makes that template
+    if there is none; ``"off"`` boots. ``sb.timings.start`` tells which.
+
     ``volumes`` are directories and files of the host, and others, by their place in every container of this sandbox:
     a path is a directory or file that can be written; :class:`Bind` and :class:`Tmpfs` say more.
 
@@ -99,7 +102,7 @@ class Sandbox:
         pull: PullPolicy = "missing",
         registries: Registries | None = None,
         progress: Progress | None = None,
-        template: TemplatePolicy = "off",
+        template: TemplatePolicy = "auto",
         volumes: Mapping[str, Volume | str | Path] | None = None,
     ) -> None:
         if isolation not in ("hardware", "emulated", None):

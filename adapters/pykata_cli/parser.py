@@ -109,6 +109,10 @@ def _add_machine(group: Any) -> None:
     )
     group.add_argument("--hostname", metavar="NAME", help="the guest's name")
     group.add_argument(
+        "--template", choices=("auto", "off"),
+        help="auto, the default: go on from a guest of this kind that was booted once; off: boot",
+    )
+    group.add_argument(
         "--isolation", choices=("hardware", "emulated"),
         help="hardware: refuse to run without KVM; emulated: accept that without a warning",
     )

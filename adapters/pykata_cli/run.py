@@ -68,7 +68,7 @@ def _process_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of the Sandbox: only what was said, so that the defaults are the library's."""
-    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation", "pull")
+    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation", "template", "pull")
     said = {name: getattr(arguments, name) for name in names} | {"registries": registries(arguments)}
     said["volumes"] = volumes(arguments.volume) or None
     return {

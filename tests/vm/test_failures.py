@@ -249,7 +249,7 @@ def test_an_unprivileged_user(bundle: Bundle, tmp_path: Path) -> None:
 
 async def test_a_kernel_that_is_none(own_bundle: Path) -> None:
     rewrite(own_bundle, "vmlinux", b"this is no kernel\n" * 1000)
-    error = await refused(Sandbox(isolation="emulated"))
+    error = await refused(Sandbox(isolation="emulated", template="off"))
     assert isinstance(error, BootError)
     assert "QEMU exited with code 1" in str(error)
 
@@ -259,13 +259,13 @@ async def test_a_kernel_that_is_damaged_inside(own_bundle: Path) -> None:
     content = bytearray((own_bundle / "vmlinux").read_bytes())
     content[4096 : len(content) // 2] = bytes(len(content) // 2 - 4096)
     rewrite(own_bundle, "vmlinux", bytes(content))
-    error = await refused(Sandbox(isolation="emulated", boot_timeout=3))
+    error = await refused(Sandbox(isolation="emulated", template="off", boot_timeout=3))
     assert isinstance(error, BootError)
 
 
 async def test_a_guest_that_panics_as_it_boots(own_bundle: Path) -> None:
     rewrite(own_bundle, "initrd.cpio", bytes(1024))
-    error = await refused(Sandbox(isolation="emulated"))
+    error = await refused(Sandbox(isolation="emulated", template="off"))
     assert isinstance(error, BootError)
     assert "panic" in str(error)
     assert "Kernel panic - not syncing" in error.console
