@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from pykata.hypervisors.qemu import QEMU
     from pykata.images.recipe import Recipe
     from pykata.net.base import NetworkStrategy
+    from pykata.net.bridge import Bridge
     from pykata.net.network import Network
     from pykata.net.none import NoNetwork
     from pykata.net.policy.rules import Rate
@@ -124,6 +125,7 @@ __all__ = [
     "Block",
     "BootError",
     "BootTimeoutError",
+    "Bridge",
     "BuildEvent",
     "BuildFailedError",
     "Bundle",
@@ -253,6 +255,7 @@ _HOMES = {
     "pykata.hypervisors.qemu": "QEMU",
     "pykata.images.recipe": "Recipe",
     "pykata.net.base": "NetworkStrategy",
+    "pykata.net.bridge": "Bridge",
     "pykata.net.network": "Network",
     "pykata.net.none": "NoNetwork",
     "pykata.net.policy.rules": "Rate",

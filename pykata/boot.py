@@ -128,7 +128,8 @@ async def _network(options: Options, directory: Path) -> AsyncIterator[Attachmen
     """What the strategy makes, with the names that were asked for."""
     network = options.network
     assert not isinstance(network.strategy, str)        # strategies.network made it a value
-    async with network.strategy.attach(directory, network.wanted) as made:
+    wanted = evolve(network.wanted, hostname=options.hostname)
+    async with network.strategy.attach(directory, wanted) as made:
         yield evolve(
             made, nameservers=network.dns or made.nameservers, search=network.search or made.search,
             hosts=made.hosts + tuple(network.hosts.items()),

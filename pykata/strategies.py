@@ -23,6 +23,7 @@ OURS = {
         "block": "pykata.fs.block:Block", "virtiofs": "pykata.fs.virtiofs:VirtioFS", "9p": "pykata.fs.ninep:NineP",
     },
     "pykata.networks": {
+        "bridge": "pykata.net.bridge:Bridge",
         "none": "pykata.net.none:NoNetwork",
         "tcfilter": "pykata.net.tcfilter:TCFilter",
     },

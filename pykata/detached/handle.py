@@ -24,7 +24,7 @@ from pykata.errors import (
     SandboxClosedError,
     VMDiedError,
 )
-from pykata.net import leftovers
+from pykata.net import leftovers, owned
 from pykata.options import check_seconds
 from pykata.spec import Phase, Reason
 
@@ -156,7 +156,9 @@ async def collect_garbage() -> list[Path]:
         await leftovers.undo_all(path)
     from pykata.guest import evict
 
-    return await anyio.to_thread.run_sync(_collect, abandoned) + await anyio.to_thread.run_sync(evict)
+    networks = await owned.collect()
+    removed = await anyio.to_thread.run_sync(_collect, abandoned)
+    return [*networks, *removed, *await anyio.to_thread.run_sync(evict)]
 
 
 def _collect(abandoned: list[Path]) -> list[Path]:

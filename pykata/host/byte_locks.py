@@ -22,7 +22,7 @@ def lock_byte(descriptor: int, byte: int = 0) -> bool:
     return True
 
 
-def byte_is_locked(descriptor: int, byte: int = 0) -> bool:
-    """Has someone else locked the byte? Nobody notices the question."""
-    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+def byte_is_locked(descriptor: int, byte: int = 0, *, length: int = 1) -> bool:
+    """Has someone else locked the byte, or one of so many; 0 is all that follow? Nobody notices the question."""
+    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, length, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

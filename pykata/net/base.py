@@ -20,13 +20,14 @@ class Wanted:
 
     ``policy`` None lets everything through. ``ports`` are to be published on the host. ``dns`` are the name servers
     that were asked for, if any, and ``hosts`` names of the guest's own: whoever composes puts them into the guest, a
-    strategy may need to know them.
+    strategy may need to know them. ``hostname`` is the guest's.
     """
 
     policy: Policy | None = None
     ports: tuple[Port, ...] = ()
     dns: tuple[str, ...] = ()
     hosts: Mapping[str, str] = field(factory=dict)
+    hostname: str = ""
 
 
 class NetworkStrategy(ABC):

@@ -120,6 +120,17 @@ def _make(stack: ExitStack, made_here: list[int], pin: Path | None) -> None:
         raise HostError(f"can't make a network namespace: {exc.strerror}") from exc
 
 
+async def pinned(path: Path) -> None:
+    """Make a namespace that stays at ``path``, until it is taken away by :func:`unpin`. Raises HostError."""
+    with ExitStack() as stack:
+        await finish(asyncio.to_thread(_make, stack, [], path))
+
+
+async def unpinned(path: str) -> None:
+    """What undoes a pin, from a record."""
+    unpin(Path(path))
+
+
 def unpin(path: Path) -> None:
     """Take a namespace away from its path, as far as it is there."""
     with suppress(OSError):
