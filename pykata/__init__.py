@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from pykata.images.recipe import Recipe
     from pykata.net.base import NetworkStrategy
     from pykata.net.bridge import Bridge
+    from pykata.net.cni import CNI
+    from pykata.net.macvtap import MacVTap
     from pykata.net.network import Network
     from pykata.net.none import NoNetwork
     from pykata.net.policy.rules import Rate
@@ -113,6 +115,7 @@ if TYPE_CHECKING:
     from pykata.workshop import build_image, load_image, push_image, save_image
 
 __all__ = [
+    "CNI",
     "QEMU",
     "AddressesExhaustedError",
     "AgentError",
@@ -175,6 +178,7 @@ __all__ = [
     "ImageUnsupportedError",
     "IsolationError",
     "LogPiece",
+    "MacVTap",
     "Named",
     "Network",
     "NetworkError",
@@ -256,6 +260,8 @@ _HOMES = {
     "pykata.images.recipe": "Recipe",
     "pykata.net.base": "NetworkStrategy",
     "pykata.net.bridge": "Bridge",
+    "pykata.net.cni": "CNI",
+    "pykata.net.macvtap": "MacVTap",
     "pykata.net.network": "Network",
     "pykata.net.none": "NoNetwork",
     "pykata.net.policy.rules": "Rate",

@@ -24,6 +24,8 @@ OURS = {
     },
     "pykata.networks": {
         "bridge": "pykata.net.bridge:Bridge",
+        "cni": "pykata.net.cni:CNI",
+        "macvtap": "pykata.net.macvtap:MacVTap",
         "none": "pykata.net.none:NoNetwork",
         "tcfilter": "pykata.net.tcfilter:TCFilter",
     },

@@ -31,7 +31,8 @@ def _netns(value: str | Path | None) -> str | Path:
     return value
 
 
-def _names(value: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+def interface_names(value: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """Names of interfaces as an argument. Raises ConfigError."""
     if isinstance(value, str) or not all(isinstance(each, str) for each in value):
         raise ConfigError(f"interfaces={value!r} is not a list of names", hint='such as ["eth0"]')
     return tuple(value)
@@ -56,7 +57,7 @@ class TCFilter(NetworkStrategy):
     enforces: ClassVar[bool] = True
 
     netns: str | Path = field(default="", converter=_netns)
-    interfaces: tuple[str, ...] = field(default=(), converter=_names)
+    interfaces: tuple[str, ...] = field(default=(), converter=interface_names)
 
     @asynccontextmanager
     async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
