@@ -32,6 +32,7 @@ from pykata.spec import NetworkEvent
 
 MAC, GATEWAY_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 GUEST, GATEWAY, GUEST6, GATEWAY6 = "10.81.7.2", "10.81.7.1", "fd81:7::2", "fd81:7::1"
+NEIGHBOUR = "10.81.7.3"
 # Addresses that the internet could have: in these namespaces they are on the loopback interface of the world.
 GOOD, OTHER, THIRD, FOURTH, GOOD6 = "20.0.0.1", "20.0.0.2", "20.0.0.3", "20.0.0.4", "2a00:1450::1"
 ETH_P_ALL = 3
@@ -204,6 +205,21 @@ async def lab(
         yield Lab(guest, sandbox, world, resolver, guard)
 
 
+@asynccontextmanager
+async def surroundings(path: Path, resolver: tuple[str, int]) -> AsyncIterator[tuple[Netns, World, Resolver]]:
+    """The world for a real guest, which takes the place of ``eth0`` of a namespace, pinned below ``path``."""
+    async with AsyncExitStack() as stack:
+        inside = await stack.enter_async_context(netns.made(path / "net"))
+        outside = await stack.enter_async_context(netns.made())
+        async with netlink(inside) as kernel:
+            await kernel.add("eth0", "veth", peer={"ifname": "world", "net_ns_fd": outside.fd})
+        await _inside(inside, 1500)
+        await _outside(outside, 1500)
+        world = World(outside)
+        await stack.enter_async_context(_servers(world))
+        yield inside, world, await stack.enter_async_context(_resolver(*resolver))
+
+
 async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mtu: int) -> Tap:
     name = link_name(RUN_DIR, "t")
     async with netlink(sandbox) as kernel:
@@ -217,17 +233,26 @@ async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mt
             await kernel.up(switch.index)
         for each in (tap, uplink):
             await kernel.up(each.index, mtu=mtu)
+    await _inside(guest, mtu)
+    await _outside(world, mtu)
+    return Tap(name, tap.index, -1, sandbox)
+
+
+async def _inside(guest: Netns, mtu: int) -> None:
     async with netlink(guest) as kernel:
         await _end(kernel, "eth0", MAC, (f"{GUEST}/24", f"{GUEST6}/64"), mtu)
+        index = (await kernel.link("eth0")).index
         await kernel.add_route(dst="0.0.0.0/0", gateway=GATEWAY)
-        await kernel.add_route(dst="::/0", gateway=GATEWAY6)
+        await kernel.add_route(dst="::/0", gateway=GATEWAY6, oif=index)
+
+
+async def _outside(world: Netns, mtu: int) -> None:
     async with netlink(world) as kernel:
-        await _end(kernel, "world", GATEWAY_MAC, (f"{GATEWAY}/24", f"{GATEWAY6}/64"), mtu)
+        await _end(kernel, "world", GATEWAY_MAC, (f"{GATEWAY}/24", f"{NEIGHBOUR}/24", f"{GATEWAY6}/64"), mtu)
         lo = (await kernel.link("lo")).index
         for address in (GOOD, OTHER, THIRD, FOURTH, METADATA):
             await kernel.add_address(lo, f"{address}/32")
         await kernel.add_address(lo, f"{GOOD6}/128")
-    return Tap(name, tap.index, -1, sandbox)
 
 
 async def _end(kernel: Netlink, name: str, mac: str, addresses: Sequence[str], mtu: int) -> None:
@@ -293,7 +318,7 @@ class _Echo(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def _resolver() -> AsyncIterator[Resolver]:
+async def _resolver(address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Resolver]:
     resolver = Resolver(dict(RECORDS))
 
     class Server(asyncio.DatagramProtocol):
@@ -303,7 +328,7 @@ async def _resolver() -> AsyncIterator[Resolver]:
         def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
             self.transport.sendto(resolver.answer(data), addr)
 
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Server, local_addr=("127.0.0.1", 0))
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Server, local_addr=(address, port))
     resolver.address = transport.get_extra_info("sockname")
     try:
         yield resolver

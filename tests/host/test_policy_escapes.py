@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,17 +17,15 @@ import pytest
 
 from pykata.net.netns import socket_in
 from tests import frames
-from tests.frames import ACK, FIN, ICMP6, PSH, SYN, TCP, UDP, URG, ethernet, ip4, ip6
+from tests.frames import ACK, FIN, PSH, SYN, TCP, UDP, URG, ip4
+from tests.lies import SPOOFED, frame
 from tests.netlab import (
     ETH_P_ALL,
     GATEWAY,
     GATEWAY6,
-    GATEWAY_MAC,
     GOOD,
     GOOD6,
     GUEST,
-    GUEST6,
-    MAC,
     METADATA,
     OTHER,
     THIRD,
@@ -37,8 +34,6 @@ from tests.netlab import (
     lab,
 )  # fmt: skip
 
-IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
-NEIGHBOUR, NEIGHBOUR6 = "10.81.7.3", "fd81:7::3"
 POLICY = ["good.example", "alias.example:443", "*.wild.example", "rebound.example", "loop.example", "meta.example",
           "mixed.example", "good.example:8080"]
 GET = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n"
@@ -67,10 +62,6 @@ def refused(*numbers: int) -> Iterator[None]:
     """The guest is told at once."""
     with pytest.raises(OSError, check=lambda exc: exc.errno in (numbers or (errno.ECONNREFUSED,))):
         yield
-
-
-def frame(payload: bytes, *, source: str = MAC, kind: int = IPV4) -> bytes:
-    return ethernet(kind, payload, source=source, destination=GATEWAY_MAC)
 
 
 # --- addresses, ports, protocols ---
@@ -469,56 +460,6 @@ async def test_data_in_a_syn(world: Lab) -> None:
     world.send_frame(frame(ip4(GUEST, GOOD, TCP, segment)))
     assert (await world.event(action="denied", address=GOOD)).reason == "early"
     await reached_nothing(world)
-
-
-def syn(source: str = GUEST, destination: str = GOOD) -> bytes:
-    return frames.tcp(source, destination, 5003, 443, flags=SYN)
-
-
-def nd(source: str, body: bytes) -> bytes:
-    return frame(ip6(source, "ff02::1", ICMP6, frames.icmp6(source, "ff02::1", body), hops=255), kind=IPV6)
-
-
-def extended(header: int, extension: bytes) -> bytes:
-    return frame(ip6(GUEST6, GOOD6, header, extension + syn(GUEST6, GOOD6)), kind=IPV6)
-
-
-def datagram(source: str, destination: str, port: int) -> bytes:
-    return frame(ip4(source, destination, UDP, frames.udp(source, destination, port, port, bytes(40))))
-
-
-ANY, ALL, LINK = str(ipaddress.IPv4Address(0)), "255.255.255.255", "fe80::ff:fe00:2"
-ROUTE = b"\x83\x07\x04" + ipaddress.IPv4Address(OTHER).packed + b"\0"
-SPOOFED = {
-    "another MAC": (frame(ip4(GUEST, GOOD, TCP, syn()), source="02:00:00:00:00:99"), "spoofed"),
-    "another address": (frame(ip4(NEIGHBOUR, GOOD, TCP, syn(NEIGHBOUR))), "spoofed"),
-    "the gateway's address": (frame(ip4(GATEWAY, GOOD, TCP, syn(GATEWAY))), "spoofed"),
-    "another IPv6 address": (frame(ip6(NEIGHBOUR6, GOOD6, TCP, syn(NEIGHBOUR6, GOOD6)), kind=IPV6), "spoofed"),
-    "ARP for the gateway": (frame(frames.arp(2, MAC, GATEWAY, GUEST), kind=ARP), "spoofed"),
-    "ARP with another MAC": (frame(frames.arp(2, "02:00:00:00:00:99", GUEST, GATEWAY), kind=ARP), "spoofed"),
-    "a fragment": (frame(ip4(GUEST, GOOD, TCP, syn(), fragment=0x2000)), "fragment"),
-    "a later fragment": (frame(ip4(GUEST, GOOD, TCP, b"data of a fragment" * 4, fragment=4)), "fragment"),
-    "source routing": (frame(ip4(GUEST, GOOD, TCP, syn(), options=ROUTE)), "options"),
-    "a VLAN": (frame(struct.pack("!HH", 7, IPV4) + ip4(GUEST, GOOD, TCP, syn()), kind=0x8100), "vlan"),
-    "two VLANs": (
-        frame(struct.pack("!HHHH", 7, 0x8100, 7, IPV4) + ip4(GUEST, GOOD, TCP, syn()), kind=0x88A8), "vlan",
-    ),
-    "a router advertisement": (nd(LINK, b"\x86" + bytes(15)), "router"),
-    "a neighbour that it isn't": (
-        nd(GUEST6, b"\x88\0\0\0\x20\0\0\0" + ipaddress.IPv6Address(GATEWAY6).packed + b"\2\1" + frames.mac(MAC)),
-        "spoofed",
-    ),
-    "IPv6 options": (extended(0, b"\x06\0\x01\x04\0\0\0\0"), "options"),
-    "an IPv6 fragment": (extended(44, b"\x06\0\0\x01\0\0\0\x01"), "fragment"),
-    "IPv6 source routing": (extended(43, b"\x06\x02\0\x01" + bytes(20)), "options"),
-    "mDNS": (datagram(GUEST, "224.0.0.251", 5353), "protected"),
-    "DHCP": (datagram(ANY, ALL, 68), "spoofed"),
-    "broadcast": (datagram(GUEST, ALL, 68), "protected"),
-    "another EtherType": (frame(b"spanning tree" * 5, kind=0x88CC), "protocol"),
-    "802.3": (frame(b"\x42\x42\x03" + bytes(40), kind=43), "protocol"),
-    "a cut header": (frame(b"\x45\0\0\x14"), "malformed"),
-    "IPv6 as IPv4": (frame(ip6(GUEST6, GOOD6, TCP, syn(GUEST6, GOOD6))), "malformed"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", SPOOFED)
