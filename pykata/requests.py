@@ -41,6 +41,7 @@ def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
         mounts=[mount_message(mount, disks) for mount in attachment.mounts],
         nameservers=list(attachment.nameservers),
         hosts=dict(attachment.hosts),
+        search=list(attachment.search),
     )
 
 

@@ -24,6 +24,9 @@ pub struct SetupRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// domains for the containers' /etc/resolv.conf, in this order
+    #[prost(string, repeated, tag = "8")]
+    pub search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetupResponse {

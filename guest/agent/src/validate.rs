@@ -83,6 +83,20 @@ pub fn list<T>(field: &'static str, values: &[T], most: usize) -> Result<(), Inv
     }
 }
 
+/// A domain name as resolvers take it: like a host name, but longer, and with the underscores that private names have.
+pub fn domain(field: &'static str, value: &str) -> Result<(), Invalid> {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    if value.len() <= 253 && value.split('.').all(label) {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("{} is no domain name", shown(value))))
+}
+
 /// A host name per RFC 1123: labels of letters, digits and inner hyphens, at most 64 bytes for Linux.
 pub fn hostname(field: &'static str, value: &str) -> Result<(), Invalid> {
     let label = |l: &str| {
@@ -138,6 +152,16 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "a..b", "a_b", "a b", &"a".repeat(64), "é"] {
             assert!(hostname("h", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn domains() {
+        for good in ["a", "a_b.c", "_dmarc.example", &["a"; 127].join(".")] {
+            assert!(domain("d", good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "a..b", "a b", "a.", "a\nb", &["a"; 128].join("."), "é"] {
+            assert!(domain("d", bad).is_err(), "{bad}");
         }
     }
 

@@ -632,6 +632,11 @@ class SetupRequest(betterproto2.Message):
     name -> IP address, for the containers' /etc/hosts beside localhost and hostname
     """
 
+    search: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
+    """
+    domains for the containers' /etc/resolv.conf, in this order
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "SetupRequest", SetupRequest)
 

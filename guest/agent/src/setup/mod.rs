@@ -43,7 +43,7 @@ fn check(request: &mut proto::SetupRequest) -> Result<Plan, Invalid> {
     let interfaces: Vec<_> = request.interfaces.iter().map(net::Interface::new).collect::<Result<_, Invalid>>()?;
     let address = interfaces.iter().find_map(net::Interface::first_address);
     Ok(Plan {
-        names: Names::new(&request.hostname, address, &request.nameservers, &request.hosts)?,
+        names: Names::new(&request.hostname, address, &request.nameservers, &request.search, &request.hosts)?,
         interfaces,
         volumes: request.mounts.drain(..).map(volumes::Volume::new).collect::<Result<_, Invalid>>()?,
     })

@@ -23,6 +23,7 @@ impl Names {
         hostname: &str,
         address: Option<IpAddr>,
         nameservers: &[String],
+        search: &[String],
         hosts: &HashMap<String, String>,
     ) -> Result<Self, Invalid> {
         validate::list("nameservers", nameservers, 16)?;
@@ -33,9 +34,16 @@ impl Names {
         for server in nameservers {
             let _ = writeln!(resolv_conf, "nameserver {}", ip("nameservers", server)?);
         }
+        validate::list("search", search, 32)?;
+        for domain in search {
+            validate::domain("search", domain)?;
+        }
+        if !search.is_empty() {
+            let _ = writeln!(resolv_conf, "search {}", search.join(" "));
+        }
         let mut lines = Vec::with_capacity(hosts.len());
         for (name, address) in hosts {
-            validate::hostname("hosts", name)?;
+            validate::domain("hosts", name)?;
             lines.push(format!("{}\t{name}\n", ip("hosts", address)?));
         }
         lines.sort();
@@ -83,18 +91,22 @@ mod tests {
     #[test]
     fn files_of_a_container() {
         let hosts = HashMap::from([("db".to_owned(), "10.0.0.3".to_owned())]);
-        let names =
-            Names::new("box", "10.0.0.2".parse().ok(), &["10.0.0.1".into(), "::1".into()], &hosts).expect("good");
+        let servers = ["10.0.0.1".into(), "::1".into()];
+        let search = ["a.example".into(), "b_c.example".into()];
+        let names = Names::new("box", "10.0.0.2".parse().ok(), &servers, &search, &hosts).expect("good");
         let [(_, hosts), (_, hostname), (_, resolv), _] = names.files(Some("web"));
         assert!(hosts.ends_with("10.0.0.2\tweb\n10.0.0.3\tdb\n"), "{hosts}");
         assert_eq!(hostname, "web\n");
-        assert_eq!(resolv, "nameserver 10.0.0.1\nnameserver ::1\n");
+        assert_eq!(resolv, "nameserver 10.0.0.1\nnameserver ::1\nsearch a.example b_c.example\n");
     }
 
     #[test]
     fn no_line_can_be_smuggled_in() {
         let bad = HashMap::from([("a\n1.2.3.4 b".to_owned(), "1.2.3.4".to_owned())]);
-        assert!(Names::new("box", None, &[], &bad).is_err());
-        assert!(Names::new("box", None, &["1.1.1.1\nsearch x".into()], &HashMap::new()).is_err());
+        assert!(Names::new("box", None, &[], &[], &bad).is_err());
+        let none = HashMap::new();
+        assert!(Names::new("box", None, &["1.1.1.1\nsearch x".into()], &[], &none).is_err());
+        assert!(Names::new("box", None, &[], &["a\nnameserver 1.1.1.1".into()], &none).is_err());
+        assert!(Names::new("box", None, &[], &["a b".into()], &none).is_err());
     }
 }
