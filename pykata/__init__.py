@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         IsolationError,
         NetworkError,
         NotPermittedError,
+        PortInUseError,
         PykataError,
         RateLimitedError,
         RegistryError,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from pykata.net.policy.rules import Rate
     from pykata.net.running import RunningNetwork
     from pykata.net.tcfilter import TCFilter
+    from pykata.net.user import UserNetwork
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
@@ -190,6 +192,7 @@ __all__ = [
     "Pool",
     "PoolStats",
     "Port",
+    "PortInUseError",
     "Process",
     "PullEvent",
     "PullView",
@@ -221,6 +224,7 @@ __all__ = [
     "Transfer",
     "UnknownStrategyError",
     "UnsafeTreeError",
+    "UserNetwork",
     "VMDiedError",
     "VMError",
     "VirtioFS",
@@ -267,6 +271,7 @@ _HOMES = {
     "pykata.net.policy.rules": "Rate",
     "pykata.net.running": "RunningNetwork",
     "pykata.net.tcfilter": "TCFilter",
+    "pykata.net.user": "UserNetwork",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",

@@ -12,7 +12,8 @@
     │   ├── NotPermittedError             this user may not do it
     │   ├── NetworkError                  a network can't be made or used as asked
     │   │   ├── AddressesExhaustedError   every address of a network is taken
-    │   │   └── CNIError                  a CNI plugin failed; carries its code, message and details
+    │   │   ├── CNIError                  a CNI plugin failed; carries its code, message and details
+    │   │   └── PortInUseError            a port of the host that was to be published is taken
     │   ├── IsolationError                hardware isolation was asked for, and there is none
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
@@ -39,7 +40,7 @@
     │   │   └── BootTimeoutError (TimeoutError)
     │   └── VMDiedError                   it was running, and ended
     │       ├── GuestPanicError           ... because the guest's kernel panicked
-    │       └── ShareLostError            ... because the process ended that served it files of the host
+    │       └── ShareLostError            ... because the process ended that served it files or its network
     ├── AgentError                        the agent in the guest
     │   ├── AgentLostError                the connection ended
     │   ├── AgentProtocolError            the guest sent what the protocol doesn't allow
@@ -121,6 +122,10 @@ class NetworkError(HostError):
 
 class AddressesExhaustedError(NetworkError):
     """Every address that a network has for sandboxes is taken."""
+
+
+class PortInUseError(NetworkError):
+    """A port of the host that was to be published is taken by another program, or another sandbox."""
 
 
 class CNIError(NetworkError):
@@ -270,7 +275,7 @@ class GuestPanicError(VMDiedError):
 
 
 class ShareLostError(VMDiedError):
-    """The process ended that served the virtual machine files of the host; what uses them would hang for ever."""
+    """The process ended that served the virtual machine files of the host, or its network."""
 
 
 class AgentError(PykataError):

@@ -28,6 +28,7 @@ OURS = {
         "macvtap": "pykata.net.macvtap:MacVTap",
         "none": "pykata.net.none:NoNetwork",
         "tcfilter": "pykata.net.tcfilter:TCFilter",
+        "user": "pykata.net.user:UserNetwork",
     },
 }
 
@@ -72,6 +73,6 @@ def network(choice: object) -> Network:
     """
     asked = choice if isinstance(choice, Network) else Network(choice)  # type: ignore[arg-type]
     found = strategy(NetworkStrategy, NETWORKS, asked.strategy)  # type: ignore[type-abstract]
-    if (asked.ports and not found.publishes) or (asked.policy is not None and not found.enforces):
+    if asked.ports or asked.policy is not None or asked.dns or asked.search:
         asked.check(found, {name: _load(NETWORKS, name, "network") for name in OURS[NETWORKS]})
     return evolve(asked, strategy=found)

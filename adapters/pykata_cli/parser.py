@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from pykata_cli import exits
 from pykata_cli.image_parser import add_image_commands, add_pull_policy, add_registry_options
+from pykata_cli.network_parser import add_network
 from pykata_cli.parser_detached import add_detached
 from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose
 
@@ -86,6 +87,7 @@ def _add_run(commands: Any) -> None:
         "cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says; with --detach: none"
     )
     _add_machine(run.add_argument_group("the virtual machine"))
+    add_network(run.add_argument_group("the network"))
     _add_process(run.add_argument_group("the command"))
     _add_detach(run.add_argument_group("leaving it to itself"))
     image = run.add_argument_group("the image")
@@ -99,7 +101,6 @@ def _add_machine(group: Any) -> None:
     group.add_argument("--machine", metavar="TYPE", help="QEMU's machine type: microvm or q35")
     group.add_argument("--accel", metavar="NAME", help="what executes the guest: auto, kvm or tcg")
     group.add_argument("--fs", metavar="NAME", default="block", help="how it gets its files; default: %(default)s")
-    group.add_argument("--network", metavar="NAME", default="none", help="default: %(default)s")
     group.add_argument("--memory", metavar="SIZE", help="such as 512M or 2G")
     group.add_argument("--cpus", metavar="N", type=int, help="virtual CPUs")
     group.add_argument("--disk", metavar="SIZE", help="size of the writable layer, such as 1G")

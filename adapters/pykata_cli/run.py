@@ -6,10 +6,12 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pykata
 from pykata_cli.bars import bars
+from pykata_cli.networks import logged, network, published
 from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
@@ -18,7 +20,7 @@ from pykata_cli.volumes import volumes
 
 log = logging.getLogger("pykata.cli")
 
-FOREGROUND_ONLY = ("timeout", "interactive", "tty")
+FOREGROUND_ONLY = ("timeout", "interactive", "tty", "network_log")
 DETACHED_ONLY = ("name", "own_command")
 
 
@@ -32,12 +34,20 @@ async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
     options = {"env": environment(arguments.env), "tty": arguments.tty and size(), **_process_options(arguments)}
     with bars(sys.stderr) as show:
         said = sandbox_options(arguments) | ({} if show is None else {"progress": show})
-        async with pykata.Sandbox(**said) as sandbox:
+        async with pykata.Sandbox(**said) as sandbox, logged(sandbox.network, arguments.network_log):
+            if arguments.publish:
+                _tell(sandbox.network.ports)
             async with sandbox.process(arguments.image, arguments.cmd or None, **options) as process:
                 relay.process = process
                 code = await Streams(process, forward_stdin(arguments), arguments.tty).run(arguments.timeout)
             log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)
     return code
+
+
+def _tell(ports: Sequence[pykata.Port]) -> None:
+    """Say which ports were picked; those that were named are known."""
+    for line in published(ports):
+        print(f"pykata: {line}", file=sys.stderr, flush=True)
 
 
 async def _detached(arguments: argparse.Namespace, relay: Relay) -> int:
@@ -68,8 +78,9 @@ def _process_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sandbox_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of the Sandbox: only what was said, so that the defaults are the library's."""
-    names = ("fs", "network", "memory", "cpus", "disk", "hostname", "isolation", "template", "pull")
+    names = ("fs", "memory", "cpus", "disk", "hostname", "isolation", "template", "pull")
     said = {name: getattr(arguments, name) for name in names} | {"registries": registries(arguments)}
+    said["network"] = network(arguments)
     said["volumes"] = volumes(arguments.volume) or None
     return {
         "hypervisor": hypervisor(arguments),

@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from pykata import host, spec
 from pykata.errors import ConfigError
-from pykata.fs.helper import Said, entered
+from pykata.fs.helper import entered
 from pykata.fs.shelf import SHELF, SharedRoot, open_shelf, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount
 
@@ -55,7 +55,7 @@ class NineP(SharedRoot):
                 process = await stack.enter_async_context(host.spawn(
                     entered(root, (), shelf), stderr=host.PIPE, pass_fds=(shelf.fileno(),), cwd=Path("/"),
                     env=host.TOOL_ENV, kill=host.KILL))  # fmt: skip
-            said = Said(process, "who shares images")
+            said = host.LastWords(process, "who shares images")
             stack.push_async_callback(said.stop)
             descriptor = await anyio.to_thread.run_sync(open_shelf, run_dir)
             stack.callback(os.close, descriptor)

@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from pykata import host
 from pykata.errors import ConfigError, HostError
-from pykata.fs.helper import Said, entered
+from pykata.fs.helper import entered
 from pykata.fs.shelf import SHELF, SharedRoot, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount, Shared, VhostFs
 
@@ -73,7 +73,7 @@ async def served(
             given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
                 command, stderr=host.PIPE, pass_fds=given, cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL))
-        said = Said(process)
+        said = host.LastWords(process, "virtiofsd")
         stack.push_async_callback(said.stop)
         yield Attachment(
             devices=(VhostFs(tag, connection),),

@@ -31,6 +31,7 @@ from pykata.host.process import (
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
 from pykata.host.trim import BUILDING, CONTENT, CONTENT_SIZE, cache_limit, remove_unfinished, remove_unused, trim_cache
+from pykata.host.words import LastWords
 
 __all__ = [
     "BUILDING",
@@ -47,6 +48,7 @@ __all__ = [
     "HostProcess",
     "Identity",
     "KillPolicy",
+    "LastWords",
     "PipeReader",
     "PipeWriter",
     "abandoned_run_dirs",

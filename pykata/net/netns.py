@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Netns:
     fd: int = field(eq=False)
     path: str = field(eq=False)
     identity: str
+    opener: Callable[[Mapping[str, object]], int] | None = field(default=None, eq=False, repr=False)
+    """What opens things in it for us, where we may not enter it: see :mod:`.rootless`."""
 
     @property
     def proc_path(self) -> str:
@@ -69,12 +71,13 @@ def opened(where: str | Path | None = None) -> Iterator[Netns]:
         raise NetworkError(f"there is no network namespace {path}: {exc.strerror}",
                            hint="'ip netns' lists those with names; that of a process is /proc/PID/ns/net") from exc
     try:
-        yield _netns(fd, str(path))
+        yield checked(fd, str(path))
     finally:
         os.close(fd)
 
 
-def _netns(fd: int, path: str) -> Netns:
+def checked(fd: int, path: str) -> Netns:
+    """The namespace behind a descriptor. Raises NetworkError."""
     kind = 0
     with suppress(OSError):
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
@@ -98,7 +101,7 @@ async def made(pin: Path | None = None) -> AsyncIterator[Netns]:
         made_here: list[int] = []
         await finish(asyncio.to_thread(_make, stack, made_here, pin))
         fd = made_here[0]
-        yield _netns(fd, str(pin or f"/proc/{os.getpid()}/fd/{fd}"))
+        yield checked(fd, str(pin or f"/proc/{os.getpid()}/fd/{fd}"))
 
 
 def _make(stack: ExitStack, made_here: list[int], pin: Path | None) -> None:
@@ -154,8 +157,18 @@ def inside(netns: Netns) -> Iterator[None]:
 
 def socket_in(netns: Netns, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """A socket of the namespace. Raises NotPermittedError, OSError."""
+    if netns.opener is not None:
+        return socket.socket(fileno=netns.opener({"socket": [family, kind, protocol]}))
     with inside(netns):
         return socket.socket(family, kind, protocol)
+
+
+def opened_in(netns: Netns, path: Path, flags: int) -> int:
+    """A descriptor of a device that belongs to where it is opened. Raises NotPermittedError, OSError."""
+    if netns.opener is not None:
+        return netns.opener({"open": str(path), "flags": flags})
+    with inside(netns):
+        return os.open(path, flags)
 
 
 class _EntryError(OSError):

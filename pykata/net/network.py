@@ -65,6 +65,8 @@ class Network:
 
         if self.ports and not strategy.publishes:
             refuse("publish ports", [each for each, kind in others.items() if kind.publishes])
+        if name == "none" and (self.dns or self.search):
+            raise ConfigError("network 'none' has no use for dns and search", hint="hosts= works without a network")
         if self.policy is not None and not strategy.enforces:
             refuse("enforce allow, deny or rate", [each for each, kind in others.items() if kind.enforces])
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from pykata.errors import NetworkError, NotPermittedError
 from pykata.net.netlink import netlink
-from pykata.net.netns import Netns, inside
+from pykata.net.netns import Netns, opened_in
 from pykata.spec import Nic
 
 TUN = Path("/dev/net/tun")
@@ -72,8 +72,7 @@ def open_tap(netns: Netns, name: str, *, vnet_header: bool = True) -> int:
     if len(name.encode()) > MOST:
         raise NetworkError(f"{name!r} has more than {MOST} bytes, so it can't be the name of an interface")
     flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL | (IFF_VNET_HDR if vnet_header else 0)
-    with inside(netns):         # where /dev/net/tun is opened is where its interface will be
-        fd = _open_tun()
+    fd = _open_tun(netns)
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except OSError as exc:
@@ -85,9 +84,10 @@ def open_tap(netns: Netns, name: str, *, vnet_header: bool = True) -> int:
     return fd
 
 
-def _open_tun() -> int:
+def _open_tun(netns: Netns) -> int:
     try:
-        return os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Where it is opened is where its interface will be.
+        return opened_in(netns, TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as exc:
         raise NotPermittedError(f"can't open {TUN}: {exc.strerror}") from exc
     except OSError as exc:

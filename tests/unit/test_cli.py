@@ -136,6 +136,7 @@ class ScriptedSandbox:
     accel = "tcg"
     isolation = "emulated"
     timings = None
+    network = pykata.RunningNetwork(ports=(pykata.Port(80, 8080), pykata.Port(53, 5353, "::1", "udp")))
 
 
 @pytest.fixture
@@ -222,6 +223,37 @@ def test_volumes(tmp_path: Path) -> None:
             sandbox_options(parse(["run", "--volume", bad, "image"]))
     with pytest.raises(pykata.ConfigError, match="/c is there twice"):
         sandbox_options(parse(["run", "--volume", "a:/c", "--volume", "b:/c", "image"]))
+
+
+@pytest.mark.parametrize(("argv", "network"), [
+    ([], "none"),
+    (["--network", "user"], "user"),
+    (["-p", "8080:80"], pykata.Network("user", ports=["8080:80"])),
+    (["--allow", "pypi.org", "--deny", "10.0.0.0/8"], pykata.Network("user", allow=["pypi.org"], deny=["10.0.0.0/8"])),
+    (["--add-host", "db:10.0.0.5"], pykata.Network("none", hosts={"db": "10.0.0.5"})),
+    (["--dns", "1.1.1.1", "--dns-search", "a.example"], pykata.Network("user", dns=["1.1.1.1"], search=["a.example"])),
+    (["--network", "user:via=passt,ipv6=true"], pykata.UserNetwork(via="passt", ipv6=True)),
+    (["--network", "tcfilter:blue"], pykata.TCFilter("blue")),
+    (["--network", "tcfilter:netns=blue,interfaces=eth0+eth1", "-p", "80"],
+     pykata.Network(pykata.TCFilter("blue", ("eth0", "eth1")), ports=[80])),
+])  # fmt: skip
+def test_networks(argv: list[str], network: object) -> None:
+    assert sandbox_options(parse(["run", *argv, "image"]))["network"] == network
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--network", "pigeon:fast"], "'pigeon' takes no options"), (["--network", "user:speed=1"], "no option 'speed'"),
+    (["--network", "user:host=maybe"], "neither true nor false"), (["--add-host", "db"], "is not NAME:ADDRESS"),
+    (["-p", "http"], "ports:"), (["--allow", "a b"], "allow"),
+])  # fmt: skip
+def test_networks_that_are_refused(argv: list[str], said: str) -> None:
+    with pytest.raises(pykata.ConfigError, match=said):
+        sandbox_options(parse(["run", *argv, "image"]))
+
+
+def test_published_ports_are_told(scripted: Script, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("-p", "80", "image") == 0
+    assert "pykata: 127.0.0.1:8080 -> 80/tcp\npykata: [::1]:5353 -> 53/udp\n" in capfd.readouterr().err
 
 
 def test_options_of_qemu() -> None:

@@ -1,0 +1,232 @@
+"""User-mode networking in a real guest: what it reaches, what it doesn't, and what reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from pykata import Network, Sandbox, ShareLostError, UserNetwork
+from pykata.guest import Bundle
+from pykata.spec import Port
+from tests.outside import Outside, outside
+
+BUSYBOX = "builtin:busybox"
+NAMES = {"db.example": "192.0.2.77", "web.corp.example": "192.0.2.78"}
+CONTENT = os.urandom(1 << 16) * 64
+
+
+@pytest.fixture(scope="module")
+async def beyond(anyio_backend: str) -> AsyncIterator[Outside]:
+    """Servers that a guest may reach: HTTP of a kind, an echo of datagrams, and a name server."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CONTENT if await reader.readline() == b"all\n" else b"hello from outside\n")
+
+    async with outside() as there, there.tcp(serve, 8000), there.tcp(serve, 8006, family=socket.AF_INET6), \
+            there.udp(lambda data: data.upper(), 9000), there.resolver(NAMES):
+        yield there
+
+
+@pytest.fixture(scope="module")
+async def sb(bundle: Bundle, beyond: Outside, anyio_backend: str) -> AsyncIterator[Sandbox]:
+    """A sandbox that all tests of this file use, one after the other."""
+    network = Network(
+        UserNetwork(ipv6=True), ports=["80", "[::1]:0:80"], dns=[beyond.address], search=["corp.example"],
+        hosts={"db_1": "10.0.0.5"},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYKATA_BUNDLE", str(bundle.path))
+        async with Sandbox(isolation="emulated", hostname="guest", network=network) as sandbox:
+            yield sandbox
+
+
+async def sh(sb: Sandbox, script: str) -> str:
+    done = await sb.shell(BUSYBOX, script, timeout=120)
+    return (done.stdout + done.stderr).strip()
+
+
+async def test_tcp_out_over_ipv4_and_ipv6(sb: Sandbox, beyond: Outside) -> None:
+    assert await sh(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+    assert await sh(sb, f"echo hi | nc {beyond.address6} 8006") == "hello from outside"
+
+
+async def test_megabytes_come_whole(sb: Sandbox, beyond: Outside) -> None:
+    done = await sb.shell(BUSYBOX, f"echo all | nc {beyond.address} 8000", timeout=120, max_output=len(CONTENT) + 1)
+    assert done.stdout_bytes == CONTENT
+
+
+async def test_names_are_found_with_the_servers_that_were_asked_for(sb: Sandbox) -> None:
+    assert "192.0.2.77" in await sh(sb, "nslookup db.example")
+    assert "NXDOMAIN" in await sh(sb, "nslookup nobody.example")
+
+
+async def test_every_container_has_the_names(sb: Sandbox, beyond: Outside) -> None:
+    async with sb.container(BUSYBOX) as one, sb.container(BUSYBOX) as two:
+        for container in (one, two):
+            resolv = (await container.run(["cat", "/etc/resolv.conf"])).stdout
+            assert resolv == f"nameserver {beyond.address}\nsearch corp.example\n"
+            hosts = (await container.run(["cat", "/etc/hosts"])).stdout
+            assert "10.0.0.5\tdb_1\n" in hosts
+            assert "10.0.2.15\tguest\n" in hosts
+
+
+async def test_containers_share_localhost(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX) as one, sb.container(BUSYBOX) as two:
+        await one.run(["sh", "-c", "mkdir /w && echo shared > /w/index.html"], check=True)
+        async with one.process(["httpd", "-f", "-p", "127.0.0.1:8089", "-h", "/w"]):
+            until_it_listens = "until nc 127.0.0.1 8089 < /dev/null; do :; done"
+            asked = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8089"
+            done = await two.run(["sh", "-c", f"{until_it_listens} 2> /dev/null; {asked}"], timeout=60)
+            assert done.stdout.endswith("shared\n")
+
+
+async def test_a_policy_is_kept_at_the_guests_tap(bundle: Bundle, beyond: Outside) -> None:
+    network = Network(allow=[f"{beyond.address}:8000"])
+    async with Sandbox(isolation="emulated", network=network) as sandbox:
+        assert await sh(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+        assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8001 < /dev/null")
+        assert "can't connect" in await sh(sandbox, "nc 169.254.169.254 80 < /dev/null")
+        denied = set()
+        async for event in sandbox.network.events():
+            if event.action == "denied":
+                denied.add((event.address, event.port))
+            if {(beyond.address, 8001), ("169.254.169.254", 80)} <= denied:
+                break
+        await sandbox.network.deny(beyond.address)
+        assert "can't connect" in await sh(sandbox, f"echo hi | nc {beyond.address} 8000")
+
+
+@pytest.mark.parametrize("where", ["10.0.3.2", "10.0.2.2", "169.254.169.254"])
+async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, where: str) -> None:
+    with socket.create_server(("", 0)) as server:
+        server.setblocking(False)
+        said = await sh(sb, f"nc -w 30 {where} {server.getsockname()[1]} < /dev/null; echo ended")
+        assert "can't connect" in said
+        assert "timed out" not in said
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+async def test_the_hosts_own_addresses_are_not_reached(sb: Sandbox, beyond: Outside) -> None:
+    with socket.create_server((beyond.near, 0)) as server:
+        server.setblocking(False)
+        said = await sh(sb, f"nc -w 30 {beyond.near} {server.getsockname()[1]} < /dev/null")
+        assert "No route to host" in said       # at once, and not after half a minute
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+async def test_a_server_in_the_guest_is_reached_through_ports(sb: Sandbox) -> None:
+    four, six = sb.network.ports
+    assert (four.guest, four.address, six.address) == (80, "127.0.0.1", "::1")
+    assert four.host != 0
+    async with sb.container(BUSYBOX) as container:
+        await container.run(["sh", "-c", "mkdir /w && echo from the guest > /w/index.html"], check=True)
+        async with container.process(["httpd", "-f", "-p", "80", "-h", "/w"]):
+            await container.run(["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"], timeout=60)
+            for port in (four, six):
+                assert (await got(port)).endswith(b"from the guest\n")
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(got, four)
+
+
+async def got(port: Port) -> bytes:
+    reader, writer = await asyncio.open_connection(port.address, port.host)
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_published_port_without_a_server_resets(sb: Sandbox) -> None:
+    with pytest.raises(ConnectionResetError):
+        await got(sb.network.ports[0])
+
+
+ECHO = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("", 5353))
+    print("ready", flush=True)
+    while True:
+        data, address = server.recvfrom(65536)
+        server.sendto(data.upper(), address)
+"""
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(1)
+    client.connect((sys.argv[1], 9000))
+    while True:
+        client.send(b"datagram")
+        try:
+            print(client.recv(100).decode())
+            break
+        except TimeoutError:        # UDP may lose it
+            continue
+"""
+
+
+async def test_datagrams_out(sb: Sandbox, beyond: Outside, demo_image: str) -> None:
+    done = await sb.run(demo_image, ["python3", "-c", ASK, beyond.address], timeout=120, check=True)
+    assert done.stdout == "DATAGRAM\n"
+
+
+async def test_datagrams_through_ports(bundle: Bundle, demo_image: str) -> None:
+    network = Network(ports=["5353/udp"])
+    async with Sandbox(isolation="emulated", network=network) as sandbox:
+        (port,) = sandbox.network.ports
+        async with sandbox.process(demo_image, ["python3", "-c", ECHO]) as server:
+            assert await anext(aiter(server.stdout)) == b"ready\n"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as client:
+                client.connect((port.address, port.host))
+                client.send(b"datagram")
+                assert await asyncio.get_running_loop().sock_recv(client, 100) == b"DATAGRAM"
+
+
+async def test_what_the_sandbox_says_of_its_network(sb: Sandbox) -> None:
+    assert sb.network.addresses == ("10.0.2.15", "fd00:0:0:2::15")
+
+
+async def test_with_host_its_loopback_is_reached(bundle: Bundle) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"the host\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    number = server.sockets[0].getsockname()[1]
+    async with server, Sandbox(isolation="emulated", network=UserNetwork(host=True)) as sandbox:
+        assert await sh(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
+        assert "host.internal" in await sh(sandbox, "cat /etc/hosts")
+
+
+async def test_the_machine_ends_with_the_program_that_connects_it(bundle: Bundle) -> None:
+    before = uplinks()
+    async with Sandbox(isolation="emulated", network="user") as sandbox:
+        (uplink,) = uplinks() - before
+        async with sandbox.process(BUSYBOX, ["sleep", "60"]) as process:
+            os.kill(uplink, 9)
+            with pytest.raises(ShareLostError, match="slirp4netns was killed by SIGKILL"):
+                await process.wait()
+
+
+def uplinks() -> set[int]:
+    return {int(each) for each in os.listdir("/proc") if each.isdigit() and _is_uplink(int(each))}
+
+
+def _is_uplink(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read() == "slirp4netns\n" and int(fields[1]) == os.getpid()
+    except OSError:
+        return False
