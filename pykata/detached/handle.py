@@ -148,17 +148,22 @@ def list_detached() -> list[Detached]:
 async def collect_garbage() -> list[Path]:
     """Remove what processes left that were killed: run directories, and those of lost detached sandboxes.
 
-    Guest bundles that were built here and that no sandbox was booted from for 30 days go as well. Returns what was
-    removed. Nothing that is in use, or has ended in order, is touched.
+    What images take beyond the limit of the cache goes as well, and guest bundles that were built here and that no
+    sandbox was booted from for 30 days. Returns what was removed. Nothing that is in use, or has ended in order, is
+    touched.
     """
     abandoned = host.abandoned_run_dirs()
     for path in abandoned:
         await leftovers.undo_all(path)
-    from pykata.guest import evict
-
     networks = await owned.collect()
     removed = await anyio.to_thread.run_sync(_collect, abandoned)
-    return [*networks, *removed, *await anyio.to_thread.run_sync(evict)]
+    return [*networks, *removed, *await anyio.to_thread.run_sync(_unused)]
+
+
+def _unused() -> list[Path]:
+    from pykata.guest import evict
+
+    return [file.path for file in host.trim_cache()] + evict()
 
 
 def _collect(abandoned: list[Path]) -> list[Path]:

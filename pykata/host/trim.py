@@ -54,22 +54,23 @@ def cache_limit() -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
-def trim_cache(limit: int | None = None) -> int:
-    """Remove files until they are below ``limit`` bytes (by default :func:`cache_limit`); returns how many bytes went.
+def trim_cache(limit: int | None = None) -> list[Kept]:
+    """Remove files until they are below ``limit`` bytes (by default :func:`cache_limit`); returns what went.
 
     What a sandbox uses is locked, and stays, and so does what was used within the last minute. What a process left
     unfinished goes after a day.
     """
     limit = cache_limit() if limit is None else limit
     found = sorted(_files(cache_dir()), key=lambda file: file.used)
-    total, removed = sum(file.size for file in found), 0
+    total, removed = sum(file.size for file in found), list[Kept]()
     for file in found:
         # What was made or found a moment ago may not be locked yet.
-        if total - removed <= limit or file.used > time.time() - FRESH:
+        if total <= limit or file.used > time.time() - FRESH:
             break
         if remove_unused(file.path):
             log.debug("%s was removed: images take more than %d bytes", file.path, limit)
-            removed += file.size
+            removed.append(file)
+            total -= file.size
     return removed
 
 

@@ -114,10 +114,21 @@ async def test_what_was_used_least_recently_goes_first(
     for path in two:
         old(path, 20)
     monkeypatch.setenv("PYKATA_CACHE_LIMIT", str(sum(path.stat().st_size for path in two)))
-    assert host.trim_cache() > 0
+    assert {file.path for file in host.trim_cache()} & two == set()
     assert files(places) == two
     assert [image.name for image in await pykata.list_images()] == [f"{upstream}/two:1"]
-    assert host.trim_cache() == 0
+    assert host.trim_cache() == []
+
+
+async def test_gc_keeps_the_limit(upstream: str, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await pykata.pull_image(f"{upstream}/one:1")
+    there = files(places)
+    for path in there:
+        old(path, 30)
+    assert set(await pykata.collect_garbage()) & there == set()
+    monkeypatch.setenv("PYKATA_CACHE_LIMIT", "0")
+    assert set(await pykata.collect_garbage()) >= there
+    assert files(places) == set()
 
 
 async def test_what_is_used_stays(upstream: str, places: Path) -> None:
