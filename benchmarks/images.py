@@ -3,7 +3,8 @@
 The image is the demo image, Debian with Python, its layers compressed with gzip as most are. Cold: nothing of it is
 here; from the name to the filesystem image that a sandbox attaches. The floor is ``skopeo copy`` from the same
 registry to an OCI layout followed by ``umoci unpack``, measured in turns with it. Warm: from the name to its config and
-disk, for an image that is here; no registry is asked.
+disk, for an image that is here; no registry is asked. Memory: of the whole program that pulls; and of one that merges a
+layer with three times as many files as its floor has.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ import zstandard
 import pykata
 from benchmarks._table import Row, interleaved, main, note, row
 from pykata.images import resolve
+from pykata.images.limits import DEFAULT_LIMITS
 from tests.real_registry import push, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_IMAGE = ROOT / "images" / "debian-python"
 WARM = 50
+FEW, MANY = 100_000, 300_000            # files
 MEMORY = "import re; print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
 PULL = f"import asyncio, sys, pykata; asyncio.run(pykata.pull_image(sys.argv[1])); {MEMORY}"
 
@@ -121,6 +124,13 @@ async def warm(name: str) -> list[float]:
     return values
 
 
+def many_files() -> list[float]:
+    """Megabytes that merging a layer takes, of few files and then of many."""
+    argv = [sys.executable, "-m", "tests.large_layer", str(DEFAULT_LIMITS.memory), str(FEW), str(MANY)]
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, cwd=ROOT)
+    return [int(line) / 1e6 for line in done.stdout.split()]
+
+
 async def measure(rounds: int) -> list[Row]:
     """A row for a cold store, one for memory, one for a warm store."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
@@ -140,11 +150,13 @@ async def measure(rounds: int) -> list[Row]:
             without, cold = await interleaved(rounds, floor, pull)
             os.environ["PYKATA_CACHE"] = str(folder / "warm")
             resolved = await warm(name)
+        few, many = await anyio.to_thread.run_sync(many_files)
     note(f"the image: {plain / 1e6:.0f} MB in tars, {stored / 1e6:.0f} MB as gzip; the floor: skopeo and umoci")
     return [
         row("pull and convert, cold, program start included", "ms", cold, without),
         row("  peak memory of that program", "MB", memory[1:]),
         row("resolve, warm", "ms", resolved),
+        row(f"peak memory of merging {MANY} files ({FEW})", "MB", [many], [few]),
     ]
 
 

@@ -82,7 +82,8 @@ def add_detached(commands: Any) -> None:
                   "Forget detached sandboxes that have ended: their logs, exit codes and names.", RM)
     _add_names(remove)
     _add(commands, "gc", "clean up after a crash",
-         "Remove what killed processes left: run directories, and detached sandboxes that were lost.", GC)
+         "Remove what killed processes left, run directories and detached sandboxes that were lost; images beyond the "
+         "limit of the cache; and guest bundles that no sandbox was booted from for 30 days.", GC)
 
 
 def _add(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
