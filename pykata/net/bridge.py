@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -112,12 +112,15 @@ class Bridge(NetworkStrategy):
 
     @asynccontextmanager
     async def _owned(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
-        from pykata.net.peers import answering, named
+        from pykata.net.peers import addresses_of, answering, named
+
+        def known(name: str) -> list[str]:
+            return addresses_of(name, member.plan, member.directory)
 
         async with (
             joined(self.network, subnet=self.subnet, ipv6=self.ipv6, host=self.host) as member,
             answering(member) as server,
-            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member)) as made,
+            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member), known) as made,
         ):
             with named(member, wanted.hostname):
                 yield made if made.nameservers else made + Attachment(nameservers=(server,))
@@ -142,8 +145,9 @@ class Bridge(NetworkStrategy):
 
     @asynccontextmanager
     async def _port(
-        self, run_dir: Path, wanted: Wanted, netns: Netns, bridge: str, interface: Interface
-    ) -> AsyncIterator[Attachment]:
+        self, run_dir: Path, wanted: Wanted, netns: Netns, bridge: str, interface: Interface,
+        known: Callable[[str], Sequence[str]] = lambda _: (),
+    ) -> AsyncIterator[Attachment]:  # fmt: skip
         async with netlink(netns) as kernel:
             master = (await kernel.link(bridge)).index
         name = link_name(run_dir, "t0")
@@ -152,7 +156,7 @@ class Bridge(NetworkStrategy):
                 async with netlink(netns) as kernel:
                     await kernel.isolate(made.index)
             tapped = Tapped(made, interface.mac, interface.addresses)
-            async with guarding(run_dir, [tapped], wanted) as kept:
+            async with guarding(run_dir, [tapped], wanted, known=known) as kept:
                 yield kept + Attachment(devices=(made.nic(interface.mac),), interfaces=(interface,))
 
 

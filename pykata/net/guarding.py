@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def guarding(
-    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, upstream: Sequence[Server] = ()
-) -> AsyncIterator[Attachment]:
-    """Keep the policy that is wanted, if one is; the tables that this takes are written down."""
+    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, upstream: Sequence[Server] = (),
+    known: Callable[[str], Sequence[str]] = lambda _: (),
+) -> AsyncIterator[Attachment]:  # fmt: skip
+    """Keep the policy that is wanted, if one is; the tables that this takes are written down. See ``enforced``."""
     if wanted.policy is None:
         yield Attachment()
         return
@@ -34,7 +35,7 @@ async def guarding(
         for each in taps:
             where = {"netns": each.tap.netns.path, "identity": each.tap.netns.identity}
             await stack.enter_async_context(recorded(run_dir, "table", name=table_name(each.tap.name), **where))
-        yield await stack.enter_async_context(enforced(run_dir, taps, wanted, upstream=upstream))
+        yield await stack.enter_async_context(enforced(run_dir, taps, wanted, upstream=upstream, known=known))
 
 
 async def without_table(netns: str, identity: str, name: str) -> None:

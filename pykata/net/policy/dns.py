@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_QUESTION = 512
 MOST_ADDRESSES = 32
 MOST_TTL = 3600
+KNOWN_TTL = 5
 MOST_ANSWER = 1232          # bytes that no network has to cut into fragments (RFC 9715)
 ADDRESSES = ("A", "AAAA")
 OTHERS = ("CNAME", "MX", "SRV", "TXT", "NS", "SOA")
@@ -84,6 +85,17 @@ def query(about: Question) -> dns.message.QueryMessage:
 def empty(about: Question) -> bytes:
     """The answer that there is nothing of this type."""
     return _response(about).to_wire()
+
+
+def known(about: Question, addresses: Sequence[Address]) -> bytes:
+    """The answer about a name that isn't DNS's, but one that we know ourselves."""
+    import dns.rrset
+
+    response = _response(about)
+    texts = [str(each) for each in addresses if about.kind == ("A" if each.version == 4 else "AAAA")]
+    if texts:
+        response.answer.append(dns.rrset.from_text(about.message.question[0].name, KNOWN_TTL, "IN", about.kind, *texts))
+    return response.to_wire()
 
 
 def refusal(about: Question, why: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -34,27 +34,27 @@ class Tapped:
 
 @asynccontextmanager
 async def enforced(
-    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, hosts: Mapping[str, str] | None = None,
+    run_dir: Path, taps: Sequence[Tapped], wanted: Wanted, *, known: Callable[[str], Sequence[str]] = lambda _: (),
     upstream: Sequence[Server] = (),
 ) -> AsyncIterator[Attachment]:  # fmt: skip
     """Keep the policy that is wanted, if one is, at all taps of a sandbox; enter it before the guest can send.
 
     Yields the guard, the guest's name servers, and what says that the policy can't be kept any more: without a policy,
-    nothing. ``hosts`` are names that the guest knows beside ``wanted.hosts``, as far as they are allowed. Names are
-    asked of ``upstream``, of ``wanted.dns``, or of the host's name servers. Raises HostError, NotPermittedError.
+    nothing. ``known`` says where names lead that DNS needn't know, as far as they are allowed. Others are asked of
+    ``upstream``, of ``wanted.dns``, or of the host's name servers. Raises HostError, NotPermittedError.
     """
     policy = wanted.policy
     if policy is None:
         yield Attachment()
         return
     events = Events()
-    pins = Pins({name: addresses([address]) for name, address in {**(hosts or {}), **wanted.hosts}.items()})
+    pins = Pins({name: addresses([address]) for name, address in wanted.hosts.items()})
     async with AsyncExitStack() as stack:
         stack.callback(events.close)
         guards = [
             await stack.enter_async_context(guarded(each.tap, Guarded(
                 run_dir=run_dir, mac=each.mac, addresses=each.addresses, policy=policy, uplink=each.uplink,
-                dns=wanted.dns, upstream=upstream,
+                dns=wanted.dns, upstream=upstream, known=known,
             ), events, pins)) for each in taps
         ]  # fmt: skip
         yield Attachment(

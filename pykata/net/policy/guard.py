@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -42,8 +42,12 @@ answered at the tap."""
 
 @frozen(kw_only=True)
 class Guarded:
-    """The guest behind a tap. ``uplink`` is the interface that frames go on to, or "" where the tap is a port of a
-    bridge; ``dns`` are the guest's name servers, asked from here if ``upstream`` names no others."""
+    """The guest behind a tap.
+
+    ``uplink`` is the interface that frames go on to, or "" where they go where they would go anyway. ``dns`` are the
+    guest's name servers, asked from here if ``upstream`` names no others. ``known`` says where those names lead that
+    DNS needn't know.
+    """
 
     run_dir: Path
     mac: str
@@ -52,6 +56,7 @@ class Guarded:
     uplink: str = ""
     dns: Sequence[str] = ()
     upstream: Sequence[resolve.Server] = ()
+    known: Callable[[str], Sequence[str]] = lambda _: ()
 
 
 @asynccontextmanager
@@ -79,7 +84,7 @@ class TapGuard:
         guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers)
         self._pipes = pipes
         self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
-        self._inspector = Inspector(Judge(about.policy), guest, self, pins)
+        self._inspector = Inspector(Judge(about.policy), guest, self, pins, lambda name: addresses(about.known(name)))
         self._events = events
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Event = asyncio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from attrs import evolve, frozen
@@ -38,6 +39,8 @@ ECHO, ECHO6 = 8, 128
 NEIGHBOURS = (135, 136)         # solicitation and advertisement (RFC 4861)
 
 
+Known = Callable[[str], Sequence[Address]]
+"""Where those names lead that are known without DNS: to wherever whoever knows them says."""
 Action = Literal["allowed", "denied"]
 
 
@@ -85,11 +88,12 @@ class Actions(Protocol):
 class Inspector:
     """One for each tap."""
 
-    def __init__(self, judge: Judge, guest: Guest, actions: Actions, pins: Pins) -> None:
+    def __init__(self, judge: Judge, guest: Guest, actions: Actions, pins: Pins, known: Known) -> None:
         self._judge = judge
         self._guest = guest
         self._do = actions
         self._pins = pins
+        self._known = known
         self._flows: OrderedDict[Flow, Connection] = OrderedDict()
 
     # --- what the guest sends ---
@@ -174,6 +178,9 @@ class Inspector:
         decision = self._judge.name(asked.name)
         if decision.verdict == "deny":
             self._refuse(found, asked, decision.reason, decision.why)
+        elif addresses := self._known(asked.name):
+            self._pins.pin(asked.name, addresses, dns.KNOWN_TTL)
+            self._answer(found, dns.known(asked, addresses))
         elif (asked.kind in dns.ADDRESSES and self._has(asked.kind)) or asked.kind in dns.OTHERS:
             self._do.ask(asked, found)
         else:
