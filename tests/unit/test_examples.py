@@ -8,6 +8,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,3 +155,22 @@ def test_the_readme_is_honest_about_make() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+async def test_the_guide_to_network_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    from pykata.net.policy.enforce import Policing
+    from pykata.net.policy.events import Events, Key
+
+    guide = (ROOT / "docs" / "guides" / "network-policy.md").read_text()
+    values, listen, change = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(values, namespace)  # noqa: S102
+    events = Events()
+    guard = Policing(namespace["web"].policy, [], events)
+    namespace["sb"] = SimpleNamespace(network=pykata.RunningNetwork(guard=guard))
+    events.tell(Key("denied", "address", "nobody allowed it", "tcp", "20.0.0.1", 443, ""))
+    events.close()
+    exec("async def main():\n" + textwrap.indent(listen + change, "    "), namespace)  # noqa: S102
+    await namespace["main"]()
+    assert capsys.readouterr().out == "denied tcp 20.0.0.1 443  nobody allowed it\n"
+    assert [rule.text for rule in guard._policy.deny] == ["pypi.org", "10.1.0.0/16"]
