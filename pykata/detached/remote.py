@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import anyio
+from anyio.streams.memory import MemoryObjectSendStream
 from attrs import frozen
 
 from pykata.concurrency import alongside
@@ -29,10 +30,13 @@ from pykata.errors import (
 )
 from pykata.host import finish
 from pykata.hypervisors.base import VM
+from pykata.net.running import RunningNetwork
 from pykata.running import Running
-from pykata.spec import Disk, Image
+from pykata.spec import Disk, Image, NetworkEvent
 
 log = logging.getLogger(__name__)
+
+EVENTS = 1024           # of the network, that a reader may be behind
 
 
 class Keeper:
@@ -42,6 +46,7 @@ class Keeper:
         self.name = name
         self.grown = anyio.Event()
         """Set when the log has grown, and replaced."""
+        self.network = RemoteGuard(self)
         self._wire = wire
         self._numbers = count(1)
         self._pending: dict[int, asyncio.Future[Message]] = {}
@@ -78,6 +83,7 @@ class Keeper:
                 self._take(message)
         finally:
             self._gone.set()
+            self.network.end()
             for future in self._pending.values():
                 if not future.done():
                     future.set_exception(self.why())
@@ -110,11 +116,55 @@ class Keeper:
                 self._end = unpack_error(error)
             case {"event": "log"}:
                 self._grow()
+            case {"event": "network", "what": dict(what)}:
+                self.network.tell(NetworkEvent(**what))
         message.close()
 
     def _grow(self) -> None:
         self.grown.set()
         self.grown = anyio.Event()
+
+
+class RemoteGuard:
+    """What keeps the policy of a detached sandbox; a :class:`~pykata.spec.Guard`."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._readers: set[MemoryObjectSendStream[NetworkEvent]] = set()
+        self._asked = False
+
+    async def events(self) -> AsyncIterator[NetworkEvent]:
+        """Those from now on."""
+        send, receive = anyio.create_memory_object_stream[NetworkEvent](EVENTS)
+        self._readers.add(send)
+        try:
+            with send, receive:
+                if not self._asked:
+                    self._asked = True
+                    await self._keeper.call("events")
+                async for event in receive:
+                    yield event
+        finally:
+            self._readers.discard(send)
+
+    async def allow(self, *rules: str) -> None:
+        """Let the guest reach more."""
+        await self._keeper.call("allow", rules=rules)
+
+    async def deny(self, *rules: str) -> None:
+        """Let the guest reach less."""
+        await self._keeper.call("deny", rules=rules)
+
+    def tell(self, event: NetworkEvent) -> None:
+        """Pass an event on to who reads; who is too slow loses it."""
+        for reader in self._readers:
+            with suppress(anyio.WouldBlock):
+                reader.send_nowait(event)
+
+    def end(self) -> None:
+        """There are no more."""
+        for reader in self._readers:
+            reader.close()
 
 
 class RemoteVM(VM):
@@ -206,7 +256,9 @@ async def remote(name: str) -> AsyncIterator[Remote]:
         running = Running(
             options=welcome.options, bundle=welcome.bundle, run_dir=welcome.run_dir,
             vm=RemoteVM(keeper, welcome), agent=agent, memory_limit=welcome.memory_limit, entered=welcome.entered,
-            timings=welcome.timings, namespace=str(answer["namespace"]),
+            timings=welcome.timings,
+            network=RunningNetwork(welcome.ports, welcome.addresses, keeper.network if welcome.has_policy else None),
+            namespace=str(answer["namespace"]),
         )  # fmt: skip
         try:
             yield Remote(running, welcome.main)

@@ -15,7 +15,7 @@ from pykata.command import Command
 from pykata.errors import ConfigError, DetachedError
 from pykata.guest import Bundle
 from pykata.options import Options
-from pykata.spec import Accel, Image, Timings
+from pykata.spec import Accel, Image, Port, Timings
 
 T = TypeVar("T")
 
@@ -45,6 +45,9 @@ class Welcome:
     entered: float
     timings: Timings
     console: str
+    ports: tuple[Port, ...]
+    addresses: tuple[str, ...]
+    has_policy: bool
     main: tuple[str, Image] | None
     """Id and image of the container that was asked for at the start."""
 

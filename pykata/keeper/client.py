@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from attrs import define, field
+from attrs import asdict, define, field
 
 from pykata.container import remove_container
 from pykata.detached.welcome import to_descriptor
@@ -43,7 +43,7 @@ class Client:
         self._plugs: dict[int, Plug] = {}
         self._asked: dict[str, Callable[[Message], Awaitable[object]]] = {
             "attach": self._attach, "plug": self._plug, "unplug": self._unplug, "signal": self._signal,
-            "stop": self._stop, "watch": self._watch,
+            "stop": self._stop, "watch": self._watch, "allow": self._allow, "deny": self._deny, "events": self._events,
         }  # fmt: skip
 
     async def serve(self) -> None:
@@ -130,3 +130,17 @@ class Client:
         while True:
             count = await self._keeper.log.beyond(count)
             await self._send({"event": "log"})
+
+    async def _allow(self, message: Message) -> None:
+        await self._keeper.running.network.allow(*map(str, message.body["rules"]))
+        await self._answer(message)
+
+    async def _deny(self, message: Message) -> None:
+        await self._keeper.running.network.deny(*map(str, message.body["rules"]))
+        await self._answer(message)
+
+    async def _events(self, message: Message) -> None:
+        """Tell the client of each event of the network, from now on. Asked for once."""
+        await self._answer(message)
+        async for event in self._keeper.running.network.events():
+            await self._send({"event": "network", "what": asdict(event)})

@@ -40,6 +40,16 @@ class Netns:
     opener: Callable[[Mapping[str, object]], int] | None = field(default=None, eq=False, repr=False)
     """What opens things in it for us, where we may not enter it: see :mod:`.rootless`."""
 
+    user_fd: int | None = field(default=None, eq=False, repr=False)
+    """The user namespace to which it belongs, where that isn't ours."""
+
+    @property
+    def way_in(self) -> list[str]:
+        """The arguments of nsenter(1) that lead into it."""
+        if self.user_fd is None:
+            return [f"--net={self.proc_path}"]
+        return [f"--user=/proc/{os.getpid()}/fd/{self.user_fd}", "--preserve-credentials", f"--net={self.proc_path}"]
+
     @property
     def proc_path(self) -> str:
         """A path of it for other processes, good as long as we have it open."""
@@ -147,6 +157,10 @@ def inside(netns: Netns) -> Iterator[None]:
 
     Raises NotPermittedError.
     """
+    here = os.stat(OURS)
+    if netns.identity == f"{here.st_dev}:{here.st_ino}":
+        yield       # nobody needs a privilege to stay
+        return
     try:
         with _away("setns", netns.fd, CLONE_NEWNET):
             yield

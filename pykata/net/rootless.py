@@ -44,9 +44,12 @@ async def rootless(
         words = host.LastWords(process, name)
         stack.push_async_callback(words.stop)
         try:
-            fd = await asyncio.to_thread(opener, {"open": "/proc/self/ns/net", "flags": os.O_RDONLY | os.O_CLOEXEC})
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            fd = await asyncio.to_thread(opener, {"open": "/proc/self/ns/net", "flags": flags})
             stack.callback(os.close, fd)
-            netns = evolve(checked(fd, f"of {name}"), opener=opener)
+            user_fd = opener({"open": "/proc/self/ns/user", "flags": flags})
+            stack.callback(os.close, user_fd)
+            netns = evolve(checked(fd, f"of {name}"), opener=opener, user_fd=user_fd)
             await _appeared(netns, interface, words)
         except _GoneError:
             raise await _failed(name, words) from None

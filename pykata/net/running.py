@@ -27,6 +27,11 @@ class RunningNetwork:
         plain = tuple(each.partition("/")[0] for each in addresses)
         return cls(attachment.published, plain, guard=attachment.guards[0] if attachment.guards else None)
 
+    @property
+    def has_policy(self) -> bool:
+        """There is something that says what the guest may reach, or how much it may send."""
+        return self._guard is not None
+
     async def events(self) -> AsyncIterator[NetworkEvent]:
         """What the policy denies and allows, from now on, until the sandbox ends."""
         async for event in self._guarded().events():

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -206,6 +211,44 @@ async def test_with_host_its_loopback_is_reached(bundle: Bundle) -> None:
     async with server, Sandbox(isolation="emulated", network=UserNetwork(host=True)) as sandbox:
         assert await sh(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
         assert "host.internal" in await sh(sandbox, "cat /etc/hosts")
+
+
+async def test_a_detached_sandbox_keeps_its_network(bundle: Bundle, beyond: Outside) -> None:
+    network = Network(allow=[f"{beyond.address}:8000"], ports=[80])
+    detached = await Sandbox(isolation="emulated", network=network).detach("networked", BUSYBOX)
+    try:
+        async with Sandbox.connect("networked") as sandbox:
+            (port,) = sandbox.network.ports
+            assert sandbox.network.addresses[0] == "10.0.2.15"
+            await sandbox.main.run(["sh", "-c", "mkdir /w && echo from the guest > /w/index.html"], check=True)
+            async with sandbox.main.process(["httpd", "-f", "-p", "80", "-h", "/w"]):
+                until = ["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"]
+                await sandbox.main.run(until, timeout=60)
+                assert (await got(port)).endswith(b"from the guest\n")
+            assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8001 < /dev/null")
+            async for event in sandbox.network.events():
+                if (event.action, event.port) == ("denied", 8001):
+                    break
+            await sandbox.network.deny(beyond.address)
+            assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8000 < /dev/null")
+    finally:
+        await detached.stop()
+
+
+def test_on_the_command_line(bundle: Bundle, beyond: Outside, tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    argv = [
+        sys.executable, "-m", "pykata_cli", "run", "--isolation", "emulated", "-p", "80",
+        "--allow", f"{beyond.address}:8000", "--network-log", str(log), "--add-host", "db:10.0.0.5",
+        BUSYBOX, "--", "sh", "-c",
+        f"grep -w db /etc/hosts; nc {beyond.address} 8001 < /dev/null; sleep 2",
+    ]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "10.0.0.5\tdb\n"
+    assert re.search(r"pykata: 127\.0\.0\.1:[0-9]+ -> 80/tcp", done.stderr)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (beyond.address, 8001) in {(each["address"], each["port"]) for each in events if each["action"] == "denied"}
 
 
 async def test_the_machine_ends_with_the_program_that_connects_it(bundle: Bundle) -> None:

@@ -15,7 +15,7 @@ from attrs import frozen
 from pykata.errors import NetworkError, NotPermittedError, ToolFailedError
 from pykata.host import find_tool, run_tool
 from pykata.net.netlink import Netlink, netlink
-from pykata.net.netns import Netns, inside, require, socket_in
+from pykata.net.netns import Netns, opened_in, require, socket_in
 from pykata.net.policy.chain import MARK, Place, ruleset
 from pykata.net.policy.elements import NETLINK_NETFILTER, Elements, delete_table
 from pykata.net.tap import Tap, link_name, open_tap
@@ -40,7 +40,8 @@ class Plumbing:
 @asynccontextmanager
 async def plumbed(tap: Tap, about: Guarded) -> AsyncIterator[Plumbing]:
     """Make all of it; when this yields, the chains are there. Undone in reverse order. Raises HostError."""
-    require("NET_ADMIN", "NET_RAW")
+    if tap.netns.opener is None:
+        require("NET_ADMIN", "NET_RAW")
     nft = find_tool("nft", package="nftables")
     # Further interfaces of a sandbox have taps with other names.
     number = tap.name[-1] if tap.name[-1].isdigit() else ""
@@ -92,8 +93,10 @@ async def _device(stack: AsyncExitStack, kernel: Netlink, netns: Netns, name: st
 
 def _quieten(netns: Netns, name: str) -> None:
     """Keep the kernel from saying who it is there, in IPv6: it would look as if the guest did."""
-    with inside(netns), suppress(OSError):
-        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+    with suppress(OSError):
+        setting = opened_in(netns, Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), os.O_WRONLY | os.O_CLOEXEC)
+        with open(setting, "w") as file:
+            file.write("1")
 
 
 def sender(netns: Netns, device: str) -> socket.socket:
@@ -112,7 +115,7 @@ def sender(netns: Netns, device: str) -> socket.socket:
 async def _load(nft: Path, netns: Netns, place: Place) -> None:
     nsenter = find_tool("nsenter", package="util-linux")
     try:
-        await run_tool([nsenter, f"--net={netns.proc_path}", nft, "-f", "-"], input=ruleset(place).encode(), timeout=30)
+        await run_tool([nsenter, *netns.way_in, nft, "-f", "-"], input=ruleset(place).encode(), timeout=30)
     except ToolFailedError as exc:
         hint = "it needs nf_tables with the family netdev, for ingress and egress, and its fwd and dup"
         raise NetworkError(f"this kernel doesn't take the rules of a policy: {exc}", hint=hint) from exc
