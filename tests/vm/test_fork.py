@@ -14,7 +14,7 @@ from pykata import Sandbox
 from pykata.errors import ConfigError, SavedDamagedError, SavedElsewhereError
 from tests.vm.conftest import BUSYBOX
 
-COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i > /count; echo $i; sleep 0.1; done"
+COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i >> /count; echo $i; sleep 0.1; done"
 
 TELL = "cat /file /run/pykata/generation; hostname; until [ -e /told ]; do sleep 0.1; done; cat /told"
 
@@ -41,11 +41,11 @@ async def test_processes_go_on_in_all(template: str) -> None:
             assert (file, told) == ("parents", "told")
             assert int(generation) > 0
             assert name == child.options.hostname != parent.options.hostname
-            before = int((await inside.run(["cat", "/count"])).stdout)
+            before = int((await inside.run(["tail", "-n", "1", "/count"])).stdout)
             await anyio.sleep(0.5)
-            assert int((await inside.run(["cat", "/count"])).stdout) > before
+            assert int((await inside.run(["tail", "-n", "1", "/count"])).stdout) > before
         assert (await c.run(["ls", "/told"])).exit_code != 0        # nobody told the parent's
-        last = int((await c.run(["cat", "/count"])).stdout)
+        last = int((await c.run(["tail", "-n", "1", "/count"])).stdout)
         # Its output is the parent's still, and whole.
         seen = ""
         while not seen.endswith(f"\n{last}\n"):
@@ -80,9 +80,9 @@ async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
         assert again.timings.start == "snapshot"
         inside = again.containers[c.id]
         assert (await inside.run(["ls", "/later"])).exit_code != 0
-        before = int((await inside.run(["cat", "/count"])).stdout)
+        before = int((await inside.run(["tail", "-n", "1", "/count"])).stdout)
         await anyio.sleep(0.5)
-        assert int((await inside.run(["cat", "/count"])).stdout) > before
+        assert int((await inside.run(["tail", "-n", "1", "/count"])).stdout) > before
         assert abs(int((await inside.run(["date", "+%s"])).stdout) - time.time()) < 60
     with pytest.raises(SavedElsewhereError, match="memory '256', here '128'"):
         async with Sandbox.restore(tmp_path / "copy", isolation="emulated", memory=128):
