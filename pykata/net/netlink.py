@@ -24,6 +24,7 @@ BY_KERNEL, BY_ADVERTISEMENT = 2, 9
 
 INGRESS = 0xFFFF0000        # the handle of an ingress queueing discipline (tc(8))
 FILTERS_OF_INGRESS = 0xFFFFFFF2     # where filters of a clsact discipline see what comes in
+ROOT = 0xFFFFFFFF           # TC_H_ROOT
 FILTERS_OF_EGRESS = 0xFFFFFFF3
 ETH_P_ALL = 3
 GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
@@ -229,6 +230,11 @@ class Netlink:
         with _explained(f"limit interface {index} to {bits_per_second} bit/s"):
             await self._route.tc("add", "tbf", index, 0x10000, rate=f"{bits_per_second}bit", burst=burst,
                                  latency="50ms")
+
+    async def unshape(self, index: int) -> None:
+        """Undo :meth:`shape`, if it was done."""
+        with _explained(f"remove the limit of interface {index}", unless=(*GONE, errno.EINVAL)):
+            await self._route.tc("del", None, index, 0x10000, parent=ROOT)
 
     async def delete_filters(self, index: int, *, priority: int) -> None:
         with _explained(f"remove the redirection of interface {index}", unless=(*GONE, errno.EINVAL)):

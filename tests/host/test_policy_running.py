@@ -7,17 +7,26 @@ import errno
 import json
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import dns.rcode
 import pytest
 
 from pykata import ConfigError, Rate
+from pykata.net import netns
+from pykata.net.base import Wanted
+from pykata.net.netlink import netlink
 from pykata.net.netns import Netns, socket_in
+from pykata.net.policy.enforce import Tapped, enforced
 from pykata.net.policy.events import line
+from pykata.net.policy.inspector import MOST_READ
+from pykata.net.policy.rules import policy_of
+from pykata.net.tap import Tap
 from tests import frames
-from tests.frames import SYN, TCP, ethernet, ip4
-from tests.netlab import FOURTH, GATEWAY_MAC, GOOD, GUEST, GUEST6, MAC, OTHER, THIRD, Lab, client_hello, lab
+from tests.cancellation import Way, cancel_everywhere
+from tests.frames import ACK, SYN, TCP, ethernet, ip4
+from tests.netlab import FOURTH, GATEWAY_MAC, GOOD, GUEST, GUEST6, MAC, OTHER, RUN_DIR, THIRD, Lab, client_hello, lab
 
 TABLE = "pykata-pk0123456789t"
 GET = b"GET / HTTP/1.1\r\nHost: good.example\r\n\r\n"
@@ -324,3 +333,37 @@ async def test_a_failure_of_ours_ends_the_sandbox(world: Lab, monkeypatch: pytes
     async with asyncio.timeout(20):
         assert await guard.lost() == "the policy failed"
     assert world.world.received == {}
+
+
+# --- nothing grows, nothing is left ---
+
+
+async def test_connections_that_never_show_a_name_take_a_bounded_place(world: Lab) -> None:
+    await world.addresses("good.example")
+    inspector = world.guard._guards[0]._inspector
+    for port in range(1000, 3000):
+        inspector.from_guest(frame(ip4(GUEST, GOOD, TCP, frames.tcp(GUEST, GOOD, port, 443, flags=SYN))))
+        data = frames.tcp(GUEST, GOOD, port, 443, flags=ACK, seq=1, payload=client_hello()[:100])
+        inspector.from_guest(frame(ip4(GUEST, GOOD, TCP, data)))
+    assert len(inspector._reading) == len(inspector._flows) == MOST_READ
+    kept = await run(world.sandbox, "nft", "list", "set", "netdev", TABLE, "read4")
+    assert kept.count("443 .") == MOST_READ
+
+
+async def test_whoever_is_cancelled_while_it_is_made_leaves_nothing(tmp_path: Path) -> None:
+    async with netns.made() as inside, netlink(inside) as kernel:
+        await kernel.add("pk0123456789t", "veth", peer={"ifname": "uplink"})
+        tap = Tap("pk0123456789t", (await kernel.link("pk0123456789t")).index, -1, inside)
+        wanted = Wanted(policy=policy_of(["good.example"], (), Rate(bits_per_second=1_000_000)))
+        before = sorted(each.name for each in await kernel.links())
+
+        async def work() -> None:
+            async with enforced(RUN_DIR, [Tapped(tap, MAC, (GUEST,), "uplink")], wanted):
+                pass
+
+        async def check(n: int, way: Way) -> None:
+            assert sorted(each.name for each in await kernel.links()) == before
+            assert await run(inside, "nft", "list", "tables") == ""
+            assert "tbf" not in await kernel.qdiscs(tap.index)
+
+        assert await cancel_everywhere(work, check, step=3) > 3

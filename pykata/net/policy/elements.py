@@ -5,6 +5,7 @@ A batch of messages is one transaction (linux/netfilter/nf_tables.h, nfnetlink.h
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 
 NETLINK_NETFILTER = 12
 NFNL_BATCH_BEGIN, NFNL_BATCH_END, SUBSYSTEM = 16, 17, 10
-DELETE_TABLE, NEW_ELEMENT, DELETE_ELEMENT = 2, 12, 14
+DELETE_TABLE, NEW_ELEMENT, DELETE_ELEMENT, DESTROY_ELEMENT = 2, 12, 14, 30
 REQUEST, ACK, CREATE = 1, 4, 0x400
 NETDEV = 5
 TABLE, SET, ELEMENTS = 1, 2, 3              # NFTA_SET_ELEM_LIST_*
@@ -38,6 +39,9 @@ class Elements:
         self._socket = connection
         self._table = table.encode() + b"\0"
         self._sequence = 0
+        # That the element isn't there (its time was over) is no error, and an error takes milliseconds: the kernel
+        # waits for all packets that are under way. Linux before 6.3 only knows the other one.
+        self._delete = DESTROY_ELEMENT
 
     def change(self, changes: Sequence[Change]) -> list[int]:
         """Do all of it, each by itself; returns an errno for each, 0 for what was done. Doesn't wait: the kernel
@@ -49,14 +53,18 @@ class Elements:
         first = self._sequence & 0x7FFFFFFF
         begin = _message(NFNL_BATCH_BEGIN, REQUEST, first, struct.pack("!BBH", 0, 0, SUBSYSTEM))
         end = _message(NFNL_BATCH_END, REQUEST, first + 2, struct.pack("!BBH", 0, 0, SUBSYSTEM))
-        kind = NEW_ELEMENT if change.verb == "add" else DELETE_ELEMENT
+        kind = NEW_ELEMENT if change.verb == "add" else self._delete
         flags = REQUEST | ACK | (CREATE if change.verb == "add" else 0)
         body = struct.pack("!BBH", NETDEV, 0, 0) + self._body(change)
         try:
             self._socket.send(begin + _message(SUBSYSTEM << 8 | kind, flags, first + 1, body) + end)
-            return self._answer(first + 1)
+            answer = self._answer(first + 1)
         except OSError as exc:
-            return exc.errno or 5
+            return exc.errno or errno.EIO
+        if answer in (errno.EINVAL, errno.EOPNOTSUPP) and kind == DESTROY_ELEMENT:
+            self._delete = DELETE_ELEMENT
+            return self._transaction(change)
+        return answer
 
     def _body(self, change: Change) -> bytes:
         element = _attribute(KEY | NESTED, _attribute(VALUE, change.key))

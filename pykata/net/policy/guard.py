@@ -86,6 +86,7 @@ class TapGuard:
         self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
         self._inspector = Inspector(Judge(about.policy), guest, self, pins, lambda name: addresses(about.known(name)))
         self._events = events
+        self._sets: dict[Flow, set[str]] = {}       # the kernel's, in which there is something of a flow
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Event = asyncio.Event()
         self._why = ""
@@ -151,22 +152,24 @@ class TapGuard:
             self._pipes.onward.send(frame)
 
     def grant(self, flow: Flow) -> None:
-        self._change(Change("add", f"flows{flow.version}", _key(flow), GRANTED[flow.protocol == TCP]))
+        self._add(flow, "flows", GRANTED[flow.protocol == TCP])
 
     def read(self, flow: Flow) -> None:
-        self._change(Change("add", f"read{flow.version}", _key(flow)))
+        self._add(flow, "read")
 
     def read_on(self, flow: Flow) -> None:
-        self._change(Change("add", f"data{flow.version}", _key(flow)))
+        self._add(flow, "data")
+
+    def _add(self, flow: Flow, kind: str, timeout: int = 0) -> None:
+        self._sets.setdefault(flow, set()).add(kind)
+        change = Change("add", f"{kind}{flow.version}", _key(flow), timeout)
+        for error in self._pipes.elements.change([change]):
+            if error:
+                log.warning("can't add to the set %s: %s", change.set, os.strerror(error))
 
     def forget(self, flow: Flow) -> None:
-        key = _key(flow)
-        self._change(*(Change("delete", f"{name}{flow.version}", key) for name in ("flows", "read", "data")))
-
-    def _change(self, *changes: Change) -> None:
-        for change, error in zip(changes, self._pipes.elements.change(changes), strict=True):
-            if error and change.verb == "add":
-                log.warning("can't add to the set %s: %s", change.set, os.strerror(error))
+        kinds = self._sets.pop(flow, set())
+        self._pipes.elements.change([Change("delete", f"{kind}{flow.version}", _key(flow)) for kind in kinds])
 
     def ask(self, question: dns.Question, packet: Packet) -> None:
         if len(self._tasks) >= MOST_QUESTIONS:

@@ -34,6 +34,7 @@ from pykata.net.policy.rules import Policy
 from pykata.net.policy.shown import RefusedError
 
 MOST_FLOWS = 4096
+MOST_READ = 512                 # connections of which bytes are kept, 64 KiB of each at most
 DNS_PORT = 53
 ECHO, ECHO6 = 8, 128
 NEIGHBOURS = (135, 136)         # solicitation and advertisement (RFC 4861)
@@ -95,6 +96,8 @@ class Inspector:
         self._pins = pins
         self._known = known
         self._flows: OrderedDict[Flow, Connection] = OrderedDict()
+        self._reading: OrderedDict[Flow, None] = OrderedDict()
+        """Those of which bytes are kept; the one that was used least recently goes first."""
 
     # --- what the guest sends ---
 
@@ -242,7 +245,9 @@ class Inspector:
         elif known is None:
             self._deny(found, "state", "TCP that belongs to no connection")
         else:
-            self._flows.move_to_end(flow)
+            for used in (self._flows, self._reading):
+                if flow in used:
+                    used.move_to_end(flow)
             self._continues(found, known)
 
     def _connects(self, found: Packet, flow: Flow) -> None:
@@ -302,6 +307,7 @@ class Inspector:
         known = self._flows.get(flow)
         if known is not None and found.flags & ACK and known.acknowledged(found.ack):
             known.state = "granted"
+            self._reading.pop(flow, None)
             self._do.forget(flow)
             self._do.grant(flow)
 
@@ -329,10 +335,15 @@ class Inspector:
     def _keep(self, known: Connection) -> None:
         self._flows[known.flow] = known
         self._flows.move_to_end(known.flow)
+        if known.state == "waiting":
+            self._reading[known.flow] = None
         while len(self._flows) > MOST_FLOWS:
             self._drop(next(iter(self._flows)))
+        while len(self._reading) > MOST_READ:
+            self._drop(next(iter(self._reading)))
 
     def _drop(self, flow: Flow) -> None:
+        self._reading.pop(flow, None)
         if self._flows.pop(flow, None) is not None:
             self._do.forget(flow)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from pykata.errors import NetworkError, NotPermittedError, ToolFailedError
-from pykata.host import find_tool, run_tool
+from pykata.host import find_tool, finish, run_tool
 from pykata.net.netlink import Netlink, netlink
 from pykata.net.netns import Netns, opened_in, require, socket_in
 from pykata.net.policy.chain import MARK, Place, ruleset
@@ -66,6 +66,7 @@ async def _made(
             await _device(stack, kernel, tap.netns, names["r"], mtu)
             await kernel.redirect_out_of((await kernel.link(names["r"])).index, into=tap.index)
         if place.rate is not None and place.rate.bits_per_second is not None:
+            stack.push_async_callback(_unshaped, tap)
             await kernel.shape(tap.index, place.rate.bits_per_second)
     guest = stack.enter_context(sender(tap.netns, tap.name))
     onward = stack.enter_context(sender(tap.netns, place.uplink or names["r"]))
@@ -89,6 +90,14 @@ async def _device(stack: AsyncExitStack, kernel: Netlink, netns: Netns, name: st
     link = await kernel.link(name)
     await kernel.up(link.index, mtu=mtu, txqlen=QUEUE)
     return fd
+
+
+async def _unshaped(tap: Tap) -> None:
+    async def work() -> None:
+        async with netlink(tap.netns) as kernel:
+            await kernel.unshape(tap.index)
+
+    await finish(work())
 
 
 def _quieten(netns: Netns, name: str) -> None:
