@@ -21,6 +21,7 @@ from pykata.net.netns import Netns, opened, require
 from pykata.net.owned import BRIDGE, Member, joined, place
 from pykata.net.policy.enforce import Tapped
 from pykata.net.policy.resolve import servers_of_host
+from pykata.net.relay import bound, relayed
 from pykata.net.tap import link_name, tap
 from pykata.spec import Attachment, Interface, Route
 
@@ -84,6 +85,7 @@ class Bridge(NetworkStrategy):
     """
 
     name: ClassVar[str] = "bridge"
+    publishes: ClassVar[bool] = True
     enforces: ClassVar[bool] = True
 
     bridge: str = field(default="", alias="name")
@@ -151,13 +153,19 @@ class Bridge(NetworkStrategy):
         async with netlink(netns) as kernel:
             master = (await kernel.link(bridge)).index
         name = link_name(run_dir, "t0")
-        async with tap(netns, name, mtu=interface.mtu or 1500, master=master) as made:
+        async with AsyncExitStack() as stack:
+            listeners = stack.enter_context(bound(wanted.ports))
+            made = await stack.enter_async_context(tap(netns, name, mtu=interface.mtu or 1500, master=master))
             if self.isolated:
                 async with netlink(netns) as kernel:
                     await kernel.isolate(made.index)
             tapped = Tapped(made, interface.mac, interface.addresses)
-            async with guarding(run_dir, [tapped], wanted, known=known) as kept:
-                yield kept + Attachment(devices=(made.nic(interface.mac),), interfaces=(interface,))
+            kept = await stack.enter_async_context(guarding(run_dir, [tapped], wanted, known=known))
+            # From where the bridge is, which has an address in the guest's network.
+            published = await stack.enter_async_context(relayed(listeners, netns, interface.addresses))
+            yield kept + Attachment(
+                devices=(made.nic(interface.mac),), interfaces=(interface,), published=published
+            )  # fmt: skip
 
 
 def _interface(member: Member) -> Interface:

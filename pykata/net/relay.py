@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from pykata.errors import NetworkError, NotPermittedError, PortInUseError
 from pykata.host import finish
 from pykata.net.netns import Netns, socket_in
-from pykata.net.relay_udp import datagrams
+from pykata.net.relay_udp import datagrams, family_of
 from pykata.spec import Port
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def bound(ports: Sequence[Port]) -> Iterator[tuple[Listener, ...]]:
 
 
 def _socket(port: Port) -> socket.socket:
-    family = socket.AF_INET6 if ":" in port.address else socket.AF_INET
+    family = family_of(port.address)
     kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -75,11 +75,17 @@ def _explained(exc: OSError, where: str) -> NetworkError | NotPermittedError:
 
 
 @asynccontextmanager
-async def relayed(listeners: Sequence[Listener], netns: Netns, guest: str) -> AsyncIterator[tuple[Port, ...]]:
-    """Relay what comes to the listeners to the address ``guest`` in the namespace, while the block runs."""
+async def relayed(
+    listeners: Sequence[Listener], netns: Netns, addresses: Sequence[str]
+) -> AsyncIterator[tuple[Port, ...]]:
+    """Relay what comes to the listeners to the guest, while the block runs.
+
+    It is dialled from the namespace, at the first of its ``addresses`` (with or without a prefix).
+    """
     if not listeners:
         yield ()
         return
+    guest = addresses[0].partition("/")[0]
     # A task of its own: a task group that was open over the yield would end the block with an exception group.
     task = asyncio.ensure_future(_relay(listeners, netns, guest))
     try:
@@ -124,7 +130,7 @@ async def _connection(
     guest: socket.socket | None = None
     try:
         client.setblocking(False)
-        guest = socket_in(netns, socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        guest = socket_in(netns, family_of(target[0]), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         guest.setblocking(False)
         for each in (client, guest):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,6 +20,11 @@ CLIENTS = 256           # of one port at a time; a new one takes the place of th
 IDLE = 120.0            # seconds without a datagram, after which a client is forgotten (RFC 4787 REQ-5)
 
 
+def family_of(address: str) -> int:
+    """Of the sockets for an IP address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 @define(eq=False)
 class _Client:
     """Someone who sent us a datagram."""
@@ -56,7 +61,7 @@ def _new(clients: dict[Any, _Client], address: Any, netns: Netns, target: tuple[
         silent = min(clients.values(), key=lambda each: each.used)
         del clients[silent.address]
         silent.scope.cancel()
-    guest = socket_in(netns, socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    guest = socket_in(netns, family_of(target[0]), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         guest.setblocking(False)
         guest.connect(target)

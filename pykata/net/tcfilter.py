@@ -18,6 +18,7 @@ from pykata.net.leftovers import recorded
 from pykata.net.netlink import Netlink, netlink
 from pykata.net.netns import Netns, opened, require
 from pykata.net.policy.enforce import Tapped
+from pykata.net.relay import bound, relayed
 from pykata.net.tap import Tap, link_name, tap
 from pykata.spec import Attachment
 
@@ -50,10 +51,12 @@ class TCFilter(NetworkStrategy):
     Each interface that is up and has an address gets a tap beside it, and what comes in at one goes out of the other.
     The guest has the interface's name, addresses, routes, MTU, MAC and permanent neighbours. Meanwhile nobody else in
     the namespace receives anything through them. ``interfaces`` are those to take; empty means all but the loopback.
+    Published ports are connected from where this program is, which needs a way to the guest's address.
     It takes CAP_NET_ADMIN and CAP_SYS_ADMIN.
     """
 
     name: ClassVar[str] = "tcfilter"
+    publishes: ClassVar[bool] = True
     enforces: ClassVar[bool] = True
 
     netns: str | Path = field(default="", converter=_netns)
@@ -62,9 +65,12 @@ class TCFilter(NetworkStrategy):
     @asynccontextmanager
     async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
         require("NET_ADMIN", "SYS_ADMIN")
-        with opened(self.netns) as netns:
+        with opened(self.netns) as netns, opened() as ours, bound(wanted.ports) as listeners:
             async with redirected(netns, run_dir, wanted, self.interfaces) as attachment:
-                yield attachment
+                addresses = [each for one in attachment.interfaces for each in one.addresses]
+                # From our own namespace: in the guest's, its address would be our own.
+                async with relayed(listeners, ours, addresses) as published:
+                    yield attachment + Attachment(published=published)
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ class UserNetwork(NetworkStrategy):
             async with netlink(made) as kernel:
                 await self._connect(kernel, inside.index, () if self.host else refused, ipv6=ipv6)
                 announce(made, await kernel.link(UPLINK))
-            published = await stack.enter_async_context(relayed(listeners, made, GUEST))
+            published = await stack.enter_async_context(relayed(listeners, made, [GUEST]))
             yield guarding + Attachment(
                 devices=(inside.nic(interface.mac),), interfaces=(interface,),
                 nameservers=() if guarding.nameservers else (DNS,),

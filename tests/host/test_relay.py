@@ -30,7 +30,7 @@ async def guest() -> AsyncIterator[Netns]:
 @asynccontextmanager
 async def published(guest: Netns, *ports: object) -> AsyncIterator[tuple[Port, ...]]:
     with bound(parse_ports(ports)) as listeners:  # type: ignore[arg-type]
-        async with relayed(listeners, guest, GUEST) as found:
+        async with relayed(listeners, guest, [GUEST]) as found:
             yield found
 
 
