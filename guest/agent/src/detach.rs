@@ -23,9 +23,9 @@ pub async fn run(agent: &Arc<Agent>, start: &Start, process: Process, answers: &
     detached::check_log(start.log)?;
     let container = agent.container(&start.container_id)?;
     let kind = if start.log > 0 { Kind::Log } else { Kind::Null };
-    let mut begun = run::begin(agent, &container, process, |_| kind)?;
+    let mut begun = run::begin(agent, &container, process, |_| kind, Duration::ZERO)?;
     let started = tokio::select! {
-        started = begun.started(agent, &container, Duration::ZERO) => started,
+        started = begun.started(agent, &container) => started,
         () = answers.closed() => Err(Status::cancelled("start: the host has gone")),
     };
     let started = match started {

@@ -22,14 +22,14 @@ use crate::process::{self, Kind, Plan, Running, Spawned, Streams};
 use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
 use crate::reaper::Exit;
-use crate::stdio::Input;
+use crate::stdio::{self, Input};
 use crate::validate::{self, Invalid};
 use crate::{detach, input};
 
 /// Answers on their way to the host; a full queue holds the reading of the pipes back.
 pub type Answers = mpsc::Sender<Result<RunResponse, Status>>;
-/// How many fit: one piece of each stream.
-pub const QUEUE: usize = 2;
+/// How many fit: all that there is to say of a small command.
+pub const QUEUE: usize = 4;
 
 /// How long a process has to say goodbye after its terminal has hung up, before it is killed.
 const GOODBYE: Duration = Duration::from_millis(250);
@@ -132,8 +132,9 @@ pub fn begin(
     container: &Arc<Container>,
     process: Process,
     kind: impl FnOnce(&Plan) -> Kind,
+    patience: Duration,
 ) -> Result<Begun, Status> {
-    let plan = Plan::new(process, &container.defaults)?;
+    let plan = Plan { patience, ..Plan::new(process, &container.defaults)? };
     if container.processes.has(&plan.id) {
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
@@ -163,14 +164,9 @@ impl Begun {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// Waits until the command runs, and for its end if that comes within `patience`.
-    pub async fn started(
-        &mut self,
-        agent: &Agent,
-        container: &Arc<Container>,
-        patience: Duration,
-    ) -> Result<process::Started, Status> {
-        self.spawned.started(agent, container, &self.plan, patience).await
+    /// Waits until the command runs, and for its end if it may wait for that.
+    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>) -> Result<process::Started, Status> {
+        self.spawned.started(agent, container, &self.plan).await
     }
 
     /// Its streams, once it runs, when others may know that.
@@ -222,7 +218,8 @@ impl Call<'_> {
             Some(size) => Kind::Terminal { size, console: own },
             None => Kind::Pipes { stdin: !self.start.stdin_closed },
         };
-        let mut begun = begin(self.agent, self.container, process, kind)?;
+        let patience = if self.start.collected { PATIENCE } else { Duration::ZERO };
+        let mut begun = begin(self.agent, self.container, process, kind, patience)?;
         let berth = begun.spawned.berth.clone();
         *used = Used::by(self.container, &begun);
         let whole = if own { &self.container.cgroup } else { &**berth };
@@ -256,15 +253,20 @@ impl Call<'_> {
         rest: Option<&Cgroup>,
     ) -> Result<Ended, Status> {
         let answers = self.answers;
-        let patience = if self.start.collected { PATIENCE } else { Duration::ZERO };
         let process::Started { here, exit } = tokio::select! {
-            started = begun.started(self.agent, self.container, patience) => started?,
+            started = begun.started(self.agent, self.container) => started?,
             () = answers.closed() => return Ok(Ended::Cancelled),
         };
-        let (mut stdin, sides) = self.connect(begun)?;
         if answer(answers, Response::Started(Started { pid: here })).await.is_err() {
             return Ok(Ended::Cancelled);
         }
+        if let Some((exit, words)) = exit.and_then(|exit| Some((exit, self.last_words(begun)?))) {
+            for response in words {
+                let _ = answer(answers, response).await;
+            }
+            return Ok(Ended::Exit(exit));
+        }
+        let (mut stdin, sides) = self.connect(begun)?;
         let ended = self.pass(begun, exit, &mut requests, &mut stdin, &sides, rest).await;
         if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() && !begun.spawned.exit.is_terminated() {
             sides.abandon();
@@ -277,6 +279,18 @@ impl Call<'_> {
             sides.abandon();
         }
         Ok(ended)
+    }
+
+    /// What a process wrote that has ended, if that is all there is and the host has room for it.
+    fn last_words(&self, begun: &Begun) -> Option<impl Iterator<Item = Response>> {
+        if self.start.window != 0 && (self.start.window as usize) < stdio::PIECE {
+            return None;
+        }
+        let [stdout, stderr] = begun.spawned.last_words()?;
+        Some([Response::Stdout(stdout), Response::Stderr(stderr)].into_iter().filter(|response| match response {
+            Response::Stdout(data) | Response::Stderr(data) => !data.is_empty(),
+            _ => true,
+        }))
     }
 
     /// Passes everything on until the process has ended, unless it has, and its output is drained.

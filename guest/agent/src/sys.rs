@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use std::sync::atomic::{AtomicI32, Ordering};
+
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -43,20 +45,30 @@ pub unsafe fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<C
     }
 }
 
-/// Memory for the calls of a child that shares its parent's.
-pub struct Stack(Vec<u128>);
+/// For a child that shares its parent's memory until it executes something: the memory for its calls.
+pub struct Stack {
+    memory: Vec<u128>,
+    /// Not 0 while a child uses it: the kernel clears it.
+    used: Box<AtomicI32>,
+}
 
 impl Stack {
     pub fn new(size: usize) -> Self {
-        Self(Vec::with_capacity(size / size_of::<u128>()))
+        Self { memory: Vec::with_capacity(size / size_of::<u128>()), used: Box::default() }
     }
 
-    /// `vfork` for a child that runs `life`: it uses this process's memory, and this process waits until it has executed
-    /// something or has ended. `flags` are further `CLONE_*`. Its PID, as this process sees it, is in `pid` before it runs.
+    /// A child has neither executed something nor ended yet.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::SeqCst) != 0
+    }
+
+    /// A child that runs `life`. `flags` are further `CLONE_*`. Its PID, as this process sees it, is in `pid` before it runs.
     ///
     /// # Safety
-    /// The process must have one thread. `life` must not return, and neither give back nor move memory of its parent's.
-    pub unsafe fn vfork<T>(
+    /// Both processes must have one thread. `life` must not return, and neither give back nor move memory of its parent's.
+    /// While the stack is used this process must neither give back, move nor change what the child works with, nor use the
+    /// allocator or the C library; with `CLONE_VFORK` it isn't used any more when this returns.
+    pub unsafe fn clone<T>(
         &mut self,
         flags: i32,
         life: extern "C" fn(&mut T) -> !,
@@ -67,12 +79,16 @@ impl Stack {
         let life = unsafe {
             std::mem::transmute::<extern "C" fn(&mut T) -> !, extern "C" fn(*mut libc::c_void) -> libc::c_int>(life)
         };
-        let top = self.0.spare_capacity_mut().as_mut_ptr_range().end;
-        let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
-        // SAFETY: the stack is the child's alone, as this process stands still while the child uses it. The kernel checks
-        // where it writes the PID to.
-        match unsafe { libc::clone(life, top.cast(), flags, (&raw mut *with).cast(), pid) } {
-            -1 => Err(errno::last()),
+        let top = self.memory.spare_capacity_mut().as_mut_ptr_range().end.cast();
+        let own = libc::CLONE_VM | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+        let (with, used, tls) = ((&raw mut *with).cast(), self.used.as_ptr(), std::ptr::null_mut::<libc::c_void>());
+        self.used.store(1, Ordering::SeqCst);
+        // SAFETY: the stack is the child's alone, as the caller promises. The kernel checks where it writes the PID to.
+        match unsafe { libc::clone(life, top, flags | own, with, pid, tls, used) } {
+            -1 => {
+                self.used.store(0, Ordering::SeqCst);
+                Err(errno::last())
+            }
             _ => Ok(()),
         }
     }

@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -60,6 +61,8 @@ pub struct Plan {
     pub rlimits: Vec<Rlimit>,
     pub tool: Tool,
     pub terminal: Option<Size>,
+    /// How long the news that it has started may wait for those of its end.
+    pub patience: Duration,
 }
 
 /// A process that runs, or is about to.
@@ -118,7 +121,9 @@ impl Plan {
         let cwd = if from.cwd.is_empty() { defaults.cwd.clone() } else { from.cwd };
         validate::path("process.cwd", &cwd)?;
         let rlimits = rlimits::merge(&defaults.rlimits, &from.rlimits)?;
-        Ok(Self { id: from.id, args, env, path, cwd, user: UserRequest::parse(&from.user)?, rlimits, tool, terminal })
+        let user = UserRequest::parse(&from.user)?;
+        let patience = Duration::ZERO;
+        Ok(Self { id: from.id, args, env, path, cwd, user, rlimits, tool, terminal, patience })
     }
 }
 
@@ -186,16 +191,10 @@ fn clone(
 }
 
 impl Spawned {
-    /// Waits until the command runs, and for its end if that comes within `patience`. May be dropped at any time.
-    pub async fn started(
-        &mut self,
-        agent: &Agent,
-        container: &Arc<Container>,
-        plan: &Plan,
-        patience: Duration,
-    ) -> Result<Started, Status> {
+    /// Waits until the command runs, and for its end if that comes within `plan.patience`. May be dropped at any time.
+    pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<Started, Status> {
         if matches!(self.way, Way::Asked { .. }) {
-            if let Some(started) = self.made(patience).await {
+            if let Some(started) = self.made(plan.patience).await {
                 return Ok(started);
             }
             self.clone_after_all(agent, container, plan)?;
@@ -203,7 +202,7 @@ impl Spawned {
         let Way::Cloned { report, started } = &self.way else { return Err(Status::internal("start: lost")) };
         let (reported, here) = (report.read().await?.report, started.get());
         match reported == Report::Silent && here != 0 {
-            true => Ok(Started { here, exit: end_within(&mut self.exit, patience).await }),
+            true => Ok(Started { here, exit: end_within(&mut self.exit, plan.patience).await }),
             false => Err(reported.status()),
         }
     }
@@ -216,19 +215,21 @@ impl Spawned {
             biased;
             exited = end_within(&mut self.exit, patience) => {
                 exit = exited;
-                // Nothing has to be said of a process that was executed.
-                match exit.is_some() && stem.told.here.get() != 0 || !stem.told.ask() {
-                    true => Some(Reply::Done),
-                    false => stem.reply().await,
+                match exit {
+                    Some(_) if stem.told.here.get() != 0 => Reply::Done,
+                    // It has said by then what it had to say; who was killed says nothing.
+                    Some(_) => stem.said().unwrap_or(Reply::No),
+                    None if stem.told.ask() => stem.reply().await,
+                    None => Reply::Done,
                 }
             }
             reply = stem.reply() => reply,
         };
         let (pid, here) = (stem.told.pid.get(), stem.told.here.get());
         match reply {
-            Some(Reply::Done) => {}
-            Some(Reply::No) => return None,
-            None => {
+            Reply::Done => {}
+            Reply::No => return None,
+            Reply::Gone => {
                 self.berth.take_stem();
                 exit = exit.or(put_down(pid, &mut self.exit).await);
             }
@@ -251,13 +252,21 @@ impl Spawned {
     /// once, and to wait for more is a panic.
     pub async fn gone(&mut self) {
         if let Way::Asked { stem, .. } = &self.way {
-            while stem.reply().await.is_some() {}
+            while stem.reply().await != Reply::Gone {}
             if stem.told.pid.get() == 0 {
                 return; // it was never made
             }
         }
         if !self.exit.is_terminated() {
             let _ = (&mut self.exit).await;
+        }
+    }
+
+    /// What it wrote before its end, if that is all there is: nobody else can write to its pipes any more.
+    pub fn last_words(&self) -> Option<[Bytes; 2]> {
+        match &self.streams {
+            Some(Ours::Pipes(pipes)) => pipes.last_words(),
+            _ => None,
         }
     }
 

@@ -11,16 +11,19 @@ pub const LONGEST: usize = 60 * 1024;
 /// All of it lies in the message that it came in.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Orders<'a> {
+    /// Somebody waits for the moment in which the command runs.
+    pub urgent: bool,
     pub args: Vec<&'a CStr>,
     pub env: Vec<&'a CStr>,
     pub path: &'a str,
     pub cwd: &'a CStr,
 }
 
-/// Numbers of args and of variables, all of them, the path and the working directory, each with a NUL at its end. None: it
+/// Whether it is urgent, the numbers of args and of variables, all of them, the path and the working directory, each with a NUL at its end. None: it
 /// is longer than a message may be.
 pub fn encode(plan: &Plan) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(1024);
+    out.push(u8::from(plan.patience.is_zero()));
     out.extend((plan.args.len() as u32).to_le_bytes());
     out.extend((plan.env.len() as u32).to_le_bytes());
     for text in plan.args.iter().chain(&plan.env) {
@@ -43,7 +46,8 @@ pub fn wait(pipe: BorrowedFd<'_>) -> Option<Orders<'static>> {
 
 /// None: the message isn't whole.
 pub fn decode(bytes: &[u8]) -> Option<Orders<'_>> {
-    let (args, rest) = bytes.split_first_chunk()?;
+    let (urgent, rest) = bytes.split_first()?;
+    let (args, rest) = rest.split_first_chunk()?;
     let (env, mut rest) = rest.split_first_chunk()?;
     let mut next = || {
         let text = CStr::from_bytes_until_nul(rest).ok()?;
@@ -51,6 +55,7 @@ pub fn decode(bytes: &[u8]) -> Option<Orders<'_>> {
         Some(text)
     };
     Some(Orders {
+        urgent: *urgent != 0,
         args: (0..u32::from_le_bytes(*args)).map(|_| next()).collect::<Option<_>>()?,
         env: (0..u32::from_le_bytes(*env)).map(|_| next()).collect::<Option<_>>()?,
         path: next()?.to_str().ok()?,
@@ -77,7 +82,7 @@ mod tests {
         let orders = decode(&bytes).expect("whole");
         assert_eq!(orders.args, plan.args.iter().map(|arg| arg.as_c_str()).collect::<Vec<_>>());
         assert_eq!(orders.env, plan.env.iter().map(|entry| entry.as_c_str()).collect::<Vec<_>>());
-        assert_eq!((orders.path, orders.cwd), ("/x:/y", c"/work"));
+        assert_eq!((orders.urgent, orders.path, orders.cwd), (true, "/x:/y", c"/work"));
     }
 
     #[test]

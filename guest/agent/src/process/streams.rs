@@ -3,11 +3,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::terminal::{self, Expected, Size, Wanted};
 use crate::errno::{Failed, Step};
 use crate::stdio::{self, Input, Output};
+use crate::sys;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,42 @@ pub struct Pipes {
 pub enum Theirs {
     Fds([OwnedFd; 3]),
     Terminal(Wanted),
+}
+
+impl Pipes {
+    /// What is left in both outputs, where nobody can write to them any more. None: somebody can, or it is much.
+    pub fn last_words(&self) -> Option<[Bytes; 2]> {
+        let fds = [self.stdout.as_ref()?, self.stderr.as_ref()?];
+        let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::IN));
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok()?;
+        let events = [polled[0].revents(), polled[1].revents()];
+        if !events.iter().all(|event| event.contains(PollFlags::HUP)) {
+            return None;
+        }
+        let size =
+            |at: usize| if events[at].contains(PollFlags::IN) { sys::readable_bytes(fds[at].as_fd()) } else { 0 };
+        let sizes = [size(0), size(1)];
+        if sizes.iter().any(|size| *size > stdio::PIECE) {
+            return None;
+        }
+        Some([read(fds[0], sizes[0]), read(fds[1], sizes[1])])
+    }
+}
+
+/// So many bytes that are there.
+fn read(fd: &OwnedFd, size: usize) -> Bytes {
+    let mut out = vec![0; size];
+    let mut have = 0;
+    while have < size {
+        match rustix::io::read(fd, &mut out[have..]) {
+            Ok(0) => break,
+            Ok(more) => have += more,
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    out.truncate(have);
+    out.into()
 }
 
 /// The agent's ends. A terminal has one output, and can be resized by its master.
@@ -147,4 +187,45 @@ fn dup(fds: [BorrowedFd<'_>; 3]) -> Result<(), Failed> {
     rustix::stdio::dup2_stdin(fds[0]).step("dup2", "stdin")?;
     rustix::stdio::dup2_stdout(fds[1]).step("dup2", "stdout")?;
     rustix::stdio::dup2_stderr(fds[2]).step("dup2", "stderr")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(fd: &OwnedFd, data: &[u8]) {
+        assert_eq!(rustix::io::write(fd, data), Ok(data.len()));
+    }
+
+    fn made() -> (Pipes, [OwnedFd; 3]) {
+        match pipes(false).expect("pipes") {
+            (Ours::Pipes(ours), Theirs::Fds(theirs)) => (ours, theirs),
+            _ => panic!("no pipes"),
+        }
+    }
+
+    #[test]
+    fn last_words_are_whole() {
+        let (ours, [_, stdout, stderr]) = made();
+        write(&stdout, b"out");
+        write(&stderr, b"e");
+        write(&stderr, b"rr");
+        assert_eq!(ours.last_words(), None, "more may come");
+        drop(stdout);
+        assert_eq!(ours.last_words(), None, "more may come");
+        drop(stderr);
+        assert_eq!(ours.last_words(), Some([Bytes::from("out"), Bytes::from("err")]));
+        assert_eq!(ours.last_words(), Some([Bytes::new(), Bytes::new()]));
+    }
+
+    #[test]
+    fn much_is_left_to_others() {
+        let (ours, [_, stdout, stderr]) = made();
+        write(&stdout, &[7; 60_000]);
+        write(&stdout, &[7; 5_536]);
+        write(&stderr, b"x");
+        drop((stdout, stderr));
+        assert_eq!(ours.last_words(), None);
+        assert_eq!(ours.last_words(), None, "and nothing was taken");
+    }
 }

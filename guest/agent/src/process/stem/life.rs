@@ -4,7 +4,9 @@ use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
@@ -15,7 +17,7 @@ use super::super::lookup::{Command, NotExecuted};
 use super::super::orders::{self, Orders};
 use super::super::{Plan, child};
 use super::told::Told;
-use super::{Kind, Reply};
+use super::{DONE, Kind, NO};
 use crate::container::Container;
 use crate::proto::process::Tool;
 use crate::sys::{self, Stack};
@@ -59,6 +61,7 @@ fn first(kind: &Kind) -> Plan {
         rlimits: kind.rlimits.clone(),
         tool: Tool::None,
         terminal: None,
+        patience: Duration::ZERO,
     }
 }
 
@@ -71,23 +74,31 @@ fn serve(socket: &OwnedFd, home: &CStr, known: &Known, told: &Told) -> ! {
         if Known::now() != *known {
             sys::exit_now(0);
         }
-        let made = match (orders::decode(&buffer[..len]), fds) {
-            (Some(orders), Some(fds)) if !orders.args.is_empty() => make(&mut stack, orders, &fds, home, told),
-            _ => false,
+        let orders = orders::decode(&buffer[..len]).filter(|orders| !orders.args.is_empty());
+        let (Some(mut orders), Some(fds)) = (orders, fds) else {
+            say(socket, NO);
+            continue;
         };
-        match made {
-            false => say(socket, Reply::No),
-            true if told.done() => say(socket, Reply::Done),
-            true => {}
+        if !orders.env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
+            orders.env.push(home);
+        }
+        let mut start = Start::new(&orders, &fds, told, socket);
+        start.make(&mut stack);
+        drop(fds);
+        wait(socket);
+        if stack.is_used() {
+            sys::exit_now(0); // the child still works with all of this
         }
     }
 }
 
-fn say(socket: &OwnedFd, reply: Reply) {
-    let mut nothing = SendAncillaryBuffer::default();
-    if sendmsg(socket, &[IoSlice::new(&reply.encode())], &mut nothing, SendFlags::NOSIGNAL).is_err() {
-        sys::exit_now(0);
-    }
+fn say(socket: &OwnedFd, what: u8) {
+    let _ = sendmsg(socket, &[IoSlice::new(&[what])], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
+}
+
+/// Waits for an order, or for the end of all orders. The agent gives none before the last process has ended.
+fn wait(socket: &OwnedFd) {
+    while let Err(Errno::INTR) = poll(&mut [PollFd::new(socket, PollFlags::IN)], None) {}
 }
 
 /// The next order and what comes with it. None: there are no more.
@@ -108,30 +119,43 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<[OwnedF
     (message.bytes > 0).then(|| (message.bytes, fds.try_into().ok()))
 }
 
-/// A child on its way to its exec. It shares this with the stem, which stands still meanwhile.
+/// A child on its way to its exec. It shares this with the stem.
 struct Start<'a> {
     fds: [RawFd; 3],
     cwd: &'a CStr,
     command: Command<'a>,
+    urgent: bool,
     told: &'a Told,
+    socket: &'a OwnedFd,
     failed: Option<NotExecuted>,
 }
 
-/// Makes a process. False: it never came to execute the command.
-fn make<'a>(stack: &mut Stack, mut orders: Orders<'a>, fds: &[OwnedFd; 3], home: &'a CStr, told: &'a Told) -> bool {
-    if !orders.env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
-        orders.env.push(home);
+impl<'a> Start<'a> {
+    fn new(orders: &'a Orders<'a>, fds: &[OwnedFd; 3], told: &'a Told, socket: &'a OwnedFd) -> Self {
+        Self {
+            fds: fds.each_ref().map(AsRawFd::as_raw_fd),
+            cwd: orders.cwd,
+            command: Command::new(&orders.args, &orders.env, orders.path),
+            urgent: orders.urgent,
+            told,
+            socket,
+            failed: None,
+        }
     }
-    let mut start = Start {
-        fds: fds.each_ref().map(AsRawFd::as_raw_fd),
-        cwd: orders.cwd,
-        command: Command::new(&orders.args, &orders.env, orders.path),
-        told,
-        failed: None,
-    };
-    // SAFETY: this process has one thread; `execute` ends in exec or `_exit`, and leaves what it allocates in `start`.
-    let made = unsafe { stack.vfork(libc::CLONE_PARENT, execute, &mut start, told.pid.as_ptr()) };
-    made.is_ok() && told.here.get() != 0
+
+    /// Makes the process. Who waits for its command is told when that is executed; else it is spared to wait for that.
+    fn make(&mut self, stack: &mut Stack) {
+        let (told, socket, urgent) = (self.told, self.socket, self.urgent);
+        let flags = libc::CLONE_PARENT | if urgent { libc::CLONE_VFORK } else { 0 };
+        // SAFETY: both have one thread; `execute` ends in exec or `_exit` and leaves what it allocates in `self`; and the
+        // stem makes nothing but system calls that succeed, in which the C library changes nothing, until `wait` returns.
+        let made = unsafe { stack.clone(flags, execute, self, told.pid.as_ptr()) };
+        if made.is_err() || urgent && told.here.get() == 0 {
+            say(socket, NO);
+        } else if urgent && told.done() {
+            say(socket, DONE);
+        }
+    }
 }
 
 extern "C" fn execute(start: &mut Start<'_>) -> ! {
@@ -142,9 +166,15 @@ extern "C" fn execute(start: &mut Start<'_>) -> ! {
             && libc::chdir(start.cwd.as_ptr()) == 0
     };
     if !ready {
+        if !start.urgent {
+            say(start.socket, NO);
+        }
         sys::exit_now(1);
     }
     start.told.here.set(rustix::process::getpid().as_raw_pid());
+    if !start.urgent && start.told.done() {
+        say(start.socket, DONE);
+    }
     let failed = start.failed.insert(start.command.execute());
     let _ = rustix::io::write(rustix::stdio::stderr(), failed.line.as_bytes());
     sys::exit_now(failed.code)
@@ -179,15 +209,21 @@ mod tests {
     use crate::sys::Cloned;
 
     /// What a command writes that is made with these orders, by a stem of its own; and whether it was.
-    fn made(args: &[&CStr], cwd: &CStr) -> (bool, String) {
+    fn made_when(urgent: bool, args: &[&CStr], cwd: &CStr) -> (bool, String) {
         let (read, write) = rustix::pipe::pipe().expect("pipe");
         let told = Told::new(&Slots::new().expect("a page")).expect("slots");
         // SAFETY: the child makes one more and ends in _exit.
         let pid = match unsafe { sys::clone_into(0, None) }.expect("clone") {
             Cloned::Child => {
-                let orders = Orders { args: args.to_vec(), env: vec![c"A=b"], path: "/nowhere:/bin:/usr/bin", cwd };
+                let env = vec![c"A=b", c"HOME=/h"];
+                let orders = Orders { urgent, args: args.to_vec(), env, path: "/nowhere:/bin:/usr/bin", cwd };
                 let fds = [(); 3].map(|()| rustix::io::fcntl_dupfd_cloexec(&write, 3).expect("dup"));
-                sys::exit_now(i32::from(make(&mut Stack::new(STACK), orders, &fds, c"HOME=/h", &told)))
+                let mut stack = Stack::new(STACK);
+                let mut start = Start::new(&orders, &fds, &told, &write);
+                start.make(&mut stack);
+                while stack.is_used() {}
+                drop(start);
+                sys::exit_now(i32::from(told.here.get() != 0))
             }
             Cloned::Parent { pid } => pid,
         };
@@ -198,6 +234,12 @@ mod tests {
         let waited = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
         let (_, status) = waited.expect("wait").expect("ended");
         (status.exit_status() == Some(1), text)
+    }
+
+    fn made(args: &[&CStr], cwd: &CStr) -> (bool, String) {
+        let made = made_when(true, args, cwd);
+        assert_eq!(made_when(false, args, cwd), made);
+        made
     }
 
     #[test]

@@ -37,6 +37,10 @@ use crate::reaper::Exit;
 use crate::sys::{self, Cloned};
 use told::Told;
 
+/// What goes back: one byte.
+const NO: u8 = 0;
+const DONE: u8 = 1;
+
 /// The agent's end.
 pub struct Stem {
     pid: i32,
@@ -57,23 +61,15 @@ pub struct Kind {
     rlimits: Vec<Rlimit>,
 }
 
-/// What it says to an order, if it has to.
+/// What is said to an order, where there is something to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The command was executed, or couldn't be, which the process has said itself. Only said to who waits for it.
+    /// The command is executed, or couldn't be, which the process says itself. Only said to who waits for it.
     Done,
-    /// It can't do that; it stays.
+    /// It can't be done; the stem stays.
     No,
-}
-
-impl Reply {
-    fn encode(self) -> [u8; 1] {
-        [u8::from(self == Reply::Done)]
-    }
-
-    fn decode(bytes: [u8; 1]) -> Self {
-        if bytes == Reply::Done.encode() { Reply::Done } else { Reply::No }
-    }
+    /// There is no stem any more.
+    Gone,
 }
 
 impl Kind {
@@ -132,18 +128,25 @@ impl Stem {
         sendmsg(&self.socket, &[IoSlice::new(&orders)], &mut control, SendFlags::NOSIGNAL).map(|_| true)
     }
 
-    /// What it says to the order. None: it is gone. May be dropped at any time.
-    pub async fn reply(&self) -> Option<Reply> {
+    /// Waits for what is said to the order. May be dropped at any time.
+    pub async fn reply(&self) -> Reply {
         loop {
-            let mut ready = self.socket.readable().await.ok()?;
-            let mut bytes = [0; 1];
-            let mut control = RecvAncillaryBuffer::default();
-            match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty()) {
-                Ok(message) if message.bytes == bytes.len() => return Some(Reply::decode(bytes)),
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(Errno::INTR) => {}
-                _ => return None,
+            let Ok(mut ready) = self.socket.readable().await else { return Reply::Gone };
+            match self.said() {
+                Some(reply) => return reply,
+                None => ready.clear_ready(),
             }
+        }
+    }
+
+    /// What was said, without waiting.
+    pub fn said(&self) -> Option<Reply> {
+        let mut byte = [0];
+        let mut control = RecvAncillaryBuffer::default();
+        match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::empty()) {
+            Ok(message) if message.bytes == byte.len() => Some(if byte[0] == DONE { Reply::Done } else { Reply::No }),
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            _ => Some(Reply::Gone),
         }
     }
 
@@ -152,17 +155,5 @@ impl Stem {
         let Self { exit, socket, .. } = self;
         drop(socket);
         let _ = exit.await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn replies_survive_the_way() {
-        for reply in [Reply::Done, Reply::No] {
-            assert_eq!(Reply::decode(reply.encode()), reply);
-        }
     }
 }
