@@ -98,7 +98,7 @@ async def in_guest(guest: Guest, stacks: dict[str, list[str]], rounds: int) -> l
     work = {
         "mount and unmount": None, "list all names, cold": "find {m} -xdev > /dev/null",
         "look at all files, warm": "ls -lR {m} > /dev/null",
-        "read Python's library, cold": "find {m}" + READ + " -name '*.py' -exec cat {{}} + > /dev/null",
+        "read Python's library, cold": "find {m}" + READ + " -type f -name '*.py' -exec cat {{}} + > /dev/null",
     }  # fmt: skip
     rows = []
     for what, command in work.items():

@@ -5,39 +5,35 @@ What isn't known is refused, never ignored. Reference: "Dockerfile reference" of
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from pykata.errors import ConfigError
+from pykata.images.dockerfile_lines import (
+    Line,
+    expanded,
+    read_array,
+    read_lines,
+    read_mode,
+    read_options,
+    read_owner,
+    read_pairs,
+    read_words,
+)
 from pykata.images.ignore import Ignored, parse_ignore
 from pykata.images.recipe import SHELL, Recipe
 
 MAX_SIZE = 1024 * 1024      # bytes
 
-_VARIABLE = re.compile(r"\\(.)|\$(?:(\w+)|\{(\w+)(?::([-+])((?:[^{}]|\{[^{}]*\})*))?\})", re.DOTALL)
 _EXPANDED = ("ADD", "COPY", "ENV", "EXPOSE", "FROM", "LABEL", "STOPSIGNAL", "USER", "WORKDIR", "ARG")
 _HINTS = {
     "HEALTHCHECK": "nothing here asks for it: leave it out", "VOLUME": "pass volumes= to Sandbox",
     "ONBUILD": "write the instruction into the Dockerfile that it is for", "SHELL": 'use RUN ["bash", "-c", "..."]',
     "MAINTAINER": "use LABEL",
 }
-
-
-@frozen
-class Line:
-    """An instruction, and the line that it begins on."""
-
-    number: int
-    word: str
-    rest: str
-
-    def wrong(self, why: str, hint: str = "") -> ConfigError:
-        return ConfigError(f"line {self.number}, {self.word}: {why}", hint=hint)
 
 
 @define
@@ -64,7 +60,7 @@ def read_dockerfile(path: Path, context: Path, args: Mapping[str, str]) -> Recip
         raise ConfigError(f"{path} has more than {MAX_SIZE} bytes")
     reading = _Reading(context.absolute(), args, ignored=ignored)
     try:
-        for line in _lines(text):
+        for line in read_lines(text):
             _follow(reading, line)
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc.message}", hint=exc.hint) from exc
@@ -74,35 +70,6 @@ def read_dockerfile(path: Path, context: Path, args: Mapping[str, str]) -> Recip
     if unused:
         raise ConfigError(f"{path} has no ARG {', '.join(sorted(unused))}")
     return reading.recipe
-
-
-def _lines(text: str) -> Iterator[Line]:
-    """The instructions, with continued lines joined and comments taken out."""
-    parts: list[str] = []
-    first = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("#"):
-            if not parts and re.match(r"#\s*escape\s*=\s*`", line.strip()):
-                raise ConfigError(f"line {number}: only the backslash continues lines")
-            continue
-        if not line.strip():
-            continue            # also between continued lines, as in Docker
-        first = first if parts else number
-        continued = line.rstrip().endswith("\\")
-        parts.append(line.rstrip()[:-1] if continued else line)
-        if not continued:
-            yield _line(first, "".join(parts))
-            parts = []
-    if parts:
-        yield _line(first, "".join(parts))
-
-
-def _line(number: int, text: str) -> Line:
-    word, _, rest = text.strip().partition(" ")
-    if "\t" in word:
-        word, _, more = word.partition("\t")
-        rest = f"{more} {rest}"
-    return Line(number, word.upper(), rest.strip())
 
 
 def _follow(reading: _Reading, line: Line) -> None:
@@ -115,24 +82,8 @@ def _follow(reading: _Reading, line: Line) -> None:
         raise line.wrong("it stands before FROM")
     if line.word in _EXPANDED:
         known = {**reading.args, **reading.recipe.env} if reading.begun else reading.before
-        line = evolve(line, rest=_expanded(line, known))
+        line = evolve(line, rest=expanded(line, known))
     reading.recipe = instruction(reading, line)
-
-
-def _expanded(line: Line, known: Mapping[str, str]) -> str:
-    """With ``$NAME``, ``${NAME}``, ``${NAME:-else}`` and ``${NAME:+instead}`` replaced."""
-    def value(match: re.Match[str]) -> str:
-        escaped, plain, braced, how, word = match.groups()
-        if escaped is not None:
-            return escaped if escaped == "$" else match[0]
-        found = known.get(plain or braced, "")
-        if how == "-":
-            return found or _VARIABLE.sub(value, word)
-        if how == "+":
-            return _VARIABLE.sub(value, word) if found else ""
-        return found
-
-    return _VARIABLE.sub(value, line.rest)
 
 
 # --- the instructions ---
@@ -151,7 +102,7 @@ def _from(reading: _Reading, line: Line) -> Recipe:
 
 
 def _arg(reading: _Reading, line: Line) -> Recipe:
-    for word in _words(line):
+    for word in read_words(line):
         name, has_default, default = word.partition("=")
         known = reading.args if reading.begun else reading.before
         if name in reading.given:
@@ -169,12 +120,12 @@ def _run(reading: _Reading, line: Line) -> Recipe:
     if re.search(r"<<-?['\"]?\w+", line.rest):
         raise line.wrong("here-documents aren't supported", "put the script into a file, and COPY it")
     given = {name: value for name, value in reading.args.items() if name not in reading.recipe.env}
-    return reading.recipe.run(_array(line) or line.rest, env=given)
+    return reading.recipe.run(read_array(line) or line.rest, env=given)
 
 
 def _copy(reading: _Reading, line: Line) -> Recipe:
-    options, words = _options(line)
-    mode, owner = _mode(line, options.get("chmod")), _owner(line, options.get("chown"))
+    options, words = read_options(line)
+    mode, owner = read_mode(line, options.get("chmod")), read_owner(line, options.get("chown"))
     if unknown := set(options) - {"chmod", "chown"}:
         raise line.wrong(f"--{min(unknown)} isn't supported here")
     if len(words) < 2:
@@ -196,7 +147,7 @@ def _copy(reading: _Reading, line: Line) -> Recipe:
 
 
 def _add(reading: _Reading, line: Line) -> Recipe:
-    _, (*sources, _) = _options(line)
+    _, (*sources, _) = read_options(line)
     for source in sources:
         if "://" in source or re.search(r"\.(tar|tgz|tar\.\w+|git)$", source):
             raise line.wrong(f"{source} would be fetched or unpacked, which isn't supported here", "RUN can do both")
@@ -204,15 +155,15 @@ def _add(reading: _Reading, line: Line) -> Recipe:
 
 
 def _env(reading: _Reading, line: Line) -> Recipe:
-    return reading.recipe.with_env(**_pairs(line))
+    return reading.recipe.with_env(**read_pairs(line))
 
 
 def _label(reading: _Reading, line: Line) -> Recipe:
-    return reading.recipe.with_labels(_pairs(line))
+    return reading.recipe.with_labels(read_pairs(line))
 
 
 def _workdir(reading: _Reading, line: Line) -> Recipe:
-    return reading.recipe.with_workdir(" ".join(_words(line)))
+    return reading.recipe.with_workdir(" ".join(read_words(line)))
 
 
 def _user(reading: _Reading, line: Line) -> Recipe:
@@ -220,11 +171,11 @@ def _user(reading: _Reading, line: Line) -> Recipe:
 
 
 def _cmd(reading: _Reading, line: Line) -> Recipe:
-    return reading.recipe.with_cmd(_array(line) or (*SHELL, line.rest))
+    return reading.recipe.with_cmd(read_array(line) or (*SHELL, line.rest))
 
 
 def _entrypoint(reading: _Reading, line: Line) -> Recipe:
-    return reading.recipe.with_entrypoint(_array(line) or (*SHELL, line.rest))
+    return reading.recipe.with_entrypoint(read_array(line) or (*SHELL, line.rest))
 
 
 def _expose(reading: _Reading, line: Line) -> Recipe:
@@ -242,65 +193,7 @@ _INSTRUCTIONS: Mapping[str, Callable[[_Reading, Line], Recipe]] = {
 }  # fmt: skip
 
 
-# --- their arguments ---
-
-
-def _array(line: Line) -> list[str] | None:
-    """The exec form, a JSON array of text; None if it isn't one."""
-    if not line.rest.startswith("["):
-        return None
-    try:
-        found = json.loads(line.rest)
-    except ValueError:
-        return None         # then it is a command for the shell, such as [ -e /file ]
-    if not all(isinstance(one, str) for one in found):
-        raise line.wrong("its array has something else than text in it")
-    return list(found)
-
-
-def _words(line: Line) -> list[str]:
-    try:
-        return shlex.split(line.rest, comments=False)
-    except ValueError as exc:
-        raise line.wrong(f"{exc}".lower()) from exc
-
-
-def _pairs(line: Line) -> dict[str, str]:
-    words = _words(line)
-    if words and "=" not in words[0]:
-        name, _, value = line.rest.partition(" ")       # the old form, ENV NAME the value
-        return {name: value.strip()}
-    if wrong := next((word for word in words if "=" not in word), None):
-        raise line.wrong(f"{wrong!r} has no value", "NAME=value")
-    return {name: value for name, _, value in (word.partition("=") for word in words)}
-
-
-def _options(line: Line) -> tuple[dict[str, str], list[str]]:
-    words = line.rest.split() if not (array := _array(line)) else array
-    options = {}
-    while words and words[0].startswith("--"):
-        name, _, value = words.pop(0)[2:].partition("=")
-        options[name] = value
-    if words and words[0].startswith("["):
-        words = _array(evolve(line, rest=" ".join(words))) or words
-    return options, words
-
-
-def _mode(line: Line, given: str | None) -> int | None:
-    if given is None:
-        return None
-    if not re.fullmatch(r"[0-7]{3,4}", given):
-        raise line.wrong(f"--chmod={given} isn't supported here", "octal digits, such as 755")
-    return int(given, 8)
-
-
-def _owner(line: Line, given: str | None) -> tuple[int, int]:
-    if given is None:
-        return (0, 0)
-    user, _, group = given.partition(":")
-    if not user.isdecimal() or not (group or user).isdecimal():
-        raise line.wrong(f"--chown={given} isn't supported here", "user and group by number, such as 1000:1000")
-    return int(user), int(group or user)
+# --- what is copied ---
 
 
 def _found(reading: _Reading, line: Line, source: str) -> list[Path]:
