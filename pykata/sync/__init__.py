@@ -27,10 +27,17 @@ __all__ = [
     "Process",
     "Sandbox",
     "build_bundle",
+    "build_image",
     "check",
     "collect_garbage",
     "find_detached",
     "list_detached",
+    "list_images",
+    "load_image",
+    "pull_image",
+    "push_image",
+    "remove_image",
+    "save_image",
 ]
 
 Container = facade(pykata.Container)
@@ -40,7 +47,14 @@ Output = facade(Output)
 Process = facade(pykata.Process)
 Sandbox = facade(pykata.Sandbox)
 build_bundle = function(pykata.build_bundle)
+build_image = function(pykata.build_image)
 check = function(pykata.check)
 collect_garbage = function(pykata.collect_garbage)
 find_detached = function(pykata.find_detached)
 list_detached = function(pykata.list_detached)
+list_images = function(pykata.list_images)
+load_image = function(pykata.load_image)
+pull_image = function(pykata.pull_image)
+push_image = function(pykata.push_image)
+remove_image = function(pykata.remove_image)
+save_image = function(pykata.save_image)

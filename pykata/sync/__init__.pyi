@@ -17,17 +17,19 @@ from pykata.files.values import FileEvent, FileStat, Transfer
 from pykata.fs.base import SharedFs
 from pykata.guest.bundle import Bundle
 from pykata.hypervisors.base import Hypervisor
+from pykata.images.recipe import Recipe
 from pykata.net.base import NetworkStrategy
 from pykata.net.network import Network
 from pykata.options import Options, Rlimits
 from pykata.probe import CheckReport
-from pykata.spec import Accel, Features, Image, Isolation, NetworkEvent, Phase, Port, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
+from pykata.spec import Accel, BuildEvent, Features, Image, Isolation, NetworkEvent, Phase, Port, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
 from pykata.stats import Stats
+from pykata.stock import StoredImage
 from pykata.volumes import Volume
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Container", "Detached", "Input", "Output", "Process", "Sandbox", "build_bundle", "check", "collect_garbage", "find_detached", "list_detached"]
+__all__ = ["Container", "Detached", "Input", "Output", "Process", "Sandbox", "build_bundle", "build_image", "check", "collect_garbage", "find_detached", "list_detached", "list_images", "load_image", "pull_image", "push_image", "remove_image", "save_image"]
 
 class Background:
     @property
@@ -400,6 +402,15 @@ class Sandbox:
 
 def build_bundle(*, arch: str=..., progress: pykata.guest.steps.Progress=..., force: bool=...) -> Bundle: ...
 
+def build_image(
+    recipe: Recipe,
+    name: str,
+    *,
+    architecture: str | None=...,
+    sandbox: Sandbox | None=...,
+    progress: Callable[[BuildEvent], object] | None=...,
+) -> str: ...
+
 def check(hypervisor: Hypervisor | str=...) -> CheckReport: ...
 
 def collect_garbage() -> list[Path]: ...
@@ -407,3 +418,23 @@ def collect_garbage() -> list[Path]: ...
 def find_detached(name: str) -> Detached: ...
 
 def list_detached() -> list[Detached]: ...
+
+def list_images() -> list[StoredImage]: ...
+
+def load_image(reference: str, name: str, *, architecture: str | None=...) -> str: ...
+
+def pull_image(
+    name: str,
+    *,
+    pull: PullPolicy=...,
+    registries: Registries | None=...,
+    progress: Progress | None=...,
+    architecture: str | None=...,
+    fs: SharedFs | None=...,
+) -> Image: ...
+
+def push_image(name: str, to: str | None=..., *, registries: Registries | None=...) -> str: ...
+
+def remove_image(name: str) -> int: ...
+
+def save_image(name: str, path: str | Path) -> None: ...

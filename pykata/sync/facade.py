@@ -94,6 +94,8 @@ def has_face(kind: type[Any]) -> bool:
     """Is it a class of ours with something asynchronous in it?"""
     if not kind.__module__.startswith("pykata.") or issubclass(kind, BaseException | Facade | Held):
         return False
+    if inspect.isabstract(kind):
+        return False        # a kind of strategy: a value, which nobody but a sandbox enters
     return hasattr(kind, "__anext__") or any(_is_asynchronous(inspect.getattr_static(kind, name)) for name in dir(kind))
 
 

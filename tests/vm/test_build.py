@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pykata_cli import main
 
-from pykata import BuildEvent, BuildFailedError, Recipe, Sandbox, build_image, remove_image
+from pykata import BuildEvent, BuildFailedError, Recipe, Sandbox, build_image, remove_image, sync
 from pykata.images import resolve
 
 pytestmark = pytest.mark.usefixtures("places")
@@ -107,3 +107,11 @@ def test_the_command_line(places: Path, capfd: pytest.CaptureFixture[str]) -> No
     (folder / "Dockerfile").write_text("FROM builtin:busybox\nRUN echo oh no; false\n")
     assert main([*build, "-t", "app:3", str(folder)]) == 125
     assert "'run echo oh no; false': '/bin/sh' ended with exit code 1 (oh no)" in capfd.readouterr().err
+
+
+def test_without_async(places: Path) -> None:
+    with sync.Sandbox(isolation="emulated") as sandbox:
+        assert sync.build_image(BUSYBOX.run("echo made > /made"), "app:dev", sandbox=sandbox) == "app:dev"
+        assert sandbox.run("app:dev", ["cat", "/made"]).stdout == "made\n"
+    assert [image.name for image in sync.list_images()] == ["docker.io/library/app:dev"]
+    assert sync.remove_image("app:dev") > 0
