@@ -1,74 +1,140 @@
-"""How fast files of volumes are in a guest: 64 MB written and read, 1,000 small files made, listed, read and removed.
+"""Files in a guest: 256 MB written and read, 5,000 small files made, listed, read and removed, by each way; and what
+each way to bring a root filesystem costs a cold start.
 
-All ways are measured in the same sandboxes, one after the other. What was written by one sandbox is read by another, so
-that nothing comes from the guest's memory. The floor of what is written is a tmpfs: the same commands without a device.
+Each round measures all of them one after the other, and in between the floor: the same work in a guest of QEMU that was
+started by hand, with the same kernel, busybox, device and server. What one guest wrote another one reads, so that
+nothing comes from a guest's memory. A ratio is how many times as long it takes as by hand.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pykata
-from benchmarks._table import Row, main, row
+from benchmarks import _bare
+from benchmarks._table import Row, interleaved, main, row
 
-PLACES = ("tmpfs", "disk", "virtio-fs", "virtio-fs, cache=always", "9p")
+PLACES = ("disk", "virtio-fs", "virtio-fs, cache=always", "9p")
+SIZE, FILES = int(os.environ.get("PYKATA_BENCH_MB", "256")), int(os.environ.get("PYKATA_BENCH_FILES", "5000"))
 FIRST = {
-    "write 64 MB": "dd if=/dev/zero of=big bs=1M count=64 conv=fsync 2>/dev/null",
-    "1,000 files made": "mkdir d; i=0; while [ $i -lt 1000 ]; do echo $i > d/$i; i=$((i+1)); done",
+    f"write {SIZE} MB": f"dd if=/dev/zero of=big bs=1M count={SIZE} conv=fsync 2>/dev/null",
+    f"{FILES:,} files made": f"mkdir d; i=0; while [ $i -lt {FILES} ]; do echo $i > d/$i; i=$((i+1)); done; sync",
 }
 THEN = {
-    "read 64 MB": "dd if=big of=/dev/null bs=1M 2>/dev/null",
-    "1,000 files listed": "ls -l d > /dev/null",
-    "1,000 files read": "cat d/* > /dev/null",
-    "1,000 files removed": "rm -r d big",
+    f"read {SIZE} MB": "dd if=big of=/dev/null bs=1M 2>/dev/null",
+    f"{FILES:,} files listed": "ls -l d > /dev/null",
+    f"{FILES:,} files read": "cat d/* > /dev/null",
+    f"{FILES:,} files removed": "rm -r d big",
 }
 CLOCK = "read up _ < /proc/uptime; echo $up"      # in hundredths of a second; busybox has nothing finer
 
-Found = dict[tuple[str, int], list[float]]
+Found = dict[tuple[str, str], list[float]]
 
 
 async def measure(rounds: int) -> list[Row]:
-    """Rows for each kind of work in each place."""
-    found: Found = {}
-    with tempfile.TemporaryDirectory() as top:
-        volumes = _volumes(Path(top))
+    """Rows for each kind of work in each place, and for the starts."""
+    found, floor = Found(), Found()
+    with tempfile.TemporaryDirectory(dir=os.environ.get("PYKATA_BENCH_DIR")) as top:
         for _ in range(rounds):
-            async with _sandbox({"/p0": pykata.Tmpfs("128M"), **volumes}) as sandbox:
-                for place in range(len(PLACES)):
-                    await _timed(sandbox, place, FIRST, found)
-            async with _sandbox(volumes) as sandbox:
-                for place in range(1, len(PLACES)):
-                    await _timed(sandbox, place, THEN, found)
-    return [
-        row(f"{name}: {PLACES[place]}", "ms", found[name, place], found.get((name, 0), ()))
-        for name in (*FIRST, *THEN) for place in range(len(PLACES)) if (name, place) in found
-    ]  # fmt: skip
+            for way in PLACES:
+                await _ours(way, Path(top), found)
+                await _by_hand(way, Path(top), floor)
+    rows = [
+        row(f"{name}: {way}", "ms", found[name, way], floor[name, way]) for way in PLACES for name in (*FIRST, *THEN)
+    ]
+    return rows + await _starts(rounds)
 
 
-def _volumes(top: Path) -> dict[str, Any]:
-    for name in ("auto", "always", "9p"):
-        (top / name).mkdir()
-    return {
-        "/p1": pykata.DiskImage(top / "disk", size="256M"),
-        "/p2": pykata.Bind(top / "auto", via="virtiofs"),
-        "/p3": pykata.Bind(top / "always", via="virtiofs", cache="always"),
-        "/p4": pykata.Bind(top / "9p", via="9p"),
-    }
+def _script(work: dict[str, str]) -> str:
+    return f"{CLOCK}; " + "; ".join(f"{each}; {CLOCK}" for each in work.values())
 
 
-def _sandbox(volumes: dict[str, Any]) -> pykata.Sandbox:
-    return pykata.Sandbox(isolation="emulated", volumes=volumes, memory="512M")
-
-
-async def _timed(sandbox: pykata.Sandbox, place: int, work: dict[str, str], found: Found) -> None:
-    steps = "; ".join(f"{each}; {CLOCK}" for each in work.values())
-    done = await sandbox.run("builtin:busybox", ["sh", "-c", f"cd /p{place}; {CLOCK}; {steps}"], check=True)
-    times = [float(line) * 1000 for line in done.stdout.split()]
+def _note(work: dict[str, str], said: str, way: str, found: Found) -> None:
+    times = [float(line) * 1000 for line in said.split()]
     for name, before, after in zip(work, times[:-1], times[1:], strict=True):
-        found.setdefault((name, place), []).append(max(after - before, 10.0))
+        found.setdefault((name, way), []).append(max(after - before, 10.0))
+
+
+async def _ours(way: str, top: Path, found: Found) -> None:
+    place = top / "ours"
+    volume: Any = pykata.DiskImage(place, size=f"{2 * SIZE}M", files=FILES + 100)
+    if way != "disk":
+        place.mkdir()
+        cache: Any = "always" if "always" in way else "auto"
+        volume = pykata.Bind(place, via="9p" if way == "9p" else "virtiofs", cache=cache)
+    for work in (FIRST, THEN):
+        async with pykata.Sandbox(isolation="emulated", volumes={"/m": volume}, memory="512M") as sandbox:
+            done = await sandbox.run("builtin:busybox", ["sh", "-c", f"cd /m; {_script(work)}"], check=True)
+        _note(work, done.stdout, way, found)
+    _remove(place)
+
+
+async def _by_hand(way: str, top: Path, floor: Found) -> None:
+    place, folder = top / "bare", top / "by-hand"
+    folder.mkdir()
+    if way == "disk":
+        await _made_disk(place)
+    else:
+        place.mkdir()
+    for work in (FIRST, THEN):
+        _note(work, await _bare.run(way, place, _script(work), folder), way, floor)
+        (folder / "bare.sock").unlink(missing_ok=True)
+    _remove(place)
+    _remove(folder)
+
+
+async def _made_disk(place: Path) -> None:
+    import anyio
+
+    place.touch()  # noqa: ASYNC240
+    os.truncate(place, 2 * SIZE << 20)
+    await anyio.run_process(["mkfs.ext4", "-q", "-F", "-m", "0", "-N", str(FILES + 111), str(place)])
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+
+
+async def _starts(rounds: int) -> list[Row]:
+    """A cold start with each way to bring a root filesystem, to the end of a first command."""
+    image = f"dir:{_root()}"
+
+    def start(fs: str) -> Any:
+        async def sample() -> float:
+            begun = time.monotonic()
+            async with pykata.Sandbox(isolation="emulated", template="off", fs=fs) as sandbox:
+                await sandbox.run(image, ["/bin/true"], check=True)
+                return (time.monotonic() - begun) * 1000
+
+        return sample
+
+    ways = ("block", "virtiofs", "9p")
+    try:
+        for fs in ways:
+            await start(fs)()               # converts
+        values = await interleaved(3 * rounds, *(start(fs) for fs in ways))
+    finally:
+        shutil.rmtree(image.removeprefix("dir:"))
+    return [row(f"cold start, fs={fs!r}", "ms", value, values[0] if fs != "block" else ())
+            for fs, value in zip(ways, values, strict=True)]
+
+
+def _root() -> str:
+    root = Path(tempfile.mkdtemp(prefix="pykata-bench-"))
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    (root / "bin").mkdir()
+    shutil.copy(busybox, root / "bin/true")
+    return str(root)
 
 
 if __name__ == "__main__":
-    main(measure, rounds=3, about=__doc__)
+    main(measure, rounds=2, about=__doc__)

@@ -12,7 +12,7 @@ from pykata.disk_volume import disk
 from pykata.fs.ninep import directory
 from pykata.fs.virtiofs import served
 from pykata.spec import VOLUMES, Attachment, Mount, Shared
-from pykata.volumes import CACHES, Bind, Checked, DiskImage, Tmpfs
+from pykata.volumes import CACHES, Bind, Checked, DiskImage, FsspecVolume, Tmpfs
 
 
 @frozen
@@ -33,6 +33,8 @@ def places(volumes: Mapping[str, Checked]) -> list[Place]:
             out.append(Place(f"{VOLUMES}/{source}", place, volume.readonly))
         elif isinstance(volume, DiskImage):
             out.append(Place(f"{VOLUMES}/disk{number}", place, volume.readonly))
+        elif isinstance(volume, FsspecVolume):
+            out.append(Place(f"{VOLUMES}/fsspec{number}", place, volume.readonly))
         else:
             out.append(Place(f"{VOLUMES}/tmpfs{number}", place, readonly=False))
     return out

@@ -26,6 +26,7 @@ from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
 from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
 from pykata.transport import connect
+from pykata.volumes import FsspecVolume
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -87,7 +88,9 @@ async def booted(stack: AsyncExitStack, begun: Begun) -> Running:
 
     async def talk(vm: VM) -> tuple[AgentClient, SetupResponse]:
         agent = await stack.enter_async_context(connected(vm, await _dialled(vm, machine.spec.transport)))
-        return agent, await set_up(vm, agent, begun.options, machine.attachment)
+        answer = await set_up(vm, agent, begun.options, machine.attachment)
+        await stack.enter_async_context(_serving(agent, begun.options))
+        return agent, answer
 
     slot, vm, (agent, answer) = await up(stack, begun.options, machine, talk)
     return Running(
@@ -142,6 +145,14 @@ def _volumes(options: Options, directory: Path) -> AbstractAsyncContextManager[A
     from pykata.attached import attached as shared
 
     return shared(options.volumes, directory)
+
+
+def _serving(agent: AgentClient, options: Options) -> AbstractAsyncContextManager[None]:
+    if not any(isinstance(volume, FsspecVolume) for volume in options.volumes.values()):
+        return nullcontext()
+    from pykata.serving import serving
+
+    return serving(agent, options.volumes)
 
 
 async def up(

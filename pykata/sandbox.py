@@ -54,7 +54,7 @@ from pykata.spec import (
 from pykata.stats import Stats
 from pykata.strategies import network as find_network
 from pykata.strategies import strategy
-from pykata.volumes import Volume, check_volumes
+from pykata.volumes import FsspecVolume, Volume, check_volumes
 
 
 class Sandbox:
@@ -309,6 +309,8 @@ class Sandbox:
             raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
         if self.options.origin is not None:
             raise ConfigError("a sandbox of a template or a fork can't be detached", hint="detach one of a snapshot")
+        if any(isinstance(volume, FsspecVolume) for volume in self.options.volumes.values()):
+            raise ConfigError("a filesystem of this program can't be a volume of a sandbox that outlives it")
         check_isolation(self.options)
         await start(Request(name=name, options=self.options, image=image, command=what if asked else None))
         return find_detached(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,17 @@ def _size(value: int | str) -> int:
     if size < 4096:
         raise ConfigError(f"size={value!r} leaves nothing to write to")
     return size
+
+
+def _inner_path(instance: object, attribute: Attribute[str], value: object) -> None:
+    """A path in a filesystem that isn't this machine's."""
+    if not isinstance(value, str) or "\0" in value or ".." in value.split("/"):
+        raise ConfigError(f"{attribute.name}={value!r} is no path")
+
+
+def _seconds(instance: object, attribute: Attribute[float], value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 3600:
+        raise ConfigError(f"{attribute.name}={value!r} is not a duration", hint="seconds, above 0 and below an hour")
 
 
 def _count(instance: object, attribute: Attribute[int], value: Any) -> None:
@@ -180,8 +192,44 @@ class DiskImage:
     readonly: bool = False
 
 
-Volume = Bind | DiskImage | Named | Tmpfs
-Checked = Bind | DiskImage | Tmpfs
+def _filesystem(instance: object, attribute: object, value: object) -> None:
+    if not is_filesystem(value):
+        raise ConfigError(f"{value!r} is no filesystem of fsspec", hint='such as fsspec.filesystem("memory")')
+
+
+def is_filesystem(value: object) -> bool:
+    """Whether it is a filesystem of fsspec's. Who has one has imported fsspec."""
+    spec = sys.modules.get("fsspec.spec")
+    return spec is not None and isinstance(value, spec.AbstractFileSystem)
+
+
+@frozen
+class FsspecVolume:
+    """A filesystem of fsspec as a volume: memory, zip, S3, one of your own. Nothing of it comes onto a disk here.
+
+    ::
+
+        Sandbox(volumes={"/data": FsspecVolume(fsspec.filesystem("memory"), "/inputs", readonly=True)})
+
+    This process serves ``path`` in it and what is below, as long as the sandbox is open. A request that takes longer
+    than ``timeout`` seconds fails in the guest with ETIMEDOUT, one that raises with the errno of what it raises. Files
+    have no owner and no mode: everybody may read and write all of them, unless ``readonly``.
+
+    A file that is written to is kept in memory and handed over when it is closed: ``buffer`` is how much of that there
+    may be (MiB or text), beyond it the guest gets ENOSPC. An error then is seen by who calls fsync(2). ``cache`` is as
+    for :class:`Bind`.
+    """
+
+    fs: Any = field(validator=_filesystem)
+    path: str = field(default="", validator=_inner_path)
+    readonly: bool = False
+    cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
+    timeout: float = field(default=30.0, validator=_seconds)
+    buffer: int | str = field(default="256M", converter=_size)
+
+
+Volume = Bind | DiskImage | FsspecVolume | Named | Tmpfs
+Checked = Bind | DiskImage | FsspecVolume | Tmpfs
 
 
 def check_volumes(volumes: Mapping[str, Volume | str | Path] | None) -> dict[str, Checked]:
@@ -213,7 +261,7 @@ def _destination(place: object) -> str:
 
 
 def _volume(place: str, given: object) -> Checked:
-    volume = Bind(given) if isinstance(given, str | Path) else given
+    volume = Bind(given) if isinstance(given, str | Path) else FsspecVolume(given) if is_filesystem(given) else given
     if isinstance(volume, Named):
         (volume := volume.bind()).path.mkdir(mode=0o755, exist_ok=True)
     if isinstance(volume, Bind):
@@ -221,9 +269,9 @@ def _volume(place: str, given: object) -> Checked:
         return evolve(volume, via=_way(place, volume))
     if isinstance(volume, DiskImage):
         _check_disk(place, volume)
-    elif not isinstance(volume, Tmpfs):
+    elif not isinstance(volume, FsspecVolume | Tmpfs):
         raise ConfigError(f"volumes[{place!r}]={given!r} is no volume",
-                          hint="a path, Bind(...), Named(...), DiskImage(...) or Tmpfs(...)")
+                          hint="a path, Bind(...), Named(...), DiskImage(...), Tmpfs(...) or a filesystem of fsspec")
     return volume
 
 

@@ -161,7 +161,6 @@ pub struct Rootfs {
     #[prost(uint64, tag = "3")]
     pub writable_inodes: u64,
     /// directories below /run/pykata/volumes that have the content of files of which the
-    /// lowers have all but that: data-only layers of overlayfs, with its attributes
     #[prost(string, repeated, tag = "4")]
     pub data: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -532,6 +531,49 @@ pub struct InspectResponse {
     #[prost(uint64, tag = "3")]
     pub written: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServeRequest {
+    #[prost(oneof = "serve_request::Request", tags = "1, 2")]
+    pub request: ::core::option::Option<serve_request::Request>,
+}
+/// Nested message and enum types in `ServeRequest`.
+pub mod serve_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Request {
+        #[prost(message, tag = "1")]
+        Start(super::Served),
+        /// at most 64 KiB
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Served {
+    /// absolute path below /run/pykata/volumes
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// as for mount(8): "ro", "nosuid", "max_read=65536"
+    #[prost(string, repeated, tag = "2")]
+    pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServeResponse {
+    #[prost(oneof = "serve_response::Response", tags = "1, 2")]
+    pub response: ::core::option::Option<serve_response::Response>,
+}
+/// Nested message and enum types in `ServeResponse`.
+pub mod serve_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Response {
+        #[prost(message, tag = "1")]
+        Mounted(super::Mounted),
+        /// at most 64 KiB, never empty
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mounted {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -873,6 +915,34 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Inspect"));
             self.inner.unary(req, path, codec).await
         }
+        /// A volume that the host itself serves: the agent mounts it for all containers, by the kernel's FUSE (linux/fuse.h),
+        /// whose requests come as data of the responses, one after the other, and whose answers are data of the requests, at
+        /// most 256 KiB each. First request: `start`; first response: `mounted`. It is unmounted when the call ends, however
+        /// that comes; who uses it then gets an error.
+        pub async fn serve(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ServeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ServeResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/Serve",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Serve"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// What the guest and its containers use, for benchmarks and limits.
         pub async fn stats(
             &mut self,
@@ -978,6 +1048,20 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::InspectRequest>,
         ) -> std::result::Result<tonic::Response<super::InspectResponse>, tonic::Status>;
+        /// Server streaming response type for the Serve method.
+        type ServeStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ServeResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A volume that the host itself serves: the agent mounts it for all containers, by the kernel's FUSE (linux/fuse.h),
+        /// whose requests come as data of the responses, one after the other, and whose answers are data of the requests, at
+        /// most 256 KiB each. First request: `start`; first response: `mounted`. It is unmounted when the call ends, however
+        /// that comes; who uses it then gets an error.
+        async fn serve(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ServeRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ServeStream>, tonic::Status>;
         /// What the guest and its containers use, for benchmarks and limits.
         async fn stats(
             &self,
@@ -1448,6 +1532,52 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/Serve" => {
+                    #[allow(non_camel_case_types)]
+                    struct ServeSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::StreamingService<super::ServeRequest>
+                    for ServeSvc<T> {
+                        type Response = super::ServeResponse;
+                        type ResponseStream = T::ServeStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ServeRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::serve(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ServeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

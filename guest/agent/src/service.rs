@@ -14,8 +14,9 @@ use crate::detach;
 use crate::process::waiting::Waiting;
 use crate::proto::agent_server;
 use crate::proto::signal_request::Scope;
-use crate::proto::{self, run_request};
+use crate::proto::{self, run_request, serve_request};
 use crate::run;
+use crate::setup::served;
 use crate::stats;
 use crate::sys;
 use crate::validate::{self, Invalid};
@@ -25,14 +26,15 @@ pub struct Rpc {
     agent: Arc<Agent>,
 }
 
-/// The answers of a Run. Dropped when the call ends, however it does; that is how the task behind it learns of it.
-pub struct Answers {
-    first: Option<Result<proto::RunResponse, Status>>,
-    rest: mpsc::Receiver<Result<proto::RunResponse, Status>>,
+/// The answers of a call that goes on. Dropped when it ends, however it does; that is how the task behind it learns of
+/// it.
+pub struct Answers<T> {
+    first: Option<Result<T, Status>>,
+    rest: mpsc::Receiver<Result<T, Status>>,
 }
 
-impl Stream for Answers {
-    type Item = Result<proto::RunResponse, Status>;
+impl<T: Unpin> Stream for Answers<T> {
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.first.take() {
@@ -61,7 +63,8 @@ impl Rpc {
 
 #[tonic::async_trait]
 impl agent_server::Agent for Rpc {
-    type RunStream = Answers;
+    type RunStream = Answers<proto::RunResponse>;
+    type ServeStream = Answers<proto::ServeResponse>;
 
     async fn setup(&self, request: Request<proto::SetupRequest>) -> Result<Response<proto::SetupResponse>, Status> {
         let agent = self.agent.clone();
@@ -115,7 +118,7 @@ impl agent_server::Agent for Rpc {
         .await
     }
 
-    async fn run(&self, request: Request<Streaming<proto::RunRequest>>) -> Result<Response<Answers>, Status> {
+    async fn run(&self, request: Request<Streaming<proto::RunRequest>>) -> Result<Response<Self::RunStream>, Status> {
         let mut requests = request.into_inner();
         let Some(run_request::Request::Start(start)) = requests.message().await?.and_then(|first| first.request) else {
             return Err(Invalid::new("start", "has to come first").into());
@@ -165,6 +168,21 @@ impl agent_server::Agent for Rpc {
         request: Request<proto::InspectRequest>,
     ) -> Result<Response<proto::InspectResponse>, Status> {
         detach::inspect(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn serve(
+        &self,
+        request: Request<Streaming<proto::ServeRequest>>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|first| first.request);
+        let Some(serve_request::Request::Start(start)) = first else {
+            return Err(Invalid::new("start", "has to come first").into());
+        };
+        let (answers, rest) = mpsc::channel(served::QUEUE);
+        let agent = self.agent.clone();
+        tokio::spawn(async move { served::serve(&agent, start, requests, answers).await });
+        Ok(Response::new(Answers { first: None, rest }))
     }
 
     async fn stats(&self, _: Request<proto::StatsRequest>) -> Result<Response<proto::StatsResponse>, Status> {

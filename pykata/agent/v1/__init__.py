@@ -17,6 +17,7 @@ __all__ = (
     "InspectResponse",
     "Interface",
     "Mount",
+    "Mounted",
     "Neighbour",
     "Process",
     "ProcessTool",
@@ -29,6 +30,9 @@ __all__ = (
     "Route",
     "RunRequest",
     "RunResponse",
+    "ServeRequest",
+    "ServeResponse",
+    "Served",
     "SetupRequest",
     "SetupResponse",
     "SignalRequest",
@@ -388,6 +392,14 @@ default_message_pool.register_message("pykata.agent.v1", "Mount", Mount)
 
 
 @dataclass(eq=False, repr=False)
+class Mounted(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("pykata.agent.v1", "Mounted", Mounted)
+
+
+@dataclass(eq=False, repr=False)
 class Neighbour(betterproto2.Message):
     address: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
@@ -594,6 +606,62 @@ class RunResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("pykata.agent.v1", "RunResponse", RunResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Served(betterproto2.Message):
+    target: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    absolute path below /run/pykata/volumes
+    """
+
+    options: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    as for mount(8): "ro", "nosuid", "max_read=65536"
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "Served", Served)
+
+
+@dataclass(eq=False, repr=False)
+class ServeRequest(betterproto2.Message):
+    """
+
+
+    Oneofs:
+        - request:
+    """
+
+    start: "Served | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="request")
+
+    data: "bytes | None" = betterproto2.field(2, betterproto2.TYPE_BYTES, optional=True, group="request")
+    """
+    at most 64 KiB
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "ServeRequest", ServeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ServeResponse(betterproto2.Message):
+    """
+
+
+    Oneofs:
+        - response:
+    """
+
+    mounted: "Mounted | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="response")
+
+    data: "bytes | None" = betterproto2.field(2, betterproto2.TYPE_BYTES, optional=True, group="response")
+    """
+    at most 64 KiB, never empty
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "ServeResponse", ServeResponse)
 
 
 @dataclass(eq=False, repr=False)

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod names;
 pub mod net;
 mod netlink;
+pub mod served;
 mod volumes;
 
 use std::sync::Arc;

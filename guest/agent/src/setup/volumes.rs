@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::container::VOLUMES;
 use crate::container::filesystems::{self, GuestMount};
 use crate::container::inside::{self, Kind};
-use crate::errno::Step;
+use crate::errno::{Failed, Step};
 use crate::log;
 use crate::mounts;
 use crate::proto;
@@ -37,25 +37,15 @@ pub struct Volume {
 
 impl Volume {
     pub fn new(from: proto::Mount) -> Result<Self, Invalid> {
-        validate::path("mounts.target", &from.target)?;
-        let below = from.target.strip_prefix(VOLUMES).and_then(|rest| rest.strip_prefix('/'));
-        let Some(target) = below.filter(|below| !below.is_empty()).map(str::to_owned) else {
-            return Err(Invalid::new("mounts.target", format!("{} is not below {VOLUMES}", shown(&from.target))));
-        };
-        Ok(Self { target, mount: filesystems::check("mounts", from)? })
+        Ok(Self { target: below("mounts.target", &from.target)?, mount: filesystems::check("mounts", from)? })
     }
 
     async fn mount(self) -> Result<(Mounted, Option<OwnedFd>), Status> {
         let on_disk = self.mount.is_writable_disk();
         let found = self.mount.find().await?;
         let mount = found.mount()?;
-        // The place may lie in a volume mounted before, whose links lead nowhere.
-        let volumes = rustix::fs::open(VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .step("open", VOLUMES)?;
-        inside::make(volumes.as_fd(), &self.target, Kind::Dir)?;
-        let place = inside::find_exact(volumes.as_fd(), &self.target).step("open", &self.target)?;
-        mounts::attach(mount.as_fd(), place.as_fd(), &self.target)?;
-        let mounted = Mounted(format!("{VOLUMES}/{}", self.target));
+        mounts::attach(mount.as_fd(), place(&self.target)?.as_fd(), &self.target)?;
+        let mounted = Mounted::at(&self.target);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = || rustix::fs::open(mounted.0.as_str(), flags, Mode::empty()).step("open", &self.target);
         let disk = if on_disk { Some(root()?) } else { None };
@@ -63,8 +53,31 @@ impl Volume {
     }
 }
 
+/// The part of a path below [`VOLUMES`].
+pub fn below(field: &'static str, target: &str) -> Result<String, Invalid> {
+    validate::path(field, target)?;
+    let below = target.strip_prefix(VOLUMES).and_then(|rest| rest.strip_prefix('/'));
+    let below = below.filter(|below| !below.is_empty()).map(str::to_owned);
+    below.ok_or_else(|| Invalid::new(field, format!("{} is not below {VOLUMES}", shown(target))))
+}
+
+/// The directory at a path below [`VOLUMES`], made if it is missing.
+pub fn place(target: &str) -> Result<OwnedFd, Failed> {
+    // It may lie in a volume mounted before, whose links lead nowhere.
+    let volumes = rustix::fs::open(VOLUMES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", VOLUMES)?;
+    inside::make(volumes.as_fd(), target, Kind::Dir)?;
+    inside::find_exact(volumes.as_fd(), target).step("open", target)
+}
+
 /// A volume that is unmounted again unless it is kept.
-struct Mounted(String);
+pub struct Mounted(String);
+
+impl Mounted {
+    pub fn at(target: &str) -> Self {
+        Self(format!("{VOLUMES}/{target}"))
+    }
+}
 
 impl Drop for Mounted {
     fn drop(&mut self) {

@@ -1,0 +1,284 @@
+"""The files of an fsspec filesystem, for a guest.
+
+What fsspec promises is little: whole files, written from their start to their end. A guest writes anywhere. So a file
+that is written to is kept in memory as a whole, and handed over when it is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from datetime import datetime
+from typing import IO, Any
+
+from attrs import define, field
+
+from pykata.fs.fuse.tree import File, Stat
+from pykata.fs.fuse.wire import MAX_NAME
+
+CHUNK = 1024 * 1024
+
+
+@define(eq=False)
+class _Node:
+    """A file that is open, for all who have it open: what one wrote the others read."""
+
+    path: str
+    users: int = 0
+    written: bytearray | None = None        # its content, once somebody has written to it
+    dirty: bool = False
+    gone: bool = False                      # removed: what is written goes nowhere
+    lock: threading.RLock = field(factory=threading.RLock)
+
+
+class FsspecTree:
+    """``path`` of an ``fsspec.AbstractFileSystem`` (``fs``) and what is below it.
+
+    ``buffer`` is how many bytes may be written but not handed over yet, all files together.
+    """
+
+    def __init__(self, fs: Any, path: str = "", *, readonly: bool, buffer: int) -> None:
+        self.readonly = readonly
+        self._fs = fs
+        self._root = str(fs._strip_protocol(path)).rstrip("/")
+        self._room = buffer
+        self._nodes: dict[str, _Node] = {}
+        self._lock = threading.Lock()
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}" if self._root else path
+
+    # --- looking ---
+
+    def stat(self, path: str) -> Stat:
+        node = self._nodes.get(path)
+        if node is not None and node.written is not None:
+            return Stat(is_directory=False, size=len(node.written))
+        return _stat_of(self._fs.info(self._at(path)))
+
+    def list(self, path: str) -> list[tuple[str, Stat]]:
+        found: dict[str, Stat] = {}
+        here = self._at(path).strip("/")
+        for entry in self._fs.ls(self._at(path) or self._fs.root_marker, detail=True):
+            whole = str(entry["name"]).strip("/")
+            name = whole.rpartition("/")[2]
+            if whole != here and _is_name(name):
+                found[name] = _stat_of(entry)
+        return list(found.items())
+
+    # --- files ---
+
+    def open(self, path: str, *, write: bool, create: bool, exclusive: bool, truncate: bool) -> File:
+        there = self._is_there(path)
+        if there and exclusive:
+            raise OSError(errno.EEXIST, "it is there")
+        if not there and not create:
+            raise OSError(errno.ENOENT, "it is not there")
+        if not there:
+            self._fs.pipe_file(self._at(path), b"")
+            self._changed(path)
+        opened = _Opened(self, self._used(path))
+        if truncate and there:
+            try:
+                opened.truncate(0)
+            except BaseException:
+                self._left(opened.node)
+                raise
+        return opened
+
+    def truncate(self, path: str, size: int) -> None:
+        opened = _Opened(self, self._used(path))
+        try:
+            opened.truncate(size)
+        finally:
+            opened.close()
+
+    def _is_there(self, path: str) -> bool:
+        if path in self._nodes:
+            return True
+        try:
+            stat = _stat_of(self._fs.info(self._at(path)))
+        except FileNotFoundError:
+            return False
+        if stat.is_directory:
+            raise OSError(errno.EISDIR, "a directory")
+        return True
+
+    def _used(self, path: str) -> _Node:
+        with self._lock:
+            node = self._nodes.setdefault(path, _Node(path))
+            node.users += 1
+            return node
+
+    def _left(self, node: _Node) -> None:
+        with self._lock:
+            node.users -= 1
+            if not node.users:
+                if self._nodes.get(node.path) is node:
+                    del self._nodes[node.path]
+                self._room += len(node.written or b"")
+                node.written = None
+
+    def load(self, node: _Node, size: int | None = None) -> bytearray:
+        """The content of a file, to be changed; ``size`` is how much of it will be left of it."""
+        if node.written is None:
+            whole = b"" if size == 0 else self._content(node, size)
+            self.take(len(whole))
+            node.written = bytearray(whole)
+        return node.written
+
+    def _content(self, node: _Node, size: int | None) -> bytes:
+        if _stat_of(self._fs.info(self._at(node.path))).size > self._room:
+            raise OSError(errno.EFBIG, "more than the buffer")
+        return bytes(self._fs.cat_file(self._at(node.path), end=size))
+
+    def take(self, size: int) -> None:
+        """Room in memory for so much more."""
+        with self._lock:
+            if size > self._room:
+                raise OSError(errno.ENOSPC, "more is written than the buffer takes")
+            self._room -= size
+
+    def hand_over(self, node: _Node) -> None:
+        """Give the filesystem what was written."""
+        with node.lock:
+            if node.dirty and not node.gone and node.written is not None:
+                self._fs.pipe_file(self._at(node.path), bytes(node.written))
+                self._changed(node.path)
+            node.dirty = False
+
+    def reader(self, node: _Node) -> IO[bytes]:
+        opened: IO[bytes] = self._fs.open(self._at(node.path), "rb")
+        return opened
+
+    # --- names ---
+
+    def mkdir(self, path: str) -> None:
+        if self._fs.exists(self._at(path)):
+            raise OSError(errno.EEXIST, "it is there")
+        self._fs.mkdir(self._at(path), create_parents=False)
+        self._changed(path)
+
+    def remove(self, path: str) -> None:
+        if _stat_of(self._fs.info(self._at(path))).is_directory:
+            raise OSError(errno.EISDIR, "a directory")
+        self._fs.rm_file(self._at(path))
+        self._forget(path)
+        self._changed(path)
+
+    def rmdir(self, path: str) -> None:
+        if not _stat_of(self._fs.info(self._at(path))).is_directory:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        if self.list(path):
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        self._fs.rmdir(self._at(path))
+        self._changed(path)
+
+    def rename(self, old: str, new: str) -> None:
+        is_directory = _stat_of(self._fs.info(self._at(old))).is_directory
+        if self._fs.exists(self._at(new)):
+            there = _stat_of(self._fs.info(self._at(new)))
+            if there.is_directory != is_directory:
+                raise OSError(errno.EISDIR if there.is_directory else errno.ENOTDIR, "of another kind")
+            (self.rmdir if there.is_directory else self.remove)(new)
+        self._fs.mv(self._at(old), self._at(new), recursive=is_directory)
+        with self._lock:
+            for path, node in list(self._nodes.items()):
+                if path == old or path.startswith(f"{old}/"):
+                    node.path = new + path[len(old):]
+                    self._nodes[node.path] = self._nodes.pop(path)
+        self._changed(old)
+        self._changed(new)
+
+    def _forget(self, path: str) -> None:
+        with self._lock:
+            if (node := self._nodes.pop(path, None)) is not None:
+                node.gone = True
+
+    def _changed(self, path: str) -> None:
+        # What it remembers of the directory is old.
+        self._fs.invalidate_cache(self._at(path.rpartition("/")[0]))
+
+
+class _Opened:
+    """One opening of a file."""
+
+    def __init__(self, tree: FsspecTree, node: _Node) -> None:
+        self.node = node
+        self._tree = tree
+        self._reader: IO[bytes] | None = None
+
+    def read(self, offset: int, count: int) -> bytes:
+        with self.node.lock:
+            if self.node.written is not None:
+                return bytes(self.node.written[offset:offset + count])
+            if self._reader is None:
+                self._reader = self._tree.reader(self.node)
+            if self._reader.tell() != offset:
+                self._reader.seek(offset)
+            out = bytearray()
+            while len(out) < count and (data := self._reader.read(count - len(out))):
+                out += data
+            return bytes(out)
+
+    def write(self, offset: int, data: bytes) -> None:
+        with self.node.lock:
+            whole = self._tree.load(self.node)
+            self._grow(whole, offset + len(data))
+            whole[offset:offset + len(data)] = data
+            self.node.dirty = True
+
+    def truncate(self, size: int) -> None:
+        with self.node.lock:
+            whole = self._tree.load(self.node, size)
+            self._grow(whole, size)
+            if len(whole) > size:
+                self._tree.take(size - len(whole))
+                del whole[size:]
+            self.node.dirty = True
+
+    def _grow(self, whole: bytearray, size: int) -> None:
+        if size > len(whole):
+            self._tree.take(size - len(whole))
+            whole.extend(bytes(size - len(whole)))
+
+    def size(self) -> int:
+        with self.node.lock:
+            if self.node.written is not None:
+                return len(self.node.written)
+            return 0 if self.node.gone else self._tree.stat(self.node.path).size
+
+    def flush(self) -> None:
+        self._tree.hand_over(self.node)
+
+    def close(self) -> None:
+        try:
+            if self._reader is not None:
+                self._reader.close()
+            self._tree.hand_over(self.node)
+        finally:
+            self._tree._left(self.node)
+
+
+def _is_name(name: str) -> bool:
+    raw = name.encode(errors="replace")
+    return bool(name) and name not in (".", "..") and "\0" not in name and len(raw) <= MAX_NAME and _is_text(name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _stat_of(info: Any) -> Stat:
+    """What fsspec says of a file, of which only name, size and type are certain."""
+    size = info.get("size")
+    when = next((info[key] for key in ("mtime", "modified", "LastModified", "created") if info.get(key)), 0.0)
+    return Stat(
+        is_directory=info.get("type") == "directory",
+        size=int(size) if isinstance(size, int | float) and size > 0 else 0,
+        mtime=when.timestamp() if isinstance(when, datetime) else float(when) if isinstance(when, int | float) else 0.0,
+    )

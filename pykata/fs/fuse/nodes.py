@@ -1,0 +1,133 @@
+"""The numbers by which a guest's kernel knows files, and what it has open."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from itertools import count
+
+from attrs import define, field
+
+from pykata.fs.fuse.tree import File, Stat
+
+ROOT = 1
+MAX_NODES = 1_000_000
+MAX_OPEN = 20_000
+
+
+@define(eq=False)
+class Node:
+    """A file or directory that the guest knows; ``known`` is how often it was told of it."""
+
+    number: int
+    path: str
+    known: int = 0
+
+
+@define(eq=False)
+class Handle:
+    """Something that is open."""
+
+    file: File | None = None
+    listing: list[tuple[str, Stat]] | None = None
+    lock: threading.Lock = field(factory=threading.Lock)
+
+
+class Nodes:
+    """All of them. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._root = Node(ROOT, "", 1)
+        self._by_number = {ROOT: self._root}
+        self._by_path = {"": self._root}
+        self._numbers = count(ROOT + 1)
+
+    def path(self, number: int) -> str:
+        """Where a node is. Raises OSError for a number that the guest wasn't told, and for what was removed."""
+        with self._lock:
+            node = self._by_number.get(number)
+            if node is None or self._by_path.get(node.path) is not node:
+                raise OSError(errno.ESTALE, "no such file any more")
+            return node.path
+
+    def told(self, path: str) -> int:
+        """The number of what is at a path, of which the guest is told now."""
+        with self._lock:
+            node = self._by_path.get(path)
+            if node is None:
+                if len(self._by_number) >= MAX_NODES:
+                    raise OSError(errno.ENFILE, "too many files are known")
+                node = Node(next(self._numbers), path)
+                self._by_number[node.number] = self._by_path[path] = node
+            node.known += 1
+            return node.number
+
+    def forget(self, number: int, times: int) -> None:
+        """The guest has forgotten it so many times."""
+        with self._lock:
+            node = self._by_number.get(number)
+            if node is None or node is self._root:
+                return
+            node.known -= times
+            if node.known <= 0:
+                del self._by_number[number]
+                if self._by_path.get(node.path) is node:
+                    del self._by_path[node.path]
+
+    def removed(self, path: str) -> None:
+        """Nothing is at this path any more."""
+        with self._lock:
+            self._by_path.pop(path, None)
+
+    def moved(self, old: str, new: str) -> None:
+        """What was at a path, and all below it, is at another one."""
+        with self._lock:
+            self._by_path.pop(new, None)
+            for path in [path for path in self._by_path if path == old or path.startswith(f"{old}/")]:
+                node = self._by_path.pop(path)
+                node.path = new + path[len(old):]
+                self._by_path[node.path] = node
+
+
+class Handles:
+    """What is open, by number. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, Handle] = {}
+        self._numbers = count(1)
+
+    def add(self, handle: Handle) -> int:
+        """A number for it. Raises OSError."""
+        with self._lock:
+            if len(self._open) >= MAX_OPEN:
+                raise OSError(errno.ENFILE, "too many files are open")
+            number = next(self._numbers)
+            self._open[number] = handle
+            return number
+
+    def get(self, number: int) -> Handle:
+        """Raises OSError."""
+        handle = self._open.get(number)
+        if handle is None:
+            raise OSError(errno.EBADF, "it isn't open")
+        return handle
+
+    def file(self, number: int) -> tuple[Handle, File]:
+        """One that is a file. Raises OSError."""
+        handle = self.get(number)
+        if handle.file is None:
+            raise OSError(errno.EBADF, "it isn't an open file")
+        return handle, handle.file
+
+    def drop(self, number: int) -> Handle | None:
+        """It is closed."""
+        with self._lock:
+            return self._open.pop(number, None)
+
+    def drop_all(self) -> list[Handle]:
+        """Everything is closed."""
+        with self._lock:
+            left, self._open = list(self._open.values()), {}
+            return left

@@ -1,0 +1,45 @@
+"""What a server serves: files and directories by their paths, of whoever has them. All of it may block."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import frozen
+
+
+@frozen
+class Stat:
+    """Of a file or directory; ``mtime`` in seconds since 1970."""
+
+    is_directory: bool
+    size: int = 0
+    mtime: float = 0.0
+
+
+class File(Protocol):
+    """An open file. Its methods are called by one thread at a time."""
+
+    def read(self, offset: int, count: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def truncate(self, size: int) -> None: ...
+    def size(self) -> int: ...
+    def flush(self) -> None:
+        """Hand over what was written."""
+
+    def close(self) -> None:
+        """Nothing more is asked of it. Hands over what was written."""
+
+
+class Tree(Protocol):
+    """Paths have no slash at either end, and the root is empty. Methods raise OSError."""
+
+    readonly: bool
+
+    def stat(self, path: str) -> Stat: ...
+    def list(self, path: str) -> list[tuple[str, Stat]]: ...
+    def open(self, path: str, *, write: bool, create: bool, exclusive: bool, truncate: bool) -> File: ...
+    def truncate(self, path: str, size: int) -> None: ...
+    def mkdir(self, path: str) -> None: ...
+    def remove(self, path: str) -> None: ...
+    def rmdir(self, path: str) -> None: ...
+    def rename(self, old: str, new: str) -> None: ...

@@ -1,0 +1,432 @@
+"""The file server for a guest's FUSE: what a guest's kernel asks, what it could ask, and trees that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import struct
+import threading
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.zip import ZipFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pykata.fs.fsspec_tree import FsspecTree
+from pykata.fs.fuse.operations import Session
+from pykata.fs.fuse.server import Server
+from pykata.fs.fuse.tree import Tree
+from pykata.fs.fuse.wire import ANSWER, DATA, LONGEST, REQUEST, Inbox, MalformedError, Op, Request
+
+
+class Memory(MemoryFileSystem):     # type: ignore[misc]
+    """One of its own: fsspec's is one for the whole process."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: dict[str, Any] = {}
+        self.pseudo_dirs = [""]
+
+
+class Peer:
+    """The guest's side of a conversation."""
+
+    def __init__(self, tree: Tree, timeout: float = 5.0) -> None:
+        self.server = Server(tree, timeout)
+        self.to_server: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.from_server: asyncio.Queue[bytes] = asyncio.Queue()
+        self.receive, self.send = self.to_server.get, self.from_server.put
+        self._unique = 0
+
+    async def ask(self, op: int, node: int, body: bytes = b"") -> bytes:
+        """The body of the answer. Raises OSError."""
+        self._unique += 2
+        raw = REQUEST.pack(REQUEST.size + len(body), op, self._unique, node, 0, 0, 1, 0, 0) + body
+        await self.to_server.put(raw[:50])      # it comes in pieces
+        await self.to_server.put(raw[50:])
+        data = await self.from_server.get()
+        size, error, unique = ANSWER.unpack_from(data)
+        assert (size, unique) == (len(data), self._unique)
+        if error:
+            raise OSError(-error, "from the server")
+        return data[ANSWER.size:]
+
+    async def walk(self, path: str) -> int:
+        """The node at a path."""
+        node = 1
+        for name in path.split("/") if path else ():
+            (node,) = struct.unpack_from("<Q", await self.ask(Op.LOOKUP, node, name.encode() + b"\0"))
+        return node
+
+    async def open(self, path: str, flags: int = os.O_RDONLY) -> int:
+        body = await self.ask(Op.OPEN, await self.walk(path), struct.pack("<II", flags, 0))
+        return int(struct.unpack_from("<Q", body)[0])
+
+    async def read(self, path: str, size: int = 1 << 20, offset: int = 0) -> bytes:
+        handle = await self.open(path)
+        try:
+            return await self.ask(Op.READ, 1, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))
+        finally:
+            await self.release(handle)
+
+    async def create(self, path: str, flags: int = os.O_RDWR) -> int:
+        """The handle of a new file."""
+        parent, _, name = path.rpartition("/")
+        body = struct.pack("<IIII", flags, 0o644, 0, 0) + name.encode() + b"\0"
+        made = await self.ask(Op.CREATE, await self.walk(parent), body)
+        return int(struct.unpack_from("<Q", made, 128)[0])
+
+    async def write(self, handle: int, data: bytes, offset: int = 0) -> None:
+        body = struct.pack("<QQIIQII", handle, offset, len(data), 0, 0, 0, 0) + data
+        assert await self.ask(Op.WRITE, 1, body) == struct.pack("<II", len(data), 0)
+
+    async def flush(self, handle: int) -> None:
+        await self.ask(Op.FLUSH, 1, struct.pack("<QIIQ", handle, 0, 0, 0))
+
+    async def release(self, handle: int) -> None:
+        await self.ask(Op.RELEASE, 1, struct.pack("<QIIQ", handle, 0, 0, 0))
+
+    async def by_name(self, op: int, path: str, before: bytes = b"") -> bytes:
+        parent, _, name = path.rpartition("/")
+        return await self.ask(op, await self.walk(parent), before + name.encode() + b"\0")
+
+    async def mkdir(self, path: str) -> None:
+        await self.by_name(Op.MKDIR, path, bytes(8))
+
+    async def rename(self, old: str, new: str) -> None:
+        (from_, _, a), (to, _, b) = old.rpartition("/"), new.rpartition("/")
+        names = a.encode() + b"\0" + b.encode() + b"\0"
+        await self.ask(Op.RENAME, await self.walk(from_), struct.pack("<Q", await self.walk(to)) + names)
+
+    async def list(self, path: str, room: int = 128) -> list[str]:
+        node = await self.walk(path)
+        (handle,) = struct.unpack_from("<Q", await self.ask(Op.OPENDIR, node, bytes(8)))
+        found, offset = list[str](), 0
+        while entries := await self.ask(Op.READDIR, node, struct.pack("<QQIIQII", handle, offset, room, 0, 0, 0, 0)):
+            at = 0
+            while at < len(entries):
+                _, offset, length, _ = struct.unpack_from("<QQII", entries, at)
+                found.append(entries[at + 24:at + 24 + length].decode())
+                at += (24 + length + 7) // 8 * 8
+        await self.release(handle)
+        return sorted(found)
+
+
+def said(error: pytest.ExceptionInfo[OSError]) -> int | None:
+    return error.value.errno
+
+
+@asynccontextmanager
+async def peer(tree: Tree, timeout: float = 5.0) -> AsyncIterator[Peer]:
+    made = Peer(tree, timeout)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made.server.serve, made.receive, made.send)
+        body = await made.ask(Op.INIT, 0, struct.pack("<IIII", 7, 41, 1 << 17, 2**32 - 1) + bytes(48))
+        assert len(body) == 64
+        yield made
+        await made.to_server.put(None)
+
+
+def memory(**more: Any) -> tuple[Memory, FsspecTree]:
+    fs = Memory()
+    fs.pipe({"/top/a": b"content", "/top/d/b": b"below", "/other": b"not for the guest"})
+    return fs, FsspecTree(fs, "/top", **({"readonly": False, "buffer": 1 << 20} | more))
+
+
+async def test_reading() -> None:
+    _, tree = memory()
+    async with peer(tree) as guest:
+        assert await guest.list("") == ["a", "d"]
+        assert await guest.list("d") == ["b"]
+        assert await guest.read("a") == b"content"
+        assert await guest.read("a", size=3, offset=2) == b"nte"
+        assert await guest.read("a", offset=100) == b""
+        assert await guest.read("d/b") == b"below"
+        for path in ("nothing", "d/nothing"):
+            with pytest.raises(FileNotFoundError):
+                await guest.read(path)
+        for path in ("..", "d/..", "../other", "."):
+            with pytest.raises(OSError, match="from the server") as caught:
+                await guest.walk(path)
+            assert said(caught) == errno.EINVAL
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.ask(Op.GETATTR, 77, bytes(16))
+        assert said(caught) == errno.ESTALE
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.ask(Op.READ, 1, struct.pack("<QQIIQII", 77, 0, 1, 0, 0, 0, 0))
+        assert said(caught) == errno.EBADF
+
+
+async def test_a_long_directory_comes_in_pieces() -> None:
+    fs, tree = memory()
+    fs.pipe({f"/top/many/{number}{'x' * 100}": b"" for number in range(500)})
+    async with peer(tree) as guest:
+        assert len(set(await guest.list("many", room=4096))) == 500
+
+
+async def test_writing_anywhere_is_handed_over_as_a_whole() -> None:
+    fs, tree = memory()
+    async with peer(tree) as guest:
+        new = await guest.create("new")
+        await guest.write(new, b"world", offset=6)
+        await guest.write(new, b"hello ")
+        assert fs.cat_file("/top/new") == b""
+        await guest.flush(new)
+        assert fs.cat_file("/top/new") == b"hello world"
+        await guest.write(new, b"!", offset=20)
+        assert await guest.read("new") == b"hello world\0\0\0\0\0\0\0\0\0!", "who reads it sees it already"
+        await guest.release(new)
+        assert fs.cat_file("/top/new") == b"hello world\0\0\0\0\0\0\0\0\0!"
+        size = struct.pack("<IIQQ", 8, 0, 0, 4) + bytes(64)
+        await guest.ask(Op.SETATTR, await guest.walk("a"), size)
+        assert fs.cat_file("/top/a") == b"cont"
+        await guest.release(await guest.open("a", os.O_WRONLY | os.O_TRUNC))
+        assert fs.cat_file("/top/a") == b""
+        with pytest.raises(PermissionError):
+            await guest.ask(Op.SETATTR, await guest.walk("a"), struct.pack("<II", 1, 0) + bytes(80))
+
+
+async def test_names() -> None:
+    fs, tree = memory()
+    async with peer(tree) as guest:
+        await guest.mkdir("new")
+        with pytest.raises(FileExistsError):
+            await guest.mkdir("new")
+        handle = await guest.create("new/f")
+        node = await guest.walk("new/f")
+        await guest.write(handle, b"1")
+        await guest.rename("new", "moved")
+        await guest.write(handle, b"2", offset=1)
+        await guest.release(handle)
+        assert fs.cat_file("/top/moved/f") == b"12", "who has it open goes on with it"
+        assert await guest.walk("moved/f") == node, "it is the same file"
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.by_name(Op.RMDIR, "moved")
+        assert said(caught) == errno.ENOTEMPTY
+        await guest.by_name(Op.UNLINK, "moved/f")
+        await guest.by_name(Op.RMDIR, "moved")
+        assert await guest.list("") == ["a", "d"]
+        await guest.rename("a", "b")
+        await guest.release(await guest.create("a"))
+        await guest.rename("b", "a")
+        assert fs.cat_file("/top/a") == b"content", "over another file"
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.rename("d", "d/x")
+        assert said(caught) == errno.EINVAL
+        with pytest.raises(PermissionError):
+            await guest.ask(Op.SYMLINK, 1, b"l\0/etc/passwd\0")
+
+
+async def test_a_removed_file_stays_removed() -> None:
+    fs, tree = memory()
+    async with peer(tree) as guest:
+        handle = await guest.create("f")
+        node = await guest.walk("f")
+        await guest.write(handle, b"x")
+        await guest.by_name(Op.UNLINK, "f")
+        await guest.write(handle, b"y", offset=1)
+        attributes = await guest.ask(Op.GETATTR, node, struct.pack("<IIQ", 1, 0, handle))
+        assert struct.unpack_from("<Q", attributes, 24) == (2,)
+        await guest.release(handle)
+    assert not fs.exists("/top/f")
+
+
+async def test_what_is_open_at_the_end_is_handed_over() -> None:
+    fs, tree = memory()
+    async with peer(tree) as guest:
+        await guest.write(await guest.create("f"), b"x")
+    assert fs.cat_file("/top/f") == b"x"
+
+
+async def test_read_only() -> None:
+    fs, tree = memory(readonly=True)
+    before = dict(fs.store)
+    async with peer(tree) as guest:
+        for attempt in (
+            guest.create("f"), guest.open("a", os.O_RDWR), guest.open("a", os.O_TRUNC), guest.mkdir("x"),
+            guest.by_name(Op.UNLINK, "a"), guest.rename("a", "b"),
+            guest.by_name(Op.MKNOD, "x", struct.pack("<IIII", 0o100644, 0, 0, 0)),
+        ):  # fmt: skip
+            with pytest.raises(OSError, match="from the server") as caught:
+                await attempt
+            assert said(caught) == errno.EROFS
+        assert await guest.read("a") == b"content"
+    assert fs.store == before
+
+
+async def test_the_buffer_is_a_limit() -> None:
+    _, tree = memory(buffer=10_000)
+    async with peer(tree) as guest:
+        handle = await guest.create("f")
+        await guest.write(handle, bytes(8000))
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.write(handle, bytes(8000), offset=8000)
+        assert said(caught) == errno.ENOSPC
+        with pytest.raises(OSError, match="from the server"):
+            await guest.write(handle, b"x", offset=2**62)
+        await guest.release(handle)
+        await guest.write(await guest.create("g"), bytes(9000))       # the room is there again
+
+
+async def test_other_filesystems(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("in/side", b"zipped" * 1000)
+    async with peer(FsspecTree(ZipFileSystem(packed), readonly=True, buffer=0)) as guest:
+        assert await guest.list("") == ["in"]
+        assert await guest.read("in/side", offset=6, size=6) == b"zipped"
+    local = FsspecTree(LocalFileSystem(), str(tmp_path), readonly=False, buffer=1 << 20)
+    async with peer(local) as guest:
+        handle = await guest.create("f")
+        await guest.write(handle, b"x")
+        await guest.release(handle)
+        assert await guest.list("") == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+class Broken:
+    """A tree that does what its ``act`` does."""
+
+    readonly = False
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **more: self.act()
+
+
+def failing(error: BaseException) -> Any:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(("error", "number"), [
+    (FileNotFoundError(), errno.ENOENT), (PermissionError("no"), errno.EACCES),
+    (OSError(errno.EDQUOT, "x"), errno.EDQUOT),
+    (NotImplementedError(), errno.EOPNOTSUPP), (TimeoutError(), errno.ETIMEDOUT), (ValueError("x"), errno.EIO),
+    (ZeroDivisionError(), errno.EIO), (OSError("no number"), errno.EIO), (OSError(-5, "x"), errno.EIO),
+])  # fmt: skip
+async def test_a_tree_that_raises_fails_the_request(error: Exception, number: int) -> None:
+    tree: Any = Broken(failing(error))
+    async with peer(tree) as guest:
+        with pytest.raises(OSError, match="from the server") as caught:
+            await guest.walk("a")
+        assert said(caught) == number
+        await guest.ask(Op.STATFS, 1)
+
+
+async def test_a_tree_that_hangs_fails_the_request() -> None:
+    release = threading.Event()
+    tree: Any = Broken(release.wait)
+    try:
+        async with peer(tree, timeout=0.05) as guest:
+            with pytest.raises(OSError, match="from the server") as caught:
+                await guest.walk("a")
+            assert said(caught) == errno.ETIMEDOUT
+            await guest.ask(Op.STATFS, 1)
+    finally:
+        release.set()
+
+
+# --- what no kernel would say ---
+
+
+def test_requests_that_are_none() -> None:
+    rest = (26, 1, 1, 0, 0, 0, 0, 0)
+    for raw in (REQUEST.pack(39, *rest), REQUEST.pack(LONGEST + 1, *rest), bytes(40)):
+        inbox = Inbox()
+        inbox.add(raw)
+        with pytest.raises(MalformedError):
+            inbox.take()
+
+
+async def test_a_conversation_ends_with_what_is_no_request() -> None:
+    made = Peer(memory()[1])
+    await made.to_server.put(bytes(50))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await made.server.serve(made.receive, made.send)
+    assert caught.group_contains(MalformedError)
+
+
+@given(st.sampled_from(list(Op)) | st.integers(0, 255), st.integers(0, 3), st.binary(max_size=200))
+@settings(max_examples=400, deadline=None)
+def test_any_request_is_answered_or_refused(op: int, node: int, body: bytes) -> None:
+    fs, tree = memory()
+    session = Session(tree, 1.0)
+    try:
+        answer = session.do(Request(op, 2, node, body))
+    except (OSError, MalformedError):
+        return
+    assert len(answer) <= DATA
+    assert fs.cat_file("/other") == b"not for the guest"
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[int, int, bytes]:
+    """A request with fields in the right places."""
+    name = st.sampled_from([b"a", b"d", b"new", b"..", b".", b"", b"x/y", b"\xff", b"n" * 300]).map(lambda n: n + b"\0")
+    number = st.sampled_from([0, 1, 2, 3, 7, 8, 64, 72, 2**31, 2**63, 2**64 - 1])
+    u32, u64 = number.map(lambda n: struct.pack("<I", n % 2**32)), number.map(lambda n: struct.pack("<Q", n))
+    node = st.integers(0, 5).map(lambda n: struct.pack("<Q", n))
+    how = [node, u64, st.just(struct.pack("<I", 9)), bytes16]
+    forms: dict[int, list[st.SearchStrategy[bytes]]] = {
+        Op.LOOKUP: [name], Op.FORGET: [u64], Op.BATCH_FORGET: [u32, u32, node, u64], Op.OPEN: [u32, u32],
+        Op.CREATE: [u32, u32, u32, u32, name], Op.READ: how, Op.WRITE: [*how, st.just(b"\0\0\0\0some data")],
+        Op.FLUSH: [node], Op.RELEASE: [node], Op.OPENDIR: [u32, u32], Op.READDIR: how, Op.MKDIR: [u64, name],
+        Op.UNLINK: [name], Op.RMDIR: [name], Op.RENAME: [node, name, name], Op.RENAME2: [node, u32, u32, name, name],
+        Op.GETATTR: [u32, u32, node], Op.SETATTR: [u32, u32, node, u64, st.just(bytes(64))],
+        Op.MKNOD: [st.just(struct.pack("<I", 0o100644)), bytes12, name],
+    }  # fmt: skip
+    op = draw(st.sampled_from(sorted(forms)))
+    return op, draw(st.integers(0, 5)), b"".join(draw(part) for part in forms[op])
+
+
+bytes12, bytes16 = st.just(bytes(12)), st.just(bytes(16))
+
+
+@given(st.lists(requests(), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_any_sequence_stays_below_the_root(sequence: list[tuple[int, int, bytes]]) -> None:
+    fs, tree = memory(buffer=100_000)
+    session = Session(tree, 1.0)
+    for op, node, body in sequence:
+        try:
+            assert len(session.do(Request(op, 2, node, body))) <= DATA
+        except (OSError, MalformedError):
+            continue
+    assert session.close() == []
+    assert tree._room == 100_000, "all of the buffer is free again"
+    assert not tree._nodes
+    outside = [path for path in fs.store if not path.startswith("/top/")]
+    assert outside == ["/other"]
+
+
+def test_what_is_known_and_open_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykata.fs.fuse.nodes.MAX_NODES", 2)
+    monkeypatch.setattr("pykata.fs.fuse.nodes.MAX_OPEN", 2)
+    session = Session(memory()[1], 1.0)
+    session.do(Request(Op.LOOKUP, 2, 1, b"a\0"))
+    with pytest.raises(OSError, match="too many files are known") as caught:
+        session.do(Request(Op.LOOKUP, 2, 1, b"d\0"))
+    assert said(caught) == errno.ENFILE
+    session.do(Request(Op.FORGET, 2, 2, struct.pack("<Q", 1)))
+    session.do(Request(Op.LOOKUP, 2, 1, b"d\0"))
+    session.do(Request(Op.OPENDIR, 2, 1, bytes(8)))
+    session.do(Request(Op.OPENDIR, 2, 1, bytes(8)))
+    with pytest.raises(OSError, match="too many files are open"):
+        session.do(Request(Op.OPENDIR, 2, 1, bytes(8)))
