@@ -52,7 +52,8 @@ Child = Directory | Link | Leaf
 class Nodes:
     """What is in each directory, by the directory's id and by name.
 
-    ``memory`` bounds the bytes that are held at a time, roughly: what is beyond goes to disk. To be closed.
+    ``memory`` bounds the bytes that are held at a time, roughly: what is beyond goes to disk, with a third of it as a
+    cache. To be closed.
     """
 
     memory: int
@@ -128,7 +129,7 @@ class Nodes:
             if self._disk is None:
                 from pykata.images.nodes_disk import opened
 
-                self._disk = self._stack.enter_context(opened())
+                self._disk = self._stack.enter_context(opened(self.memory // 3))
             self._disk.update(self._held)
             self._held, self._weight = {}, 0
 

@@ -15,12 +15,10 @@ from pykata.images.entry import Entry, Kind
 from pykata.images.leaf import Inode, Leaf
 from pykata.images.nodes import Child, Directory, Link
 
-PAGES = 8 * 1024        # KiB that SQLite holds in memory
 SOME = 64               # names of a directory that are read at a time: those above it are being listed, too
 
-_SCHEMA = f"""
+_SCHEMA = """
 PRAGMA page_size = 4096;
-PRAGMA cache_size = -{PAGES};
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
@@ -34,10 +32,11 @@ BEGIN;
 
 
 @contextmanager
-def opened() -> Iterator[Database]:
-    """An empty database, for the thread that opens it."""
+def opened(memory: int) -> Iterator[Database]:
+    """An empty database, for the thread that opens it. It holds so many bytes of itself in memory."""
     # Without a name it is SQLite's own temporary file, which nobody else can open, and which goes with the process.
     with explained(), closing(sqlite3.connect("", isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA cache_size = -{memory // 1024}")
         connection.executescript(_SCHEMA)
         yield Database(connection)
 
