@@ -96,6 +96,10 @@ class Depot:
         for digest in self.digests(record):
             if digest not in kept:
                 self.blob(digest).unlink(missing_ok=True)
+        for step in (self.path / "steps").glob("*.json"):
+            with suppress(OSError, ImageError):     # those whose layer went; see pykata.images.build
+                if not self.blob(parse_digest(parse_document(step.read_bytes(), "step").get("digest"))).exists():
+                    step.unlink()
 
     def describe(self, record: Record) -> Described:
         """What the metadata of an image says. Raises :class:`~pykata.errors.ImageError` if it isn't here."""

@@ -61,6 +61,34 @@ async def test_from_files() -> None:
     assert listed.name == "docker.io/library/app:dev"
 
 
+async def test_nothing_stays_of_what_was_removed(places: Path) -> None:
+    recipe = Recipe().with_files(FILES)
+    await pykata.build_image(recipe, "app:dev")
+    await pykata.build_image(recipe.with_cmd(["x"]), "app:other")
+    await pykata.remove_image("app:dev")
+    assert len(list((places / "cache/images/steps").iterdir())) == 1
+    await pykata.remove_image("app:other")
+    assert [path for path in (places / "cache").rglob("*") if path.is_file()] == []
+
+
+async def test_steps_are_told(places: Path) -> None:
+    events: list[pykata.BuildEvent] = []
+
+    def show(event: pykata.BuildEvent) -> None:
+        events.append(event)
+        raise RuntimeError("a callback that fails is no concern of the build")
+
+    recipe = Recipe().with_files(FILES).with_files({"/tree": places / "home"})
+    for name in ("app:dev", "app:again", "app:dev"):
+        await pykata.build_image(recipe, name, progress=show)
+    told = [(event.number, event.total, event.step, event.status) for event in events]
+    first, second = "files /app/main.py and 1 more", "files /tree"
+    assert told == [
+        (1, 2, first, "running"), (1, 2, first, "done"), (2, 2, second, "running"), (2, 2, second, "done"),
+        *[(1, 2, first, "cached"), (2, 2, second, "cached")] * 2,
+    ]  # fmt: skip
+
+
 async def test_the_same_recipe_is_made_once(places: Path) -> None:
     local = places / "local"
     local.write_bytes(b"one")
