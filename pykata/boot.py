@@ -21,6 +21,7 @@ from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
 from pykata.lost import ended_with, explained
+from pykata.net.names import servers_for_guests
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
@@ -133,8 +134,9 @@ async def _network(options: Options, directory: Path) -> AsyncIterator[Attachmen
     assert not isinstance(network.strategy, str)        # strategies.network made it a value
     wanted = evolve(network.wanted, hostname=options.hostname)
     async with network.strategy.attach(directory, wanted) as made:
+        servers = network.dns or made.nameservers or (servers_for_guests() if made.interfaces else ())
         yield evolve(
-            made, nameservers=network.dns or made.nameservers, search=network.search or made.search,
+            made, nameservers=servers, search=network.search or made.search,
             hosts=made.hosts + tuple(network.hosts.items()),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from pykata.boot import EmulationWarning, isolation_of
 from pykata.errors import PykataError
 from pykata.fs.block import Block
 from pykata.guest import find_bundle
-from pykata.host import cache_dir, run_root
+from pykata.host import cache_dir, run_dir, run_root
 from pykata.hypervisors.base import Hypervisor
 from pykata.sandbox import Sandbox
 from pykata.strategies import strategy
@@ -52,6 +52,7 @@ async def check(hypervisor: Hypervisor | str = "qemu") -> CheckReport:
         await anyio.to_thread.run_sync(_looked, "guest bundle", _bundle),     # it reads all of it
         _looked("hypervisor", lambda: f"{vmm.features.name}, {_accel(vmm)}"),
         _looked("image conversion", lambda: str(Block().tool())),
+        await _networks(),
     ]
     return CheckReport((*items, await _probe(vmm)))
 
@@ -67,6 +68,21 @@ def _failed(name: str, error: PykataError | OSError) -> CheckItem:
     if isinstance(error, PykataError):
         return CheckItem(name, False, error.message, error.hint)
     return CheckItem(name, False, str(error))
+
+
+async def _networks() -> CheckItem:
+    """A sandbox has none unless it is given one: that one of them lacks something is no failure."""
+    from pykata.net.working import working  # it makes one, and what that takes to import is of no use to others
+
+    try:
+        async with run_dir() as directory:
+            found = await working(directory)
+    except (PykataError, OSError) as error:
+        return _failed("networks", error)
+    works = ", ".join(name for name, why in found.items() if not why)
+    reasons = dict.fromkeys(why for why in found.values() if why)
+    lacks = [f"not {', '.join(name for name in found if found[name] == why)}: {why}" for why in reasons]
+    return CheckItem("networks", True, "; ".join([works, *lacks]))
 
 
 def _directories() -> str:

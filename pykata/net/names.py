@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pykata.errors import ConfigError
 
@@ -67,3 +68,28 @@ def _address(what: str, text: object) -> ipaddress.IPv4Address | ipaddress.IPv6A
         except ValueError:
             pass
     raise ConfigError(f"{what} is no IP address")
+
+
+RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+"""resolv.conf(5), and what is behind it where it leads to systemd-resolved on this machine's loopback."""
+
+
+def servers_for_guests() -> tuple[str, ...]:
+    """The host's name servers that somebody else can reach, too: not those on its loopback."""
+    for file in RESOLV_CONFS:
+        try:
+            lines = [line.split() for line in file.read_text(errors="replace").splitlines()]
+        except OSError:
+            continue
+        named = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+        if found := tuple(each for each in named if _is_reachable(each)):
+            return found[:MOST_SERVERS]
+    return ()
+
+
+def _is_reachable(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)        # one with a zone is of an interface of ours
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_unspecified or address.is_link_local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pykata import Network, NoNetwork, Port, Sandbox, UserNetwork
 from pykata.errors import ConfigError, UnknownStrategyError
-from pykata.net.names import check_hosts, check_search, check_servers
+from pykata.net.names import check_hosts, check_search, check_servers, servers_for_guests
 from pykata.net.ports import parse_ports, port
 from pykata.net.running import RunningNetwork
 from pykata.spec import Attachment, Interface
@@ -117,3 +118,22 @@ async def test_its_policy_cannot_be_changed() -> None:
         await network.allow("pypi.org")
     with pytest.raises(ConfigError, match="no policy"):
         _ = [event async for event in network.events()]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("nameserver 10.0.0.53\nnameserver 127.0.0.1\n", "", ("10.0.0.53",)),
+        ("nameserver 127.0.0.53\noptions edns0\n", "nameserver 192.0.2.1\nnameserver fe80::1%2\n", ("192.0.2.1",)),
+        ("# none\nnameserver\nnameserver x\n", "", ()),
+        ("".join(f"nameserver 10.0.0.{n}\n" for n in range(1, 6)), "", ("10.0.0.1", "10.0.0.2", "10.0.0.3")),
+    ],
+)
+def test_name_servers_that_a_guest_can_reach(
+    first: str, second: str, found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (tmp_path / "first", tmp_path / "second", tmp_path / "missing")
+    for file, text in zip(files, (first, second), strict=False):
+        file.write_text(text)
+    monkeypatch.setattr("pykata.net.names.RESOLV_CONFS", files)
+    assert servers_for_guests() == found
