@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
-    from pykata.volumes import Bind, DiskImage, FsspecVolume, Named, Tmpfs, list_volumes, remove_volume
+    from pykata.volumes import Bind, DiskImage, FsspecVolume, ImageVolume, Named, Tmpfs, list_volumes, remove_volume
     from pykata.workshop import build_image, load_image, push_image, save_image
 
 __all__ = [
@@ -179,6 +179,7 @@ __all__ = [
     "ImageReferenceError",
     "ImageUnauthorizedError",
     "ImageUnsupportedError",
+    "ImageVolume",
     "IsolationError",
     "LogPiece",
     "MacVTap",
@@ -282,7 +283,7 @@ _HOMES = {
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
-    "pykata.volumes": "Bind DiskImage FsspecVolume Named Tmpfs list_volumes remove_volume",
+    "pykata.volumes": "Bind DiskImage FsspecVolume ImageVolume Named Tmpfs list_volumes remove_volume",
     "pykata.workshop": "build_image load_image push_image save_image",
 }
 

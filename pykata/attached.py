@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pykata.disk_volume import disk
+from pykata.fs.block import Block
 from pykata.fs.ninep import directory
 from pykata.fs.virtiofs import served
-from pykata.spec import VOLUMES, Attachment, Mount, Shared
-from pykata.volumes import CACHES, Bind, Checked, DiskImage, FsspecVolume, Tmpfs
+from pykata.spec import VOLUMES, Attachment, Disk, Image, Mount, Shared
+from pykata.volumes import CACHES, Bind, Checked, DiskImage, FsspecVolume, ImageVolume, Tmpfs
+
+Find = Callable[[str], Awaitable[Image]]
 
 
 @frozen
@@ -35,14 +38,16 @@ def places(volumes: Mapping[str, Checked]) -> list[Place]:
             out.append(Place(f"{VOLUMES}/disk{number}", place, volume.readonly))
         elif isinstance(volume, FsspecVolume):
             out.append(Place(f"{VOLUMES}/fsspec{number}", place, volume.readonly))
+        elif isinstance(volume, ImageVolume):
+            out.append(Place(f"{VOLUMES}/image{number}", place, readonly=True))
         else:
             out.append(Place(f"{VOLUMES}/tmpfs{number}", place, readonly=False))
     return out
 
 
 @asynccontextmanager
-async def attached(volumes: Mapping[str, Checked], run_dir: Path) -> AsyncIterator[Attachment]:
-    """All volumes, ready for a virtual machine. Raises HostError."""
+async def attached(volumes: Mapping[str, Checked], run_dir: Path, find: Find) -> AsyncIterator[Attachment]:
+    """All volumes, ready for a virtual machine. ``find`` finds an image. Raises HostError, ImageError."""
     attachment = Attachment()
     for number, volume in enumerate(volumes.values()):
         if isinstance(volume, Tmpfs):
@@ -53,6 +58,10 @@ async def attached(volumes: Mapping[str, Checked], run_dir: Path) -> AsyncIterat
         for number, volume in enumerate(volumes.values()):
             if isinstance(volume, DiskImage):
                 attachment += await stack.enter_async_context(disk(f"disk{number}", volume))
+            elif isinstance(volume, ImageVolume):
+                found = await find(volume.image)
+                made = await stack.enter_async_context(Block().rootfs(found, run_dir))
+                attachment += _as_volume(made, f"image{number}")
         for cache in CACHES:
             shared = tuple(
                 Shared(str(number), volume.path, volume.readonly) for number, volume in enumerate(volumes.values())
@@ -61,6 +70,14 @@ async def attached(volumes: Mapping[str, Checked], run_dir: Path) -> AsyncIterat
             if shared:
                 attachment += await stack.enter_async_context(served(f"fs-{cache}", shared, cache, run_dir))
         yield attachment
+
+
+def _as_volume(rootfs: Attachment, tag: str) -> Attachment:
+    """The disk of a root filesystem as a volume."""
+    (device,), (mount,) = rootfs.devices, rootfs.mounts
+    assert isinstance(device, Disk)
+    options = (*mount.options, "nosuid", "nodev")
+    return Attachment((evolve(device, tag=tag),), (Mount(tag, mount.type, f"{VOLUMES}/{tag}", options),))
 
 
 def _tag(volume: Bind) -> str:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -118,7 +119,7 @@ async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | Non
     directory = await stack.enter_async_context(run_dir())
     network = await stack.enter_async_context(_network(options, directory))
     images = await stack.enter_async_context(options.fs.attach(directory))
-    attachment = network + images + await stack.enter_async_context(_volumes(options, directory))
+    attachment = network + images + await stack.enter_async_context(_volumes(options, bundle, directory))
     transport = await stack.enter_async_context(options.hypervisor.transport(directory))
     spec = VMSpec(
         kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,
@@ -141,12 +142,13 @@ async def _network(options: Options, directory: Path) -> AsyncIterator[Attachmen
         )  # fmt: skip
 
 
-def _volumes(options: Options, directory: Path) -> AbstractAsyncContextManager[Attachment]:
+def _volumes(options: Options, bundle: Bundle, directory: Path) -> AbstractAsyncContextManager[Attachment]:
     if not options.volumes:
         return nullcontext(Attachment())
     from pykata.attached import attached as shared
+    from pykata.rootfs import found
 
-    return shared(options.volumes, directory)
+    return shared(options.volumes, directory, partial(found, options, bundle))
 
 
 def _serving(agent: AgentClient, options: Options) -> AbstractAsyncContextManager[None]:

@@ -23,6 +23,7 @@ NOT_OVER = ("/", "/proc", "/sys", "/dev")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 CACHES = ("auto", "always", "none")
 MOST = 64               # volumes of a sandbox
+DISKS = ".disks"        # beside the named volumes: those that have a size
 
 
 def _path(value: object) -> Path:
@@ -104,37 +105,74 @@ def _name(instance: object, attribute: Attribute[str], value: object) -> None:
                           hint="letters, digits, '_', '.' and '-', the first a letter or digit; at most 63 characters")
 
 
+def _disk_size(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    size = parse_size("size", value)
+    if size < 4 * MIB:
+        raise ConfigError(f"size={value!r} is too small for a filesystem", hint="at least 4M")
+    return size
+
+
+def _optional_count(instance: object, attribute: Attribute[int | None], value: Any) -> None:
+    if value is not None:
+        _count(instance, attribute, value)  # type: ignore[arg-type]
+
+
 @frozen
 class Named:
     """A directory that pykata keeps for this user under a name, and that outlives sandboxes.
 
     ::
 
-        Sandbox(volumes={"/root/.cache": Named("cache")})
+        Sandbox(volumes={"/root/.cache": Named("cache"), "/data": Named("results", size="1G", files=10_000)})
 
     It is made when a :class:`Sandbox` is first made with it, below ``$PYKATA_STATE``; several sandboxes may use it at
     the same time. ``readonly``, ``cache`` and ``via`` are as for :class:`Bind`. See :func:`list_volumes` and
     :func:`remove_volume`.
+
+    With a ``size`` (MiB or text) it is a disk of its own, as :class:`DiskImage`: a guest can't write more than that,
+    nor make more than ``files`` files and directories, about, and only one sandbox writes to it at a time. The size is
+    that with which it was made.
     """
 
     name: str = field(validator=_name)
     readonly: bool = False
     cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
     via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
+    size: int | str | None = None
+    files: int | None = field(default=None, validator=_optional_count)
 
-    def bind(self) -> Bind:
-        """It as the directory that it is."""
-        return Bind(_folder() / self.name, self.readonly, self.cache, self.via)
+    def __attrs_post_init__(self) -> None:
+        _disk_size(self.size)
+        if self.files is not None and self.size is None:
+            raise ConfigError(f"files={self.files} without a size", hint="only a volume with a size= is limited")
+
+    def found(self) -> Bind | DiskImage:
+        """It as what it is. Raises ConfigError."""
+        directory, disk = _folder() / self.name, _folder() / DISKS / self.name
+        if self.size is None and not disk.exists():
+            return Bind(directory, self.readonly, self.cache, self.via)
+        if directory.exists():
+            raise ConfigError(f"the volume {self.name!r} has no size: it was made without",
+                              hint="remove it, or take another name")
+        disk.parent.mkdir(mode=0o700, exist_ok=True)
+        return DiskImage(disk, self.size, self.files, self.readonly)
 
 
 def list_volumes() -> list[str]:
     """The names of the volumes that this user has."""
-    return sorted(path.name for path in _folder().iterdir() if not path.name.startswith("."))
+    folders = (_folder(), _folder() / DISKS)
+    return sorted(path.name for folder in folders for path in folder.glob("*") if not path.name.startswith("."))
 
 
 def remove_volume(name: str) -> None:
     """Remove a named volume and all that is in it. Raises ConfigError if there is none."""
-    path = Named(name).bind().path
+    volume = Named(name).found()
+    if isinstance(volume, DiskImage):
+        volume.path.unlink()        # who uses it goes on with what is nobody else's then
+        return
+    path = volume.path
     # Out of the way first: who comes now gets a new one. What can't be removed then goes with the next removal.
     gone = path.with_name(f".{name}-{os.urandom(4).hex()}")
     try:
@@ -154,20 +192,6 @@ def _folder() -> Path:
     path = state_dir() / "volumes"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
-
-
-def _disk_size(value: int | str | None) -> int | None:
-    if value is None:
-        return None
-    size = parse_size("size", value)
-    if size < 4 * MIB:
-        raise ConfigError(f"size={value!r} is too small for a filesystem", hint="at least 4M")
-    return size
-
-
-def _optional_count(instance: object, attribute: Attribute[int | None], value: Any) -> None:
-    if value is not None:
-        _count(instance, attribute, value)  # type: ignore[arg-type]
 
 
 @frozen
@@ -228,8 +252,28 @@ class FsspecVolume:
     buffer: int | str = field(default="256M", converter=_size)
 
 
-Volume = Bind | DiskImage | FsspecVolume | Named | Tmpfs
-Checked = Bind | DiskImage | FsspecVolume | Tmpfs
+def _reference(instance: object, attribute: Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{value!r} is no name of an image", hint='such as "python:3.12-slim" or "dir:./rootfs"')
+
+
+@frozen
+class ImageVolume:
+    """The files of an image as a volume, read-only: data or programs beside the image that runs.
+
+    ::
+
+        Sandbox(volumes={"/opt/model": ImageVolume("registry.example/model:3")})
+
+    The image is found as for :meth:`Sandbox.run` when the sandbox is entered, and attached as a disk that all sandboxes
+    share.
+    """
+
+    image: str = field(validator=_reference)
+
+
+Volume = Bind | DiskImage | FsspecVolume | ImageVolume | Named | Tmpfs
+Checked = Bind | DiskImage | FsspecVolume | ImageVolume | Tmpfs
 
 
 def check_volumes(volumes: Mapping[str, Volume | str | Path] | None) -> dict[str, Checked]:
@@ -263,15 +307,17 @@ def _destination(place: object) -> str:
 def _volume(place: str, given: object) -> Checked:
     volume = Bind(given) if isinstance(given, str | Path) else FsspecVolume(given) if is_filesystem(given) else given
     if isinstance(volume, Named):
-        (volume := volume.bind()).path.mkdir(mode=0o755, exist_ok=True)
+        volume = volume.found()
+        if isinstance(volume, Bind):
+            volume.path.mkdir(mode=0o755, exist_ok=True)
     if isinstance(volume, Bind):
         _check_source(place, volume)
         return evolve(volume, via=_way(place, volume))
     if isinstance(volume, DiskImage):
         _check_disk(place, volume)
-    elif not isinstance(volume, FsspecVolume | Tmpfs):
+    elif not isinstance(volume, FsspecVolume | ImageVolume | Tmpfs):
         raise ConfigError(f"volumes[{place!r}]={given!r} is no volume",
-                          hint="a path, Bind(...), Named(...), DiskImage(...), Tmpfs(...) or a filesystem of fsspec")
+                          hint="a path, a filesystem of fsspec, Bind, Named, DiskImage, ImageVolume or Tmpfs")
     return volume
 
 

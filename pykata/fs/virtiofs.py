@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+import anyio.to_thread
 from attrs import field, frozen
 
 from pykata import host
@@ -69,7 +70,8 @@ async def served(
         listener, connection = _connected(run_dir / f"{tag}.sock")
         stack.callback(connection.close)
         with listener:
-            command = entered(root, shares, shelf, [str(program), *_options(listener.fileno(), root, cache)])
+            argv = [str(program), *options(listener.fileno(), root, cache, is_qemus=await _is_qemus(program))]
+            command = entered(root, shares, shelf, argv)
             given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
                 command, stderr=host.PIPE, pass_fds=given, cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL))
@@ -103,17 +105,43 @@ def _connected(path: Path) -> tuple[socket.socket, socket.socket]:
     return listener, connection
 
 
-def _options(listener: int, root: Path, cache: str) -> list[str]:
-    """Those of QEMU's virtiofsd; the one in Rust takes them, too. Sandbox and seccomp filter are on by default."""
+async def _is_qemus(program: Path) -> bool:
+    """Whether it is the virtiofsd of QEMU 7.2 and before, written in C, rather than the one written in Rust."""
+    found = await anyio.to_thread.run_sync(program.stat)
+    key = (program, found.st_mtime_ns, found.st_size)
+    if key not in _kinds:
+        said = await host.run_tool([program, "--version"], timeout=10, limit=4096)
+        _kinds[key] = b"virtiofsd version" in said
+    return _kinds[key]
+
+
+_kinds: dict[tuple[Path, int, int], bool] = {}
+
+
+def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[str]:
+    """The daemon's options. Its sandbox and seccomp filter are on by default, and nothing here turns them off."""
+    if is_qemus:
+        return [
+            f"--fd={listener}", "-f",
+            # -o takes a comma for its own, and no name of the user's is among these.
+            "-o", f"source={root}",
+            "-o", f"cache={cache}",
+            "-o", "sandbox=namespace",
+            # Each share is a filesystem of its own in the guest, too: or files of two could look like one.
+            "-o", "announce_submounts",
+            "-o", "xattr",
+            "-o", "log_level=warn",
+            "--rlimit-nofile=0",        # enter.py has set it
+        ]  # fmt: skip
     return [
-        f"--fd={listener}", "-f",
-        # -o takes a comma for its own, and no name of the user's is among these.
-        "-o", f"source={root}",
-        "-o", f"cache={cache}",
-        "-o", "sandbox=namespace",
-        # Each share is a filesystem of its own in the guest, too: or files of two could look like one.
-        "-o", "announce_submounts",
-        "-o", "xattr",
-        "-o", "log_level=warn",
-        "--rlimit-nofile=0",        # enter.py has set it
+        f"--fd={listener}",
+        f"--shared-dir={root}",
+        f"--cache={'never' if cache == 'none' else cache}",
+        "--sandbox=namespace",
+        "--announce-submounts",
+        "--xattr",
+        "--log-level=warn",
+        "--rlimit-nofile=0",
+        # It hasn't the right to open files by handle, and would try it for each.
+        "--inode-file-handles=never",
     ]  # fmt: skip

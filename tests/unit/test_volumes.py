@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pykata import Bind, ConfigError, DiskImage, Named, Sandbox, Template, Tmpfs, list_volumes, remove_volume
 from pykata.attached import places
-from pykata.fs.virtiofs import served
+from pykata.fs.virtiofs import options, served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.lost import ended_with
@@ -251,3 +251,31 @@ def test_what_is_no_name(name: Any) -> None:
         Named(name)
     with pytest.raises(ConfigError, match="is no name of a volume"):
         remove_volume(name)
+
+
+def test_named_volumes_with_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYKATA_STATE", str(tmp_path / "state"))
+    disk = tmp_path / "state" / "volumes" / ".disks" / "data"
+    (volume,) = check_volumes({"/a": Named("data", size="8M", files=100)}).values()
+    assert volume == DiskImage(disk, size="8M", files=100)
+    assert list_volumes() == [], "it is made when it is first used"
+    disk.touch()
+    assert list_volumes() == ["data"]
+    (volume,) = check_volumes({"/a": Named("data", readonly=True)}).values()
+    assert volume == DiskImage(disk, readonly=True), "it is what it was made as"
+    check_volumes({"/a": Named("other")})
+    with pytest.raises(ConfigError, match="the volume 'other' has no size"):
+        check_volumes({"/a": Named("other", size="8M")})
+    remove_volume("data")
+    assert list_volumes() == ["other"]
+    with pytest.raises(ConfigError, match="files=7 without a size"):
+        Named("x", files=7)
+
+
+@pytest.mark.parametrize("is_qemus", [True, False])
+@pytest.mark.parametrize("cache", ["auto", "always", "none"])
+def test_the_sandbox_of_a_daemon_is_never_off(tmp_path: Path, cache: str, is_qemus: bool) -> None:
+    said = " ".join(options(5, tmp_path, cache, is_qemus=is_qemus))
+    assert "sandbox=namespace" in said
+    assert "seccomp" not in said, "it is on by default"
+    assert ("cache=never" in said) == (cache == "none" and not is_qemus)

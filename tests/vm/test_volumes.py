@@ -15,10 +15,14 @@ from pykata import (
     BootError,
     ConfigError,
     DiskImage,
+    ImageNotFoundError,
+    ImageVolume,
+    Named,
     Sandbox,
     ShareLostError,
     Tmpfs,
     VolumeInUseError,
+    remove_volume,
 )
 
 BUSYBOX = "builtin:busybox"
@@ -32,7 +36,8 @@ def daemons() -> list[int]:
     """The processes of each virtiofsd of this test."""
     return [
         int(path.name) for path in Path("/proc").glob("[0-9]*")
-        if f"source={os.environ['PYKATA_RUN']}/".encode() in _read(path / "cmdline")
+        if any(f"{option}={os.environ['PYKATA_RUN']}/".encode() in _read(path / "cmdline")
+               for option in ("source", "--shared-dir"))
         and b"virtiofsd\0" in _read(path / "cmdline").replace(b"virtiofsd -", b"virtiofsd\0")
     ]  # fmt: skip
 
@@ -197,6 +202,39 @@ async def test_a_disk_keeps_what_was_written_and_has_limits(tmp_path: Path) -> N
             done = await sb.run(BUSYBOX, sh("cat /d/kept; echo x > /d/x"))
             assert done.stdout == "kept\n"
             assert "Read-only file system" in done.stderr
+
+
+async def test_a_named_volume_with_a_size(tmp_path: Path) -> None:
+    volumes: dict[str, Any] = {"/full": Named("full", size="8M", files=50), "/free": Named("free", size="8M")}
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        script = "i=0; while echo > /full/$i; do i=$((i+1)); done; echo $i; echo x > /free/f; cat /free/f"
+        done = await sb.run(BUSYBOX, sh(script))
+        count, *rest = done.stdout.splitlines()
+        assert 40 <= int(count) <= 80
+        assert "No space left" in done.stderr
+        assert rest == ["x"], "its neighbour goes on"
+        with pytest.raises(VolumeInUseError):
+            async with Sandbox(isolation="emulated", volumes={"/v": Named("free")}):
+                pass
+    async with Sandbox(isolation="emulated", volumes={"/v": Named("free", readonly=True)}) as sb:
+        assert (await sb.run(BUSYBOX, ["cat", "/v/f"])).stdout == "x\n"
+    remove_volume("full")
+    remove_volume("free")
+
+
+async def test_an_image_as_a_volume(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "model").mkdir(parents=True)
+    (root / "model/weights").write_text("1 2 3\n")
+    volumes = {"/opt/data": ImageVolume(f"dir:{root}"), "/opt/tools": ImageVolume(BUSYBOX)}
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        script = "cat /opt/data/model/weights; /opt/tools/bin/busybox echo on; echo x > /opt/data/x"
+        done = await sb.run(BUSYBOX, sh(script))
+        assert done.stdout == "1 2 3\non\n"
+        assert "Read-only file system" in done.stderr
+    with pytest.raises(ImageNotFoundError):
+        async with Sandbox(isolation="emulated", volumes={"/v": ImageVolume("dir:/nowhere")}):
+            pass
 
 
 async def test_a_disk_that_is_none(tmp_path: Path) -> None:
