@@ -82,9 +82,11 @@ class UserNetwork(NetworkStrategy):
             inside = await stack.enter_async_context(tap(made, TAP, mtu=MTU))
             interface = _interface(_new_mac(), ipv6=ipv6)
             guarding = await stack.enter_async_context(_guarded(run_dir, inside, interface, wanted))
-            refused = (*(() if guarding.guards else METADATA), *outside.addresses)
+            # A policy refuses them itself, unless they are what it allows.
+            free = self.host or (wanted.policy is not None and wanted.policy.restricts)
             async with netlink(made) as kernel:
-                await self._connect(kernel, inside.index, () if self.host else refused, ipv6=ipv6)
+                refused = () if free else (*METADATA, *outside.addresses)
+                await self._connect(kernel, inside.index, refused, ipv6=ipv6)
                 announce(made, await kernel.link(UPLINK))
             published = await stack.enter_async_context(relayed(listeners, made, [GUEST]))
             yield guarding + Attachment(

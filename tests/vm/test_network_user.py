@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from pykata import Network, Sandbox, ShareLostError, UserNetwork
+from pykata import Network, Rate, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from pykata.spec import Port
 from tests.outside import Outside, outside
@@ -273,3 +273,29 @@ def _is_uplink(pid: int) -> bool:
             return file.read() == "slirp4netns\n" and int(fields[1]) == os.getpid()
     except OSError:
         return False
+
+
+async def test_a_policy_says_itself_which_address_of_the_host_is_reached(bundle: Bundle, beyond: Outside) -> None:
+    with socket.create_server((beyond.near, 0)) as server, socket.create_server((beyond.near, 0)) as other:
+        port = server.getsockname()[1]
+        network = Network(allow=[f"{beyond.near}:{port}"])
+        async with Sandbox(isolation="emulated", network=network) as sandbox:
+            for each in (server, other):
+                each.setblocking(False)
+            async with asyncio.TaskGroup() as tasks:
+                said = tasks.create_task(sh(sandbox, f"nc {beyond.near} {port} < /dev/null; echo ended"))
+                connection, _ = await asyncio.get_running_loop().sock_accept(server)
+                connection.close()      # nc waits for that
+            assert said.result() == "ended"
+            refused = await sh(sandbox, f"nc {beyond.near} {other.getsockname()[1]} < /dev/null")
+            assert "can't connect" in refused
+            with pytest.raises(BlockingIOError):
+                other.accept()
+
+
+async def test_a_rate_opens_nothing(bundle: Bundle, beyond: Outside) -> None:
+    network = Network(rate=Rate(packets_per_second=1000))
+    async with Sandbox(isolation="emulated", network=network) as sandbox:
+        assert await sh(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+        for address in ("169.254.169.254", beyond.near):
+            assert "can't connect" in await sh(sandbox, f"nc {address} 80 < /dev/null")
