@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -209,7 +210,63 @@ def loops(places: Places) -> Things:
 
 def interfaces(places: Places) -> Things:
     """Network interfaces; all of them where nobody else makes any, else those with a name like ours."""
-    return {f"{n} {name}": name for n, name in socket.if_nameindex() if _global() or name.startswith(("pk", "pykata"))}
+    return {f"{n} {name}": name for n, name in socket.if_nameindex() if _global() or _is_ours(name, places)}
+
+
+def _is_ours(name: str, places: Places) -> bool:
+    # One that says whose it is may be another test run's.
+    alias = "".join(_lines(f"/sys/class/net/{name}/ifalias"))
+    return name.startswith(("pk", "pykata")) and (not alias or _below(alias, places.all))
+
+
+def tables(places: Places) -> Things:
+    """Tables of nftables, where nobody else makes any."""
+    found = netlink_dump(NETLINK_NETFILTER, GET_TABLE, 4) if _global() else []
+    names = [(_text(attributes.get(1, b"")), header[0]) for header, attributes in found]
+    return {f"{family} {name}": f"{name} of family {family}" for name, family in names if name not in IPTABLES}
+
+
+def disciplines(places: Places) -> Things:
+    """Queueing disciplines for what comes in, where nobody else makes any."""
+    found = netlink_dump(NETLINK_ROUTE, GET_QDISC, 20) if _global() else []
+    kinds = [(int.from_bytes(header[4:8], "little"), _text(attributes.get(1, b""))) for header, attributes in found]
+    return {f"{index} {kind}": f"{kind} of interface {index}" for index, kind in kinds if kind in ("ingress", "clsact")}
+
+
+IPTABLES = ("raw", "mangle", "nat", "filter", "security")
+"""What iptables makes when it is called for the first time, and leaves."""
+
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+GET_QDISC, GET_TABLE = 38, 10 << 8 | 1      # rtnetlink(7); NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+DUMP, DONE, FAILED = 0x301, 3, 2            # NLM_F_REQUEST | NLM_F_DUMP; netlink(7)
+
+
+def netlink_dump(protocol: int, kind: int, header: int) -> list[tuple[bytes, dict[int, bytes]]]:
+    """What the kernel lists: the ``header`` of each message, of so many bytes, and its attributes."""
+    found: list[tuple[bytes, dict[int, bytes]]] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as kernel:
+        kernel.send(struct.pack("=IHHII", 16 + header, kind, DUMP, 1, 0) + bytes(header))
+        while True:
+            rest = kernel.recv(1 << 16)
+            while rest:
+                length, message = struct.unpack_from("=IH", rest)
+                if message in (DONE, FAILED):
+                    return found
+                found.append((rest[16:16 + header], _attributes(rest[16 + header:length])))
+                rest = rest[length + 3 & ~3:]
+
+
+def _attributes(raw: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(raw) >= 4:
+        length, kind = struct.unpack_from("=HH", raw)
+        found[kind & 0x3FFF] = raw[4:length]
+        raw = raw[max(length, 4) + 3 & ~3:]
+    return found
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
 
 
 def _global() -> bool:
@@ -241,5 +298,7 @@ KINDS: Mapping[str, Callable[[Places], Things]] = {
     "mount": mounts,
     "loop device": loops,
     "interface": interfaces,
+    "nftables table": tables,
+    "queueing discipline": disciplines,
 }
 SETTLING = ("process", "thread")

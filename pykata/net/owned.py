@@ -164,7 +164,7 @@ async def _make(plan: Plan, directory: Path) -> None:
                 _set(netns, "0", "bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables")
                 for index in (bridge.index, near.index):
                     await within.up(index)
-                await kernel.up(far.index)
+                await kernel.up(far.index, ifalias=str(directory))      # whose it is, for people and for tests
                 await _address(within, kernel, plan, (bridge.index, near.index, far.index))
             await nat.load_inner(netns, plan)
         await nat.load_outer(plan, directory.parent)

@@ -183,6 +183,19 @@ def test_interface() -> None:
     subprocess.run(["ip", "link", "delete", name], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="hardware: network interfaces need root")
+def test_rules_and_disciplines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_global", lambda: True)
+    name = f"pk{os.getpid() % 10**7}"
+    with found("nftables table", f"pykata-{name} of family 1"):
+        subprocess.run(["nft", "add", "table", "inet", f"pykata-{name}"], check=True)
+    subprocess.run(["nft", "delete", "table", "inet", f"pykata-{name}"], check=True)
+    subprocess.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], check=True)
+    with found("queueing discipline", f"ingress of interface {socket.if_nametoindex(name)}"):
+        subprocess.run(["tc", "qdisc", "add", "dev", name, "ingress"], check=True)
+    subprocess.run(["ip", "link", "delete", name], check=True)
+
+
 async def test_a_blocking_call_is_found() -> None:
     import time
 

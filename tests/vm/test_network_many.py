@@ -1,0 +1,95 @@
+"""Many sandboxes with networks, and those that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+import pykata
+from pykata import Bridge, Sandbox
+from pykata.host import PIPE, spawn
+from pykata.net import netns
+from pykata.net.netlink import netlink
+from pykata.net.owned import PLACE
+from tests.worlds import run
+
+BUSYBOX = "builtin:busybox"
+
+
+async def of_host() -> tuple[list[str], str, int]:
+    """Ours among the links and rules of the host, and how many namespaces are pinned."""
+    with netns.opened() as host:
+        async with netlink(host) as kernel:
+            links = [each.name for each in await kernel.links() if each.name.startswith("pk")]
+        rules = await run(host, "nft", "list", "tables")
+    mounts = await anyio.Path("/proc/self/mountinfo").read_text()
+    return links, rules, mounts.count(" nsfs ")
+
+
+async def _come_and_go(count: int) -> None:
+    before = await of_host()
+    lab = Bridge(network="many", ipv6=True)
+    seen: set[str] = set()
+
+    async def one(number: int) -> None:
+        async with Sandbox(network=lab, hostname=f"box{number}", isolation="emulated", memory=96) as sb:
+            seen.add(sb.network.addresses[0])
+            done = await sb.run(BUSYBOX, ["ping", "-c", "1", sb.network.addresses[0].rpartition(".")[0] + ".1"])
+            assert "1 packets received" in done.stdout
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(count):
+            tasks.start_soon(one, number)
+    assert len(seen) <= count
+    assert await of_host() == before
+
+
+async def test_some_at_a_time_leave_nothing() -> None:
+    await _come_and_go(6)
+
+
+@pytest.mark.slow
+async def test_fifty_at_a_time_leave_nothing() -> None:
+    await _come_and_go(50)
+
+
+CHILD = """
+import asyncio, json, sys, pykata
+async def main():
+    path, network = sys.argv[1:]
+    async with (
+        pykata.Sandbox(network=pykata.TCFilter(path), isolation="emulated") as one,
+        pykata.Sandbox(network=pykata.Bridge(network=network), isolation="emulated") as other,
+    ):
+        print(json.dumps([str(each._open.run_dir) for each in (one, other)]), flush=True)
+        await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_process_leaves_is_collected(tmp_path: Path) -> None:
+    from tests.worlds import ping, world
+
+    async with world(tmp_path) as (inside, outside):
+        before = await of_host()
+        argv = [sys.executable, "-c", CHILD, inside.path, "killed"]
+        async with spawn(argv, stdout=PIPE, env=dict(os.environ)) as child:
+            assert child.stdout is not None
+            said = b""
+            while not said.endswith(b"\n"):
+                said += await child.stdout.receive()
+            directories = [Path(each) for each in json.loads(said)]
+            child.send_signal(signal.SIGKILL)
+            await child.wait()
+        removed = await pykata.collect_garbage()
+        assert {*directories, directories[0].parent / PLACE / "killed"} <= set(removed)
+        assert await of_host() == before
+        async with netlink(inside) as kernel:
+            assert "ingress" not in await kernel.qdiscs((await kernel.link("eth0")).index)
+        assert "2 packets received" in await ping(outside, "10.1.0.2")
