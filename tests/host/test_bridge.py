@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pykata.errors import AddressesExhaustedError, ConfigError, NetworkError, ToolFailedError
@@ -16,7 +19,7 @@ from pykata.net.bridge import Bridge
 from pykata.net.netlink import netlink
 from pykata.net.netns import Netns
 from pykata.net.policy.rules import policy_of
-from pykata.spec import Attachment, Route
+from pykata.spec import Attachment, Port, Route
 from tests.host.stand_in import stand_in
 from tests.worlds import ping, run
 
@@ -205,6 +208,24 @@ async def test_a_policy_is_kept(dirs: Iterator[Path]) -> None:
         assert attachment.guards
         assert "2 packets received" in await ping(held, address(free))
         assert await unreachable(held, "198.51.100.2")
+
+
+async def test_ports_are_published(dirs: Iterator[Path]) -> None:
+    loop = asyncio.get_running_loop()
+    for strategy in (Bridge(network="ports"), Bridge(network="ports", isolated=True)):
+        async with guest(strategy, dirs, wanted=Wanted(ports=(Port(80),))) as (inside, attachment):
+            (port,) = attachment.published
+            with netns.socket_in(inside, socket.AF_INET, socket.SOCK_STREAM) as server, socket.socket() as client:
+                server.bind((address(attachment), 80))
+                server.listen()
+                for each in (server, client):
+                    each.setblocking(False)
+                with anyio.fail_after(30):
+                    await loop.sock_connect(client, (port.address, port.host))
+                    connection, _ = await loop.sock_accept(server)
+                    with connection:
+                        await loop.sock_sendall(connection, b"hello")
+                        assert await loop.sock_recv(client, 100) == b"hello"
 
 
 async def test_what_can_not_be_used(dirs: Iterator[Path], tmp_path: Path) -> None:

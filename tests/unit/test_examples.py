@@ -70,6 +70,14 @@ def test_the_guide_to_processes(tmp_path: Path) -> None:
     assert run(program).strip() == block(guide, "text").strip()
 
 
+@pytest.mark.vm
+def test_the_guide_to_networks_of_the_host(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "networks-of-the-host.md").read_text()
+    program = tmp_path / "guide.py"
+    program.write_text(block(guide, "python"))
+    assert run(program).strip() == block(guide, "text").strip()
+
+
 async def test_the_guide_to_testing(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"pykata": pykata}
     exec(block((ROOT / "docs" / "guides" / "testing.md").read_text(), "python"), namespace)  # noqa: S102
