@@ -18,6 +18,7 @@ from betterproto2 import Message
 
 from pykata.agent.channel import Channel
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
+from pykata.agent.start import encoded_start
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import (
@@ -33,7 +34,6 @@ from pykata.agent.v1 import (
     RemoveContainerResponse,
     ResizeRequest,
     ResizeResponse,
-    RunRequest,
     SetupRequest,
     SetupResponse,
     SignalRequest,
@@ -160,7 +160,7 @@ class AgentClient:
                     ...
                 await command.finished()
         """
-        request = encoded(RunRequest(start=start))
+        request = bounded(encoded_start(start))
         with anyio.move_on_after(timeout) as scope:
             stream = await self._begin("Run", request)
         if scope.cancelled_caught:
@@ -254,8 +254,12 @@ def request_headers(name: str) -> Headers:
 
 
 def encoded(request: Message) -> bytes:
-    """A request as bytes. Raises ConfigError if it is larger than the protocol allows."""
-    data = bytes(request)
+    """A request as bytes, :func:`bounded`."""
+    return bounded(bytes(request))
+
+
+def bounded(data: bytes) -> bytes:
+    """A request. Raises ConfigError if it is larger than the protocol allows."""
     if len(data) > MAX_MESSAGE:
         raise ConfigError(f"the request is {len(data)} bytes long; the agent takes at most {MAX_MESSAGE}")
     return data

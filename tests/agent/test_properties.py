@@ -15,20 +15,25 @@ from pykata.agent.channel import Channel
 from pykata.agent.client import AgentClient, Ended, Exited, OutputEvent, Room, Stderr, Stdout
 from pykata.agent.guard import BURST, FrameGuard
 from pykata.agent.run import stdio, varint
+from pykata.agent.start import encoded_start
 from pykata.agent.stream import frame as grpc_message
 from pykata.agent.typed import decoded
-from pykata.agent.v1 import Ended as EndedMessage
-from pykata.agent.v1 import Exited as ExitedMessage
 from pykata.agent.v1 import (
+    CreateContainerRequest,
     InspectResponse,
     Process,
+    ProcessTool,
+    Rlimit,
     RunRequest,
     RunResponse,
     SetupResponse,
     Start,
     Started,
     StatsResponse,
+    Terminal,
 )
+from pykata.agent.v1 import Ended as EndedMessage
+from pykata.agent.v1 import Exited as ExitedMessage
 from pykata.errors import AgentError, AgentProtocolError
 from tests.agent.peer import OK_HEADERS, OK_TRAILERS
 
@@ -310,3 +315,23 @@ def test_guard_lets_time_and_work_pass() -> None:
     guard.stream_opened(50_001)
     for _ in range(20_000):         # much data, and a WINDOW_UPDATE for each
         guard.feed(frame(0, 0, 50_001, bytes(2000)) + frame(8, 0, 50_001, bytes(4)))
+
+
+TEXTS = st.lists(st.text(max_size=200), max_size=5)
+SIZES = st.integers(0, 2**32 - 1)
+PROCESSES = st.builds(
+    Process, id=st.text(), args=TEXTS, env=TEXTS, cwd=st.text(), user=st.text(), tool=st.sampled_from(ProcessTool),
+    rlimits=st.lists(st.builds(Rlimit, type=st.text(), soft=SIZES, hard=SIZES), max_size=2),
+    terminal=st.none() | st.builds(Terminal, rows=SIZES, cols=SIZES),
+)  # fmt: skip
+
+
+@given(
+    st.builds(
+        Start, container_id=st.text(), process=st.none() | PROCESSES, window=SIZES, detached=st.booleans(), log=SIZES,
+        stdin_closed=st.booleans(), last=st.booleans(), collected=st.booleans(),
+        create=st.none() | st.builds(CreateContainerRequest, id=st.text()),
+    )
+)  # fmt: skip
+def test_a_start_is_encoded_whole(start: Start) -> None:
+    assert RunRequest.parse(encoded_start(start)) == RunRequest(start=start)
