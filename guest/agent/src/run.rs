@@ -36,7 +36,7 @@ const GOODBYE: Duration = Duration::from_millis(250);
 
 /// How long the news that a process has started may wait for those of its end: to tell the host takes longer than a small
 /// program does, and its pipes need not be watched for it.
-const PATIENCE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How a process that started came to its end for the call.
 enum Ended {
