@@ -224,7 +224,9 @@ def _slirp() -> Path:
 async def _passt() -> Path:
     """With the name of passt's other half it speaks to a network namespace rather than to QEMU."""
     program = host.find_tool("pasta", package="passt", env_var="PYKATA_PASTA")
-    said = (await host.run_tool([program, "--version"], timeout=10)).decode(errors="replace")
+    # Debian 13's ends without writing out what it has for a pipe.
+    argv: list[str | Path] = [host.find_tool("stdbuf", package="coreutils"), "-o0", program, "--version"]
+    said = (await host.run_tool(argv, timeout=10)).decode(errors="replace")
     dated = re.search(r"20[0-9]{6}|20[0-9]{2}_[0-9]{2}_[0-9]{2}", said)
     # Debian 12's doesn't know its version, and its connections stop after some kilobytes.
     if dated is None or dated[0].replace("_", "") < OLDEST_PASST:

@@ -182,3 +182,13 @@ async def test_the_guide_to_network_policies(capsys: pytest.CaptureFixture[str])
     await namespace["main"]()
     assert capsys.readouterr().out == "denied tcp 20.0.0.1 443  nobody allowed it\n"
     assert [rule.text for rule in guard._policy.deny] == ["pypi.org", "10.1.0.0/16"]
+
+
+@pytest.mark.vm
+def test_the_guide_to_networks(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "networks.md").read_text()
+    said, served = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    exec(said, {})  # noqa: S102
+    program = tmp_path / "guide.py"
+    program.write_text(served)
+    assert run(program) == block(guide, "text")
