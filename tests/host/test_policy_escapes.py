@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dns.edns
 import dns.message
+import dns.name
 import dns.rcode
 import pytest
 
@@ -169,6 +170,15 @@ async def test_data_in_names(world: Lab) -> None:
         assert (await world.event(action="denied", protocol="dns", name=name.lower())).reason == "name"
     assert world.resolver.asked == []
     await reached_nothing(world)
+
+
+async def test_labels_with_dots_in_them(world: Lab) -> None:
+    for labels in ((b"x.wild", b"example", b""), (b"good.example", b""), (b"a\0.wild", b"example", b"")):
+        query = dns.message.make_query(dns.name.Name(labels), "A").to_wire()
+        answer = dns.message.from_wire(await world.datagram("169.254.53.53", 53, query))
+        assert answer.rcode() == dns.rcode.NXDOMAIN
+    assert world.resolver.asked == []
+    assert (await world.event(action="denied", protocol="dns")).reason == "name"
 
 
 async def test_data_in_the_case_of_a_name_and_in_options(world: Lab) -> None:

@@ -7,6 +7,7 @@ told to whoever owns the name.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ MOST_ANSWER = 1232          # bytes that no network has to cut into fragments (R
 ADDRESSES = ("A", "AAAA")
 OTHERS = ("CNAME", "MX", "SRV", "TXT", "NS", "SOA")
 """What else is passed on of names that are allowed."""
+_PLAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 LASTING = ("NOERROR", "NXDOMAIN")
 
 
@@ -36,6 +38,11 @@ class Question:
     name: str
     kind: str
     message: dns.message.QueryMessage
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it one that a host may have? A label with a dot in it (RFC 2181, 11) would look like two of them."""
+        return bool(_PLAIN.fullmatch(self.name))
 
 
 @frozen

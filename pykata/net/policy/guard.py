@@ -171,6 +171,10 @@ class TapGuard:
         kinds = self._sets.pop(flow, set())
         self._pipes.elements.change([Change("delete", f"{kind}{flow.version}", _key(flow)) for kind in kinds])
 
+    def cut(self, flow: Flow) -> None:
+        self.forget(flow)
+        self._pipes.elements.change([Change("delete", f"replies{flow.version}", _key(flow))])
+
     def ask(self, question: dns.Question, packet: Packet) -> None:
         if len(self._tasks) >= MOST_QUESTIONS:
             return

@@ -40,6 +40,7 @@ ECHO, ECHO6 = 8, 128
 NEIGHBOURS = (135, 136)         # solicitation and advertisement (RFC 4861)
 
 
+NO_NAME = Decision("deny", "name", "it is no name of a host")
 Known = Callable[[str], Sequence[Address]]
 """Where those names lead that are known without DNS: to wherever whoever knows them says."""
 Action = Literal["allowed", "denied"]
@@ -78,6 +79,9 @@ class Actions(Protocol):
 
     def forget(self, flow: Flow) -> None:
         """None of that any more."""
+
+    def cut(self, flow: Flow) -> None:
+        """As :meth:`forget`, and what the other end began isn't answered either."""
 
     def ask(self, question: dns.Question, packet: Packet) -> None:
         """Ask DNS; the answer comes to :meth:`Inspector.answered`."""
@@ -178,7 +182,7 @@ class Inspector:
         except RefusedError as refused:
             self._deny(found, refused.reason, str(refused), quietly=True)
             return
-        decision = self._judge.name(asked.name)
+        decision = self._judge.name(asked.name) if asked.is_plain else NO_NAME
         if decision.verdict == "deny":
             self._refuse(found, asked, decision.reason, decision.why)
         elif addresses := self._known(asked.name):
@@ -325,6 +329,7 @@ class Inspector:
                 decision = replace_if_denied(decision, self._judge.shown(known.name, flow.dport, decision))
             if decision.verdict == "deny":
                 self._drop(flow)
+                self._do.cut(flow)
                 self._do.tell("denied", decision.reason, f"a connection was cut: {decision.why}", protocol,
                               str(address), flow.dport, known.name)
             else:
