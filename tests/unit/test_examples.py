@@ -124,13 +124,14 @@ async def test_the_guide_to_templates(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.vm
 async def test_the_guide_to_volumes(capsys: pytest.CaptureFixture[str]) -> None:
-    code = block((ROOT / "docs" / "guides" / "volumes.md").read_text(), "python")
+    guide = (ROOT / "docs" / "guides" / "volumes.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     namespace: dict[str, Any] = {"pykata": pykata, "__file__": __file__}
-    exec("async def main():\n" + textwrap.indent(code, "    "), namespace)  # noqa: S102
+    exec("async def main():\n" + textwrap.indent("".join(blocks), "    "), namespace)  # noqa: S102
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pykata.EmulationWarning)
         await namespace["main"]()
-    assert capsys.readouterr().out == "True\n"
+    assert capsys.readouterr().out == "True\nb'42\\n'\n"
 
 
 @pytest.mark.vm
