@@ -109,13 +109,16 @@ async def _relay(listeners: Sequence[Listener], netns: Netns, guest: str) -> Non
 
 
 async def _connections(listener: socket.socket, netns: Netns, target: tuple[str, int]) -> None:
-    loop = asyncio.get_running_loop()
     room = anyio.CapacityLimiter(CONNECTIONS)
     async with anyio.create_task_group() as group:
         while True:
             await room.acquire_on_behalf_of(token := object())
             try:
-                client, _ = await loop.sock_accept(listener)
+                await anyio.wait_readable(listener)
+                client, _ = listener.accept()       # no await until it is somebody's
+            except BlockingIOError:                 # who came has gone again
+                room.release_on_behalf_of(token)
+                continue
             except OSError as exc:          # no descriptors are left, say; the connection stays in the queue
                 log.warning("a connection to a published port has to wait: %s", exc)
                 room.release_on_behalf_of(token)

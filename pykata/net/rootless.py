@@ -45,7 +45,9 @@ async def rootless(
         stack.push_async_callback(words.stop)
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC
-            fd = await asyncio.to_thread(opener, {"open": "/proc/self/ns/net", "flags": flags})
+            opener.ask({"open": "/proc/self/ns/net", "flags": flags})
+            await anyio.wait_readable(ours)         # it has to be started first; from then on it answers at once
+            fd = opener.take()
             stack.callback(os.close, fd)
             user_fd = opener({"open": "/proc/self/ns/user", "flags": flags})
             stack.callback(os.close, user_fd)
@@ -104,11 +106,22 @@ class _Opener:
 
     def __call__(self, request: Mapping[str, object]) -> int:
         with self._lock:
-            try:
-                self._control.send(json.dumps(request).encode())
-                answer, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-            except OSError as exc:
-                raise _GoneError("the network namespace is gone") from exc
+            self.ask(request)
+            return self.take()
+
+    def ask(self, request: Mapping[str, object]) -> None:
+        """Have something opened, for :meth:`take`."""
+        try:
+            self._control.send(json.dumps(request).encode())
+        except OSError as exc:
+            raise _GoneError("the network namespace is gone") from exc
+
+    def take(self) -> int:
+        """What was opened."""
+        try:
+            answer, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError as exc:
+            raise _GoneError("the network namespace is gone") from exc
         if descriptors:
             return descriptors[0]
         if not answer:

@@ -43,6 +43,14 @@ METADATA = ("169.254.0.0/16", "fd00:ec2::254/128")
 """Where clouds tell a machine its secrets."""
 
 
+@frozen
+class Program:
+    """What makes the guest's connections, whatever its file is called."""
+
+    name: Literal["slirp4netns", "pasta"]
+    path: Path
+
+
 def _via(instance: object, attribute: Attribute[str], value: object) -> None:
     if value not in ("auto", "passt", "slirp4netns"):
         raise ConfigError(f"via={value!r} is unknown", hint="choose one of 'auto', 'passt', 'slirp4netns'")
@@ -78,7 +86,8 @@ class UserNetwork(NetworkStrategy):
             outside = await _outside()
             ipv6 = outside.ipv6 if self.ipv6 is None else self.ipv6
             program = await self.program()
-            made, words = await stack.enter_async_context(rootless(program.name, self._command(program, ipv6), UPLINK))
+            command = self._command(program, ipv6=ipv6)
+            made, words = await stack.enter_async_context(rootless(program.name, command, UPLINK))
             inside = await stack.enter_async_context(tap(made, TAP, mtu=MTU))
             interface = _interface(_new_mac(), ipv6=ipv6)
             guarding = await stack.enter_async_context(_guarded(run_dir, inside, interface, wanted))
@@ -95,7 +104,7 @@ class UserNetwork(NetworkStrategy):
                 hosts=(("host.internal", OUT),) if self.host else (), published=published, lost=(words.ended,),
             )  # fmt: skip
 
-    async def program(self) -> Path:
+    async def program(self) -> Program:
         """The program that makes the connections. Raises ToolMissingError, ToolTooOldError."""
         if self.via == "passt":
             return await _passt()
@@ -110,17 +119,17 @@ class UserNetwork(NetworkStrategy):
             raise ToolMissingError("neither slirp4netns nor passt is installed",
                                    hint="apt-get install slirp4netns") from None
 
-    def _command(self, program: Path, ipv6: bool) -> list[str | Path]:
+    def _command(self, program: Program, *, ipv6: bool) -> list[str | Path]:
         if program.name == "slirp4netns":
             return [
-                program, "--netns-type=path", f"--cidr={OUT.rpartition('.')[0]}.0/{BITS}", f"--mtu={MTU}",
+                program.path, "--netns-type=path", f"--cidr={OUT.rpartition('.')[0]}.0/{BITS}", f"--mtu={MTU}",
                 "--enable-sandbox", "--enable-seccomp",
                 *(["--enable-ipv6"] if ipv6 else []),
                 *([] if self.host else ["--disable-host-loopback"]),
                 "@/ns/net", UPLINK,
             ]  # fmt: skip
         return [
-            program, "--foreground", "--quiet", "--netns-only", "--netns", "@/ns/net", "-I", UPLINK,
+            program.path, "--foreground", "--quiet", "--netns-only", "--netns", "@/ns/net", "-I", UPLINK,
             "-a", GUEST, "-n", str(BITS), "-g", OUT, "--dns-forward", DNS, "--mtu", str(MTU),
             *(["-a", GUEST6, "-g", OUT6] if ipv6 else ["--ipv4-only"]),
             # By default each port that listens on one side is connected to the other.
@@ -217,11 +226,11 @@ def _new_mac() -> str:
     return "52:54:00:" + os.urandom(3).hex(":")
 
 
-def _slirp() -> Path:
-    return host.find_tool("slirp4netns", package="slirp4netns", env_var="PYKATA_SLIRP4NETNS")
+def _slirp() -> Program:
+    return Program("slirp4netns", host.find_tool("slirp4netns", package="slirp4netns", env_var="PYKATA_SLIRP4NETNS"))
 
 
-async def _passt() -> Path:
+async def _passt() -> Program:
     """With the name of passt's other half it speaks to a network namespace rather than to QEMU."""
     program = host.find_tool("pasta", package="passt", env_var="PYKATA_PASTA")
     # Debian 13's ends without writing out what it has for a pipe.
@@ -232,4 +241,4 @@ async def _passt() -> Path:
     if dated is None or dated[0].replace("_", "") < OLDEST_PASST:
         raise ToolTooOldError(f"{program} is too old: {said.splitlines()[0] if said else 'no version'}",
                               hint=f"it takes one of {OLDEST_PASST} or later, or slirp4netns")
-    return program
+    return Program("pasta", program)
