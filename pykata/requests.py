@@ -73,7 +73,6 @@ def container_request(
             data=list(rootfs.attachment.content),
         ),
         usual=v1.Usual(
-            hostname=options.hostname,
             env=[f"{name}={value}" for name, value in env.items()],
             cwd=config.workdir,
             memory_limit=running.memory_limit,

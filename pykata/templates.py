@@ -93,7 +93,13 @@ class Template:
                 main = await making.enter_async_context(self._sandbox.container(self.image))
                 await self._set_up(main)
                 running.main = main.id
-            await making.enter_async_context(fresh_container(running, self.image))
+            async with AsyncExitStack() as warm:
+                if self._setup is None:
+                    # The shell's file, its libraries and what the kernel makes at first need are in memory from then
+                    # on. In a container of its own: nothing shall have run in the one that waits.
+                    other = await warm.enter_async_context(self._sandbox.container(self.image))
+                    await other.shell(":")      # an image may have none
+                await making.enter_async_context(fresh_container(running, self.image))
             await self._hold_image(stack, running)
             greeting = await running.agent.park()
             # Nobody talks to this guest any more: what is to be undone in it goes with its machine.

@@ -60,7 +60,7 @@ pub struct CloneRequest {
     /// as in SetupRequest
     #[prost(int64, tag = "2")]
     pub unix_time_ns: i64,
-    /// as in SetupRequest; with it the machine-id and the generation are new
+    /// as in SetupRequest, and 16 bytes that become the machine-id; the generation is new
     #[prost(bytes = "bytes", tag = "3")]
     pub entropy: ::prost::bytes::Bytes,
     /// sent to each process that the host has started, last of all
@@ -192,6 +192,7 @@ pub struct CreateContainerRequest {
 /// agent longer to read than all the rest of the request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Usual {
+    /// empty: the guest's, in whose UTS namespace the container then is
     #[prost(string, tag = "1")]
     pub hostname: ::prost::alloc::string::String,
     /// "NAME=value", for all its processes

@@ -138,11 +138,10 @@ pub fn begin(
     if container.processes.has(&plan.id) {
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
-    let oom_kills = container.oom_kills();
     let kind = kind(&plan);
-    let spawned = match become_process(agent, container, &plan, kind) {
-        Some(spawned) => spawned,
-        None => process::spawn(agent, container, &plan, kind, None)?,
+    let (oom_kills, spawned) = match become_process(agent, container, &plan, kind) {
+        Some(spawned) => (0, spawned), // the first that runs in there
+        None => (container.oom_kills(), process::spawn(agent, container, &plan, kind, None)?),
     };
     let kept = Arc::new(AtomicBool::new(false));
     let running = Running { pid: spawned.pid, berth: spawned.berth.clone(), terminal: None, kept: kept.clone() };

@@ -97,7 +97,7 @@ impl agent_server::Agent for Rpc {
             let container = container::build(&agent, prepared).await?;
             claim.publish(&container);
             if let Some(waiting) = waiting {
-                container.set_waiting(Waiting::new(&agent, &container, waiting)?);
+                container.set_waiting(Waiting::new(&agent, &container, waiting)?)?;
             }
             Ok(proto::CreateContainerResponse {})
         })

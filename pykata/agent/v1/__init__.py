@@ -107,7 +107,7 @@ class CloneRequest(betterproto2.Message):
 
     entropy: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
     """
-    as in SetupRequest; with it the machine-id and the generation are new
+    as in SetupRequest, and 16 bytes that become the machine-id; the generation is new
     """
 
     signal: "int" = betterproto2.field(4, betterproto2.TYPE_INT32)
@@ -897,6 +897,9 @@ class Usual(betterproto2.Message):
     """
 
     hostname: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    empty: the guest's, in whose UTS namespace the container then is
+    """
 
     env: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
     """

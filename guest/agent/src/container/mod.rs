@@ -8,6 +8,7 @@ pub mod filesystems;
 mod idle;
 mod init;
 pub mod inside;
+pub mod names;
 mod paths;
 mod resources;
 mod rootfs;
@@ -40,6 +41,7 @@ use crate::stdio::{self, Report};
 use crate::sys::{self, Cloned};
 use config::{Config, MountKind, Namespaces};
 use filesystems::Found;
+use names::NameFiles;
 
 pub use config::VOLUMES;
 pub use rootfs::DIRS;
@@ -73,6 +75,8 @@ pub struct Container {
     serial: AtomicU64,
     /// A process that waits for the first command.
     waiting: Mutex<Option<Waiting>>,
+    /// What is rewritten when the guest becomes another one, while that process waits.
+    name_files: Mutex<Option<NameFiles>>,
 }
 
 /// A request whose devices are all there: the rest takes no waiting for the host.
@@ -169,6 +173,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             stems: usual.then(Arc::default),
             serial: AtomicU64::new(0),
             waiting: Mutex::default(),
+            name_files: Mutex::default(),
         })),
         Err(status) => {
             let _ = sys::kill(init, libc::SIGKILL);
@@ -200,6 +205,7 @@ async fn wait_gone(mut gone: watch::Receiver<Option<Exit>>) -> Option<Exit> {
 /// Removes a container by its id and returns when nothing of it is left. An unknown id is fine.
 pub async fn remove(agent: &Agent, id: &str) -> Result<(), Status> {
     let Some(container) = agent.settled(id).await else { return Ok(()) };
+    drop(lock(&container.name_files).take()); // they would keep its file system
     let _ = container.cgroup.kill();
     let _ = sys::kill(container.init_if_alive(), libc::SIGKILL);
     wait_gone(container.gone.clone()).await;
@@ -314,8 +320,18 @@ impl Container {
         rustix::fs::open(&path, flags, Mode::empty()).step("open", path)
     }
 
-    pub fn set_waiting(&self, waiting: Waiting) {
+    /// A process that waits for the first command: until it has one nothing has run in here.
+    pub fn set_waiting(&self, waiting: Waiting) -> Result<(), Failed> {
+        *lock(&self.name_files) = Some(NameFiles::open(self)?);
         *lock(&self.waiting) = Some(waiting);
+        Ok(())
+    }
+
+    /// Writes a file with a name in it, `was` so far, if nothing has run in here that could have changed it. False: not so.
+    pub fn write_untouched(&self, path: &str, was: &str, text: &str) -> Result<bool, Failed> {
+        let files = lock(&self.name_files);
+        let file = files.as_ref().filter(|_| lock(&self.waiting).is_some()).and_then(|files| files.get(path));
+        file.map_or(Ok(false), |file| names::write(file, was, text).step("write", path).map(|()| true))
     }
 
     pub fn take_waiting(&self) -> Option<Waiting> {

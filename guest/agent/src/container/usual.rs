@@ -34,6 +34,9 @@ pub fn spec(from: proto::Usual) -> Result<oci::Spec, Invalid> {
         true => None,
         false => Some(mounts().into_iter().chain(from.volumes.into_iter().map(volume)).collect()),
     };
+    // Without a name of its own it shares the guest's: no program in there may change that.
+    let namespace = |kind: &str| oci::Namespace { kind: kind.to_owned(), path: String::new() };
+    let namespaces = from.hostname.is_empty().then(|| ["pid", "mount", "ipc"].map(namespace).into());
     Ok(oci::Spec {
         mounts: volumes,
         hostname: Some(from.hostname).filter(|name| !name.is_empty()),
@@ -44,6 +47,7 @@ pub fn spec(from: proto::Usual) -> Result<oci::Spec, Invalid> {
             ..Default::default()
         }),
         linux: oci::Linux {
+            namespaces,
             resources: oci::Resources {
                 memory: oci::Memory { limit: Some(limit), ..Default::default() },
                 pids: oci::Pids { limit: Some(PIDS) },

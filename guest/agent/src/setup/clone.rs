@@ -20,7 +20,7 @@ fn check(request: &proto::CloneRequest) -> Result<(), Invalid> {
         validate::hostname("hostname", &request.hostname)?;
     }
     let size = request.entropy.len();
-    if size != 0 && !(entropy::LEAST..=entropy::MOST).contains(&size) {
+    if size != 0 && !(entropy::LEAST + identity::MACHINE_ID..=entropy::MOST).contains(&size) {
         return Err(Invalid::new("entropy", format!("{size} bytes")));
     }
     match request.signal {
@@ -34,13 +34,15 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     let ready = agent.ready()?;
     check(request)?;
     let is_another = !request.entropy.is_empty();
+    // The machine-id is the host's: the guest's own generator takes as long for the first number it makes.
+    let (seed, id) = request.entropy.split_at(request.entropy.len().saturating_sub(identity::MACHINE_ID));
     if is_another {
-        entropy::add(&request.entropy)?;
+        entropy::add(seed)?;
     }
     clock::set(request.unix_time_ns)?;
     let generation = agent.generation(is_another);
     if is_another {
-        let names = ready.names.of_another(&request.hostname, identity::machine_id()?);
+        let names = ready.names.of_another(&request.hostname, identity::machine_id_of(id)?);
         rename(agent, &ready.names, &names)?;
         agent.end_setup(Some(Ready { names, disks: ready.disks.clone() }));
         identity::set_generation(generation)?; // who sees this change finds the rest changed
@@ -68,18 +70,22 @@ fn rename(agent: &Agent, old: &Names, new: &Names) -> Result<(), Failed> {
 /// One that has a name of its own keeps it.
 fn rename_in(container: &Container, old: &Names, new: &Names) -> Result<(), Failed> {
     let own = container.hostname().filter(|own| own != old.hostname());
-    if own.is_none() {
+    // Without a namespace for it, the guest's name is the container's.
+    if own.is_none() && container.namespaces.uts {
         container.set_hostname(new.hostname());
-        if container.namespaces.uts {
-            set_hostname_in(container, new.hostname())?;
-        }
+        set_hostname_in(container, new.hostname())?;
     }
-    let root = container.root()?;
+    let mut root = None;
     // Each step costs a cold machine a good part of a millisecond: nothing is done that changes nothing.
     for ((path, text), (_, was)) in new.files(own.as_deref()).iter().zip(old.files(own.as_deref())) {
-        if *text != was {
-            replace(root.as_fd(), path, &was, text).step("write", path)?;
+        if *text == was || container.write_untouched(path, &was, text)? {
+            continue;
         }
+        let root = match &root {
+            Some(open) => open,
+            None => root.insert(container.root()?),
+        };
+        replace(root.as_fd(), path, &was, text).step("write", path)?;
     }
     Ok(())
 }

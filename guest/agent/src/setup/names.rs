@@ -7,6 +7,9 @@ use std::net::IpAddr;
 use crate::errno::{Failed, Step};
 use crate::validate::{self, Invalid, shown};
 
+/// The files of a container with names in them, in the order of [`Names::files`].
+pub const PATHS: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id"];
+
 /// What the containers' files in /etc are made of.
 #[derive(Debug, Clone)]
 pub struct Names {
@@ -66,11 +69,12 @@ impl Names {
         let hostname = hostname.unwrap_or(&self.hostname);
         let own = self.address.unwrap_or(IpAddr::from([127, 0, 1, 1]));
         let localhost = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        let [hosts, name, resolv, machine] = PATHS;
         [
-            ("/etc/hosts", format!("{localhost}{own}\t{hostname}\n{}", self.hosts)),
-            ("/etc/hostname", format!("{hostname}\n")),
-            ("/etc/resolv.conf", self.resolv_conf.clone()),
-            ("/etc/machine-id", format!("{}\n", self.machine_id)),
+            (hosts, format!("{localhost}{own}\t{hostname}\n{}", self.hosts)),
+            (name, format!("{hostname}\n")),
+            (resolv, self.resolv_conf.clone()),
+            (machine, format!("{}\n", self.machine_id)),
         ]
     }
 }
