@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pykata.detached.logs import LogPiece
     from pykata.errors import (
         AddressesExhaustedError,
+        AdmissionError,
         AgentError,
         AgentLostError,
         AgentProtocolError,
@@ -120,6 +121,7 @@ __all__ = [
     "CNI",
     "QEMU",
     "AddressesExhaustedError",
+    "AdmissionError",
     "AgentError",
     "AgentLostError",
     "AgentProtocolError",

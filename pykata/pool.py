@@ -49,6 +49,12 @@ class PoolStats:
 class _Ready:
     sandbox: Sandbox
     watch: anyio.CancelScope = field(factory=anyio.CancelScope)
+    is_watched: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        running = self.sandbox._open
+        return not running.vm.has_ended and not running.agent.is_lost
 
 
 class Pool:
@@ -116,7 +122,6 @@ class Pool:
         Waits if none is ready. Raises why the one that was started for it couldn't be.
         """
         sandbox = await self._take()
-        self._in_use += 1
         try:
             yield sandbox
         finally:
@@ -130,8 +135,10 @@ class Pool:
         if not self._is_open:
             raise SandboxClosedError("this pool is not open", hint="use it inside its 'async with' block")
         self._changed.set()
-        if self._ready:
-            ready = self._ready.popleft()
+        # One that has just died is left to who watches it.
+        if (ready := next((one for one in self._ready if one.is_alive), None)) is not None:
+            self._ready.remove(ready)
+            self._in_use += 1
             ready.watch.cancel()
             return ready.sandbox
         turn: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
@@ -140,22 +147,24 @@ class Pool:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._in_use -= 1
                 self._pass_on(turn.result())        # it came as we were leaving
             raise
         finally:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
-    def _pass_on(self, sandbox: Sandbox) -> bool:
-        """Give it to who has waited longest; without one it is ready for the next. True: somebody has it."""
+    def _pass_on(self, sandbox: Sandbox) -> None:
+        """Give it to who has waited longest; without one it is ready for the next."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
+                self._in_use += 1       # by now: who has waited only runs later, and others are started meanwhile
                 turn.set_result(sandbox)
-                return True
+                return
         self._ready.appendleft(_Ready(sandbox))
         self._arrived.set()
-        return False
+        self._changed.set()
 
     # --- in the background ---
 
@@ -165,9 +174,13 @@ class Pool:
         async with anyio.create_task_group() as group:
             while True:
                 self._changed.clear()
+                for ready in self._ready:
+                    if not ready.is_watched:
+                        ready.is_watched = True
+                        group.start_soon(self._watch, ready)
                 while self._starting < min(self._missing(), cores):
                     self._starting += 1
-                    group.start_soon(self._start, group)
+                    group.start_soon(self._start)
                 await self._changed.wait()
 
     def _missing(self) -> int:
@@ -177,7 +190,7 @@ class Pool:
             return wanted
         return min(wanted, self._limit - len(self._ready) - self._in_use)
 
-    async def _start(self, group: anyio.abc.TaskGroup) -> None:
+    async def _start(self) -> None:
         try:
             sandbox = self._template.sandbox()
             try:
@@ -187,7 +200,7 @@ class Pool:
                 await self._tell(error)
                 return
             self._started += 1
-            self._give(sandbox, group)
+            self._pass_on(sandbox)
         finally:
             self._starting -= 1
             self._changed.set()
@@ -202,14 +215,10 @@ class Pool:
         log.warning("a sandbox of the pool didn't start: %s", error)
         await anyio.sleep(PATIENCE)
 
-    def _give(self, sandbox: Sandbox, group: anyio.abc.TaskGroup) -> None:
-        if not self._pass_on(sandbox):
-            group.start_soon(self._watch, self._ready[0])
-
     async def _watch(self, ready: _Ready) -> None:
         """See to it that one that ends is replaced, rather than given to somebody."""
         with ready.watch:
-            await ready.sandbox._open.vm.died()
+            await ready.sandbox._open.agent.lost()      # ends with the machine, too
             self._ready.remove(ready)
             self._died += 1
             await finish(ready.sandbox.__aexit__(None, None, None))

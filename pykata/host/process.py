@@ -73,6 +73,12 @@ class HostProcess:
         assert self.returncode is not None
         return self.returncode
 
+    def has_ended(self) -> bool:
+        """Whether it has ended. The kernel is asked: :attr:`returncode` is only set when the event loop gets to it."""
+        if self.returncode is None:
+            self._notice()
+        return self.returncode is not None
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and its children (it leads a process group), unless it has ended."""
         if self.returncode is None:

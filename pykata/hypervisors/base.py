@@ -40,6 +40,11 @@ class VM(ABC):
     def end(self, why: VMDiedError) -> None:
         """End it now: something that it needs is gone. :meth:`died` says ``why``, unless it has ended already."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to have ended; asked and not awaited, so it may have all the same."""
+        return False
+
     @abstractmethod
     async def died(self) -> VMDiedError:
         """Wait until the virtual machine has ended without being told to; says why. May be called repeatedly."""

@@ -50,6 +50,17 @@ async def test_one_that_died_is_given_to_nobody(template: Template) -> None:
             assert (await sb.run(BUSYBOX, ["echo", "alive"])).stdout == "alive\n"
 
 
+async def test_one_that_died_a_moment_ago_is_given_to_nobody(template: Template) -> None:
+    async with Pool(template, size=2) as pool:
+        await pool.filled()
+        first = pool._ready[0].sandbox._open.vm
+        os.kill(first.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 the event loop shall not hear of it
+        async with pool.acquire() as sb:
+            assert sb._open.vm is not first
+            assert (await sb.run(BUSYBOX, ["echo", "alive"])).stdout == "alive\n"
+
+
 async def test_who_comes_first_is_served_first_and_there_is_a_limit(template: Template) -> None:
     order: list[int] = []
     most = 0

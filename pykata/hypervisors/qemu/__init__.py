@@ -22,6 +22,7 @@ __all__ = ["QEMU"]
 # Each costs 4 ms of boot under TCG on microvm, 12 ms on q35. On microvm 8 virtio devices fit: these, the agent's, the
 # balloon and one network device.
 SLOTS: dict[command.Machine, int] = {"microvm": 5, "q35": 5}
+KSM = Path("/sys/kernel/mm/ksm/run")
 SERIAL_LENGTH = 20      # bytes of a disk's serial; VIRTIO_BLK_ID_BYTES
 
 
@@ -41,6 +42,16 @@ def _slots(instance: QEMU, attribute: Attribute[int | None], value: object) -> N
                           hint="machine='q35' has room for more" if instance.machine == "microvm" else "")
 
 
+def _check_ksm() -> None:
+    """Merging that was asked for must happen (mm/ksm.rst)."""
+    try:
+        runs = KSM.read_text().strip() == "1"
+    except OSError as exc:
+        raise HostError("ksm=True: this host's kernel can't merge memory", hint="leave ksm out") from exc
+    if not runs:
+        raise HostError("ksm=True: merging is switched off on this host", hint=f"its root can: echo 1 > {KSM}")
+
+
 def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
@@ -56,9 +67,12 @@ class QEMU(Hypervisor):
     ``machine="microvm"`` boots fastest; ``"q35"`` has PCI and takes more devices. ``accel="auto"`` is KVM where it
     works and emulation (TCG) elsewhere. ``binary`` is searched in ``PATH`` unless ``$PYKATA_QEMU`` or this names it.
     ``disk_slots`` is the number of images that can be in the machine at the same time. ``reclaim`` gives memory that
-    the guest has freed back to the host. ``agent`` is how the agent is reached: ``"vsock"`` where the host has it, else
-    a ``"serial"`` port. The port is between this guest and us alone, while a guest with vsock can also reach whatever
-    else listens there on the host, if it gets past the seccomp filter of its containers.
+    the guest has freed back to the host. ``ksm`` has the host's kernel merge pages of the same content with those of
+    all other programs that ask for that too, whoever's they are: it saves memory, and lets each guest find out by the
+    time a write takes what others have in theirs. So only for guests that may know each other's secrets. ``agent`` is
+    how the agent is reached: ``"vsock"`` where the host has it, else a ``"serial"`` port. The port is between this
+    guest and us alone, while a guest with vsock can also reach whatever else listens there on the host, if it gets past
+    the seccomp filter of its containers.
     """
 
     machine: command.Machine = field(default="microvm", validator=_one_of("microvm", "q35"))
@@ -66,6 +80,7 @@ class QEMU(Hypervisor):
     binary: Path | None = field(default=None, converter=_path)
     disk_slots: int | None = field(default=None, validator=_slots)
     reclaim: bool = True
+    ksm: bool = False
     agent: Literal["auto", "serial", "vsock"] = field(default="auto", validator=_one_of("auto", "serial", "vsock"))
 
     @property
@@ -113,7 +128,8 @@ class QEMU(Hypervisor):
         self._check(spec)
         slots = self._slots_beside(spec)
         binary, accel = self._binary(), self.accel_here()
-        async with start(binary, self.machine, accel, spec, slots=slots, reclaim=self.reclaim) as vm:
+        started = start(binary, self.machine, accel, spec, slots=slots, reclaim=self.reclaim, ksm=self.ksm)
+        async with started as vm:
             yield vm
 
     def _can_save(self) -> bool:
@@ -143,6 +159,8 @@ class QEMU(Hypervisor):
         """What would else be a message of QEMU's, or a guest that never answers."""
         if not 1 <= spec.cpus <= self.features.max_cpus:
             raise ConfigError(f"cpus={spec.cpus} is not a number from 1 to {self.features.max_cpus}")
+        if self.ksm:
+            _check_ksm()
         if spec.memory < 64:
             raise ConfigError(f"memory={spec.memory} MiB is too little", hint="64 MiB is the least")
         room = command.TRANSPORTS[self.machine] - self._slots_beside(spec) - self.reclaim - 1

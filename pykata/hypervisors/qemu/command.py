@@ -78,6 +78,7 @@ def command(
     slots: int,
     reclaim: bool,
     tsc_khz: int | None,
+    ksm: bool = False,
 ) -> list[str]:
     """The argv for a virtual machine. Starts nothing and opens nothing."""
     bus = BUS[machine]
@@ -89,7 +90,7 @@ def command(
         "-display", "none",
         # A guest that panics or powers off resets the machine, which ends QEMU.
         "-no-reboot",
-        "-machine", _machine(machine, spec),
+        "-machine", _machine(machine, spec, ksm=ksm),
         *_memory(spec),
         "-bios", FIRMWARE[machine],
         "-accel", ACCELS[accel],
@@ -122,11 +123,11 @@ def fingerprint(machine: Machine, accel: Accel) -> str:
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
 
-def _machine(machine: Machine, spec: VMSpec) -> str:
-    # Nothing is merged with what other guests have in their memory: who shares pages with someone can find out by the
-    # time a write takes.
+def _machine(machine: Machine, spec: VMSpec, *, ksm: bool) -> str:
+    # Nothing is merged unasked with what other guests have in their memory: who shares pages with someone can find out
+    # by the time a write takes.
     # And what is saved of its devices has no description, which QEMU would miss when it is loaded.
-    options = f"{MACHINES[machine]},mem-merge=off,suppress-vmdesc=on"
+    options = f"{MACHINES[machine]},mem-merge={'on' if ksm else 'off'},suppress-vmdesc=on"
     return f"{options},memory-backend=ram" if spec.saved or _is_shared(spec) else options
 
 

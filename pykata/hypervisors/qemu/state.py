@@ -9,17 +9,19 @@ the memory.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pykata import host
 from pykata.errors import HostError
-from pykata.host import memory_file
 from pykata.hypervisors.qemu.qmp import QMP
 
 PAGE = 4096
-PIECE = 1024 * 1024         # bytes that are copied at once
+MADV_POPULATE_WRITE = 23    # madvise(2)
 FDSET = 900                 # for the file that the devices' state is written to
 RUN = re.compile(rb"\x01+")
 
@@ -27,21 +29,51 @@ RUN = re.compile(rb"\x01+")
 _OWN = bytes(byte & 0xC0 != 0 and byte & 0x20 == 0 for byte in range(256))
 
 
-def copy_own_pages(pid: int, size: int, started_from: int | None, target: int) -> None:
-    """Copy the guest's memory out of the process ``pid``, which must stand still: the pages that are its own.
+class Copy:
+    """The guest's memory of the process ``pid`` on its way to ``target``, a file of its size.
 
-    ``started_from`` is the file that it maps privately, if it does.
+    :meth:`prepare` does while the guest runs what :meth:`finish` then need not do while it stands still: to make the
+    pages of the file takes most of the time of a copy.
     """
-    try:
-        at = _guest_memory(pid, size, started_from)
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            for start, end in _own_pages(pid, at, size):
-                for piece in range(start, end, PIECE):
-                    data = os.pread(memory.fileno(), min(PIECE, end - piece), at + piece)
-                    os.pwrite(target, data, piece)
-    except OSError as exc:
-        raise HostError(f"can't read the memory of QEMU (process {pid}): {exc.strerror}",
-                        hint="saving a virtual machine takes the right to trace a process of one's own") from exc
+
+    def __init__(self, pid: int, size: int, started_from: int | None, target: int) -> None:
+        self._pid = pid
+        self._size = size
+        self._started_from = started_from
+        """The file that the guest's memory is a private mapping of, if it is."""
+        self._target = target
+
+    def prepare(self) -> None:
+        """Copy what the machine was started from, and make room for what the guest has written since."""
+        if self._started_from is not None:
+            host.copy_file(self._started_from, self._target)
+        with self._explained(), mmap.mmap(self._target, self._size) as mapped:
+            for start, end in _own_pages(self._pid, self._address(), self._size):
+                with suppress(OSError):     # a kernel before 5.14
+                    mapped.madvise(MADV_POPULATE_WRITE, start, end - start)
+
+    def finish(self) -> None:
+        """Copy the pages that are the guest's own. It must stand still."""
+        at = self._address()
+        with (
+            self._explained(), open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory,
+            mmap.mmap(self._target, self._size) as mapped, memoryview(mapped) as view,
+        ):  # fmt: skip
+            for start, end in _own_pages(self._pid, at, self._size):
+                while start < end:
+                    with view[start:end] as piece:
+                        start += os.preadv(memory.fileno(), [piece], at + start)
+
+    def _address(self) -> int:
+        return _guest_memory(self._pid, self._size, self._started_from)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise HostError(f"can't read the memory of QEMU (process {self._pid}): {exc.strerror}",
+                            hint="saving a virtual machine takes the right to trace a process of one's own") from exc
 
 
 def _own_pages(pid: int, at: int, size: int) -> Iterator[tuple[int, int]]:
@@ -69,7 +101,7 @@ def _guest_memory(pid: int, size: int, started_from: int | None) -> int:
 
 async def devices(qmp: QMP) -> bytes:
     """The state of all devices of a machine that stands still."""
-    with memory_file(0) as written:
+    with host.memory_file(0) as written:
         # QEMU takes a descriptor of a set only for the very mode that it wants to open the file in.
         only_writing = os.open(f"/proc/self/fd/{written}", os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -24,7 +24,6 @@ from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
-from pykata.hypervisors.qemu.state import copy_own_pages
 from pykata.spec import MIB, Accel, Disk, Nic, NineP, SavedVM, SerialTransport, VhostFs, VMSpec
 
 log = logging.getLogger(__name__)
@@ -80,29 +79,34 @@ class QemuVM(VM):
     @asynccontextmanager
     async def saved(self) -> AsyncIterator[SavedVM]:
         with host.memory_file(self._memory) as memory:
-            if self._started_from is not None:
-                await anyio.to_thread.run_sync(host.copy_file, self._started_from, memory)
+            copy = state.Copy(self.pid, self._memory, self._started_from, memory)
+            await anyio.to_thread.run_sync(copy.prepare)
             async with self._slots.still() as slots:
-                devices = await self._save(memory)
+                devices = await self._save(copy)
             host.seal(memory)
             yield SavedVM(memory=memory, devices=devices, slots=slots)
 
-    async def _save(self, memory: int) -> bytes:
-        """Fill the file with the guest's memory; returns the state of the devices. The machine is stopped for that."""
+    async def _save(self, copy: state.Copy) -> bytes:
+        """Finish the copy of the guest's memory; returns the state of the devices. The machine is stopped for that."""
         was_paused = self._paused
         try:
             if not was_paused:
                 await self.pause()
             devices = await state.devices(self._qmp)
-            await anyio.to_thread.run_sync(copy_own_pages, self.pid, self._memory, self._started_from, memory)
+            await anyio.to_thread.run_sync(copy.finish)
             return devices
         finally:
             if not was_paused:
                 await host.finish(self.resume())
+
     def end(self, why: VMDiedError) -> None:
         if self._process.returncode is None and self._why is None:
             self._why = why
             self._process.kill()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.has_ended()
 
     async def died(self) -> VMDiedError:
         await self._ended()
@@ -171,12 +175,12 @@ class QemuVM(VM):
 
 @asynccontextmanager
 async def start(
-    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool
+    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool, ksm: bool
 ) -> AsyncIterator[QemuVM]:
     """Run a virtual machine for as long as the block runs. The guest boots while QEMU sets up its control channel."""
     async with AsyncExitStack() as stack:
         try:
-            vm = await _started(stack, binary, machine, accel, spec, slots=slots, reclaim=reclaim)
+            vm = await _started(stack, binary, machine, accel, spec, slots=slots, reclaim=reclaim, ksm=ksm)
         except PykataError:
             raise
         except OSError as exc:      # no descriptors are left, say
@@ -185,8 +189,9 @@ async def start(
 
 
 async def _started(
-    stack: AsyncExitStack, binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool
-) -> QemuVM:
+    stack: AsyncExitStack, binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *,
+    slots: int, reclaim: bool, ksm: bool,
+) -> QemuVM:  # fmt: skip
     """A machine whose QEMU answers. What belongs to it is on the ``stack``."""
     khz = accels.tsc_khz() if accel == "tcg" else None
     groups = accels.kvm_groups() if accel == "kvm" else ()
@@ -195,7 +200,7 @@ async def _started(
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
     with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
-        argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, tsc_khz=khz)
+        argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, ksm=ksm, tsc_khz=khz)
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
                              identity=identity, kill=host.KILL)
