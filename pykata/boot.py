@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from attrs import evolve, frozen
 
-from pykata.concurrency import alongside, boot_slots
+from pykata.admission import BOOTED, RESTORED, admitted
+from pykata.concurrency import alongside
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
 from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
@@ -167,7 +168,8 @@ async def up(
     Returns when the slot was there, the machine, and what ``talk`` returned.
     """
     console: list[VM] = []
-    async with boot_slots():
+    cost = BOOTED if machine.spec.saved is None else RESTORED
+    async with admitted(cost, options.admission_timeout):
         slot = time.monotonic()
         try:
             with anyio.fail_after(options.boot_timeout):

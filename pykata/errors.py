@@ -15,6 +15,7 @@
     │   │   ├── CNIError                  a CNI plugin failed; carries its code, message and details
     │   │   └── PortInUseError            a port of the host that was to be published is taken
     │   ├── IsolationError                hardware isolation was asked for, and there is none
+    │   ├── AdmissionError (TimeoutError) there is no memory for another sandbox; carries who has which
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
     │   ├── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
@@ -66,6 +67,7 @@ Cancellation is never translated. A message names the thing and its value; ``hin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,6 +140,15 @@ class CNIError(NetworkError):
 
 class IsolationError(HostError):
     """Hardware isolation was asked for on a host that can't give it."""
+
+
+class AdmissionError(HostError, TimeoutError):
+    """The host has no memory for another sandbox, and had none in time. ``used`` has a line for each process of this
+    user that has sandboxes, the largest first."""
+
+    def __init__(self, message: str, *, used: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.used = tuple(used)
 
 
 class DiskFullError(HostError):

@@ -46,6 +46,11 @@ def check_seconds(name: str, value: object) -> float | None:
     raise ConfigError(f"{name}={value!r} is not a duration", hint="give seconds as a number above 0, or None")
 
 
+def check_patience(name: str, value: object) -> float:
+    """Seconds that one may wait; 0 is not at all."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else check_seconds(name, value) or float("inf")
+
+
 def check_env(env: Mapping[str, str] | None) -> dict[str, str]:
     """Environment variables, each a name without ``=`` and a value without NUL."""
     if env is not None and not isinstance(env, Mapping):
@@ -175,6 +180,7 @@ class Options:
     env: Mapping[str, str] = field(factory=dict)
     timeout: float | None = None
     boot_timeout: float = 60.0
+    admission_timeout: float = 30.0
     isolation: Isolation | None = None
     pull: PullPolicy = "missing"
     registries: Registries | None = None

@@ -30,6 +30,7 @@ from pykata.options import (
     check_count,
     check_env,
     check_hostname,
+    check_patience,
     check_pull,
     check_seconds,
     check_template,
@@ -71,9 +72,11 @@ class Sandbox:
     text such as ``"512M"``, and so is ``disk``, the size of the writable layer of each container (it is kept in the
     guest's memory; half of that by default). ``env`` is for every process. ``timeout`` (seconds) is the default for
     each command, ``boot_timeout`` that for the boot, counted from when it got its turn: no more virtual machines boot
-    at a time than there are cores. ``isolation="hardware"`` refuses to run where there is no hardware virtualization,
-    ``"emulated"`` accepts that without a warning. ``pull`` says when a registry is asked for an image: for one that is
-    ``"missing"`` here, ``"always"`` or ``"never"``; ``registries`` how, and ``progress`` is told each step of that.
+    at a time than there are cores, for all processes of a user together, nor when the host has no memory for one more,
+    which is waited for ``admission_timeout`` seconds (None: for ever). ``isolation="hardware"`` refuses to run where
+    there is no hardware virtualization, ``"emulated"`` accepts that without a warning. ``pull`` says when a registry
+    is asked for an image: for one that is ``"missing"`` here, ``"always"`` or ``"never"``; ``registries`` how, and
+    ``progress`` is told each step of that.
 
     ``template="auto"`` goes on from a guest of this kind that was booted once, where it can be, and makes that template
     if there is none; ``"off"`` boots. ``sb.timings.start`` tells which.
@@ -82,7 +85,7 @@ class Sandbox:
     a path is a directory or file that can be written; :class:`Bind` and :class:`Tmpfs` say more.
 
     Raises :class:`ConfigError` at once for what can't be right. Entering raises :class:`BundleError`,
-    :class:`HostError`, :class:`BootError` and :class:`AgentError`.
+    :class:`HostError` (:class:`AdmissionError` among them), :class:`BootError` and :class:`AgentError`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         boot_timeout: float = 60.0,
+        admission_timeout: float | None = 30.0,
         hostname: str | None = None,
         isolation: Isolation | None = None,
         pull: PullPolicy = "missing",
@@ -119,6 +123,7 @@ class Sandbox:
             env=check_env(env),
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
+            admission_timeout=check_patience("admission_timeout", admission_timeout),
             isolation=isolation,
             pull=check_pull(pull),
             registries=registries,

@@ -24,7 +24,7 @@ Things = Mapping[str, str]
 SETTLE = 3.0
 """Seconds that something killed or told to stop may take to be gone; nothing else is given any time."""
 
-FOR_GOOD = {".uids", ".lock", ".networks"}
+FOR_GOOD = {".uids", ".lock", ".networks", ".slots"}
 """In the run and state directories for good: what matters of them is who holds a lock. Removing it would break that."""
 
 PR_SET_CHILD_SUBREAPER = 36

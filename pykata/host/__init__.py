@@ -7,12 +7,13 @@ Nothing is started, opened or created by importing this module.
 """
 
 from pykata.host.byte_locks import byte_is_locked, lock_byte
+from pykata.host.capacity import Room, Use, in_use, room
 from pykata.host.cleanup import finish
 from pykata.host.daemon import start_daemon
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, state_dir
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
-from pykata.host.locks import is_at, locked, open_lock, try_lock
+from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
 from pykata.host.memory import copy_file, copy_range, extents, memory_file, seal
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
@@ -51,6 +52,8 @@ __all__ = [
     "LastWords",
     "PipeReader",
     "PipeWriter",
+    "Room",
+    "Use",
     "abandoned_run_dirs",
     "byte_is_locked",
     "cache_dir",
@@ -62,14 +65,17 @@ __all__ = [
     "extents",
     "find_tool",
     "finish",
+    "in_use",
     "is_at",
     "lent_directory",
     "lock_byte",
     "locked",
+    "locked_one_of",
     "memory_file",
     "open_lock",
     "remove_unfinished",
     "remove_unused",
+    "room",
     "run_dir",
     "run_root",
     "run_tool",

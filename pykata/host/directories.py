@@ -103,6 +103,11 @@ def abandoned_run_dirs() -> list[Path]:
     return [path for path in sorted(run_root().iterdir()) if path.is_dir() and _has_owner(path) and not _owned(path)]
 
 
+def owner_of(path: Path) -> int | None:
+    """The process that has a run directory; None if it has ended, or never had one."""
+    return int(json.loads((path / "owner").read_text())["pid"]) if _has_owner(path) and _owned(path) else None
+
+
 def _has_owner(path: Path) -> bool:
     # One that is being made is hidden, and for a moment without an owner.
     return not path.name.startswith(".") or (path / "owner").exists()

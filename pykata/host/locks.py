@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -44,6 +44,21 @@ async def locked(lock: Path) -> AsyncIterator[None]:
                 return
             finally:
                 os.close(descriptor)
+
+
+@asynccontextmanager
+async def locked_one_of(locks: Sequence[Path]) -> AsyncIterator[None]:
+    """Hold one of several locks: one that is free, else one by our number, when its turn has come."""
+    for lock in locks:
+        lock.touch(mode=0o600)
+        if (descriptor := try_lock(lock)) is not None:
+            try:
+                yield
+            finally:
+                os.close(descriptor)
+            return
+    async with locked(locks[os.getpid() % len(locks)]):
+        yield
 
 
 def try_lock(lock: Path) -> int | None:

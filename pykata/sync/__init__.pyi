@@ -299,6 +299,7 @@ class Sandbox:
         env: Mapping[str, str] | None=...,
         timeout: float | None=...,
         boot_timeout: float=...,
+        admission_timeout: float | None=...,
         hostname: str | None=...,
         isolation: Isolation | None=...,
         pull: PullPolicy=...,
