@@ -16,7 +16,7 @@ from tests.vm.conftest import BUSYBOX
 
 COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i >> /count; echo $i; sleep 0.1; done"
 
-TELL = "cat /file /run/pykata/generation; hostname; until [ -e /told ]; do sleep 0.1; done; cat /told"
+TELL = "cat /file /run/pykata/generation; hostname; until [ -s /told ]; do sleep 0.1; done; cat /told"
 
 
 def sandbox(**options: object) -> Sandbox:
