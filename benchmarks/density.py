@@ -1,0 +1,104 @@
+"""Many sandboxes of one template alive at once: what they take of the host, and what of it is this program's own.
+
+Each answers a command. The CPU's idle share is that of the whole machine, so it says something only if nothing else
+runs on it; below it is what the sandboxes themselves use. Memory is what the host has less than before (MemAvailable),
+which counts all: the machines, the template, this program, the kernel's own.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+
+import pykata
+from benchmarks._table import Row, main, row
+from benchmarks.memory import pss
+
+IMAGE = "builtin:busybox"
+IDLE = 10.0
+"""Seconds that idling is watched."""
+SETTLING = 5.0
+"""Seconds between the last command and that."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def available() -> float:
+    """MemAvailable, MiB."""
+    text = Path("/proc/meminfo").read_text()
+    return int(text.partition("MemAvailable:")[2].split()[0]) / 1024
+
+
+def own_memory() -> float:
+    """What this program has for itself, MiB."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(text.partition(f"Private_{kind}:")[2].split()[0]) for kind in ("Clean", "Dirty")) / 1024
+
+
+def machine_ticks() -> tuple[int, int]:
+    """Idle time and all time of the whole machine (proc_stat(5))."""
+    times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return times[3] + times[4], sum(times)
+
+
+def ticks(pid: int) -> int:
+    """What a process has used of the CPUs."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+async def answers(sandboxes: list[pykata.Sandbox]) -> int:
+    """How many execute a command and say what it wrote, a few at a time."""
+    limit = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+    good = 0
+
+    async def ask(number: int, sandbox: pykata.Sandbox) -> None:
+        nonlocal good
+        async with limit:
+            done = await sandbox.run(IMAGE, ["echo", str(number)], check=True)
+            good += done.stdout == f"{number}\n"
+
+    async with anyio.create_task_group() as group:
+        for number, sandbox in enumerate(sandboxes):
+            group.start_soon(ask, number, sandbox)
+    return good
+
+
+async def idling(pids: list[int]) -> tuple[float, float]:
+    """Shares of the CPUs, in percent: what is idle of the machine, and what these processes use."""
+    await anyio.sleep(SETTLING)
+    idle, all_of_it, used = *machine_ticks(), sum(map(ticks, pids))
+    await anyio.sleep(IDLE)
+    idle_then, all_then, used_then = *machine_ticks(), sum(map(ticks, pids))
+    whole = all_then - all_of_it
+    return 100 * (idle_then - idle) / whole, 100 * (used_then - used) / whole
+
+
+async def measure(count: int) -> list[Row]:
+    """Rows for what so many take."""
+    rows, before = [], available()
+    async with AsyncExitStack() as stack:
+        made = pykata.Template(IMAGE, isolation="emulated", setup=[["echo", "warm"]])
+        template = await stack.enter_async_context(made)
+        first = await stack.enter_async_context(template.sandbox())
+        await answers([first])      # what is imported and allocated once is there by now
+        own = own_memory()
+        sandboxes = [await stack.enter_async_context(template.sandbox()) for _ in range(count)]
+        pids = [sandbox._open.vm.pid for sandbox in sandboxes]
+        rows.append(row("this program's own, for each", "KiB", [(own_memory() - own) * 1024 / count]))
+        await idling(pids)
+        rows.append(row("PSS of QEMU, idle", "MiB", [pss(pid) for pid in pids]))
+        rows.append(row("memory of the host, all together", "MiB", [before - available()]))
+        rows.append(row("sandboxes that answered a command", "", [await answers(sandboxes)]))
+        idle, theirs = await idling(pids)
+        rows.append(row("  PSS after it", "MiB", [pss(pid) for pid in pids]))
+        rows.append(row("  memory of the host, all together", "MiB", [before - available()]))
+        rows.append(row("idle CPU of the machine", "%", [idle]))
+        rows.append(row("  CPU of all sandboxes", "%", [theirs]))
+    return rows
+
+
+if __name__ == "__main__":
+    main(measure, rounds=200, about=__doc__)
