@@ -188,6 +188,7 @@ class Options:
     template: TemplatePolicy = "auto"
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
     snapshot: Path | None = None                                # the same, on disk
+    bare: bool = False                                          # from a template without containers
     volumes: Mapping[str, Checked] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:

@@ -8,6 +8,9 @@ from attrs import field, frozen
 
 from pykata.spec import ImageConfig, SavedVM, Start
 
+NOBODY = "pykata-template"
+"""Host name of a guest that isn't anybody's yet. As long as those to come: their files needn't be made shorter."""
+
 
 @frozen
 class SavedContainer:

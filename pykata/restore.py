@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve, frozen
 
-from pykata import saved, template_cache
+from pykata import first_image, saved, template_cache
 from pykata.boot import Begun, Machine, attached, boot_error, booted, connected, memory_limit, set_up, up
 from pykata.errors import AgentError, BootTimeoutError, ConfigError, HostError, SavedElsewhereError, VMError
 from pykata.guest import find_bundle
@@ -22,7 +23,7 @@ from pykata.hypervisors.base import VM
 from pykata.net.none import NoNetwork
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
-from pykata.origin import Origin
+from pykata.origin import NOBODY, Origin
 from pykata.running import Running
 from pykata.spec import Attachment, SerialTransport, Timings
 
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE = 0.0005
 """By what share the clock rates of two hosts may differ: as much makes a guest's clock wrong by 2 s in an hour."""
-
-NOBODY = "pykata-template"
-"""Host name of a guest that isn't anybody's yet. As long as those to come: their files needn't be made shorter."""
 
 
 async def started(stack: AsyncExitStack, begun: Begun) -> Running:
@@ -49,14 +47,35 @@ async def started(stack: AsyncExitStack, begun: Begun) -> Running:
     except ConfigError as unfit:
         return await booted(stack, evolve(begun, why=unfit.message))
     begun = evolve(begun, options=kind.options)
-    origin = await stack.enter_async_context(template_cache.loaded(kind.folder))
-    if origin is not None:
+    running = await _from_template(stack, begun, kind) or await _without_template(stack, begun, kind)
+    running.on_first_image = partial(first_image.note, kind.folder, begun.options)
+    return running
+
+
+async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running | None:
+    """From the one with a container of the image that is likely to be run, else from the bare one. None: from none."""
+    folders = [kind.folder]
+    if (record := first_image.expected(kind.folder, begun.options)) is not None:
+        with_image = first_image.folder_of(kind.folder, record)
+        folders.insert(0, with_image)
+        if not with_image.exists():
+            async with template_cache.loaded(kind.folder) as bare:
+                if bare is not None:
+                    await first_image.prepare(with_image, begun.options, record, bare)
+    for folder in folders:
+        origin = await stack.enter_async_context(template_cache.loaded(folder))
+        if origin is None:
+            continue
         try:
             return await _attempt(stack, begun, origin)
         except BootTimeoutError:
             raise           # a busy host, and another boot would take longer
         except (VMError, AgentError) as error:
-            template_cache.discard(kind.folder, error)
+            template_cache.discard(folder, error)
+    return None
+
+
+async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
     with template_cache.turn_to_make(kind.folder) as ours:
         if ours:
             return await _making(stack, begun, kind)

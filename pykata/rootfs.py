@@ -32,6 +32,7 @@ async def prepared(running: Running, reference: str, pull: PullPolicy | None = N
     ``pull`` None is as the sandbox has it.
     """
     image = await found(running.options, running.bundle, reference, pull)
+    running.uses(image)
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {

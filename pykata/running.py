@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from itertools import count
@@ -58,6 +58,8 @@ class Running:
     """What each process gets, as the containers may have been made by another sandbox, with another environment."""
     main: str = ""
     """Of a container among them, that a template's setup has set up."""
+    on_first_image: Callable[[Image], None] | None = None
+    """Told which image is the first that is used."""
     namespace: str = ""
     """In each id, so that several processes can use one sandbox."""
     _numbers: count[int] = field(factory=lambda: count(1))
@@ -88,6 +90,12 @@ class Running:
             if one.fresh and (one.digest, one.config, one.disk) == (image.digest, image.config, self.options.disk):
                 return self.containers.pop(one.id).id
         return None
+
+    def uses(self, image: Image) -> None:
+        """A container of this image is about to be made."""
+        if self.on_first_image is not None:
+            tell, self.on_first_image = self.on_first_image, None
+            tell(image)
 
     def saw_output(self) -> None:
         """A command wrote something; the first time is one of the timings."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from attrs import evolve
 
-from pykata.container import Container, fresh_container
+from pykata.container import Container, fresh_container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
-from pykata.options import check_cmd, check_env, check_seconds, forked
-from pykata.origin import Origin
+from pykata.options import Options, check_cmd, check_env, check_seconds, forked
+from pykata.origin import NOBODY, Origin
 from pykata.running import Running
 from pykata.sandbox import Sandbox
 
@@ -53,7 +53,7 @@ class Template:
         if self._sandbox.options.volumes:
             raise ConfigError("volumes: a template has none", hint="copy files into its container in the setup")
         self._env = self._sandbox.options.env
-        self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={})
+        self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={}, bare=True)
         self._stack = AsyncExitStack()
         self._origin: Origin | None = None
 
@@ -85,27 +85,15 @@ class Template:
 
     async def _made(self, stack: AsyncExitStack) -> Origin:
         """The saved guest. Its memory and its image stay on the ``stack``."""
-        from pykata.saving import origin  # who imports pykata need not wait for it
-
         async with AsyncExitStack() as making:
             running = (await making.enter_async_context(self._sandbox))._open
             if self._setup is not None:
                 main = await making.enter_async_context(self._sandbox.container(self.image))
                 await self._set_up(main)
                 running.main = main.id
-            async with AsyncExitStack() as warm:
-                if self._setup is None:
-                    # The shell's file, its libraries and what the kernel makes at first need are in memory from then
-                    # on. In a container of its own: nothing shall have run in the one that waits.
-                    other = await warm.enter_async_context(self._sandbox.container(self.image))
-                    await other.shell(":")      # an image may have none
-                await making.enter_async_context(fresh_container(running, self.image))
+            await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None))
             await self._hold_image(stack, running)
-            greeting = await running.agent.park()
-            # Nobody talks to this guest any more: what is to be undone in it goes with its machine.
-            running.broken = SandboxClosedError("this sandbox has become a template")
-            vm = await stack.enter_async_context(running.vm.saved())
-            return origin(running, vm, "template", greeting, parked=True)
+            return await stack.enter_async_context(_saved(running))
 
     async def _set_up(self, main: Container) -> None:
         if callable(self._setup):
@@ -120,3 +108,40 @@ class Template:
 
         image = await found(running.options, running.bundle, self.image)
         await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
+
+
+@asynccontextmanager
+async def bare_with(options: Options, bare: Origin, image: str) -> AsyncIterator[Origin]:
+    """A bare template, and with it a container of ``image`` that waits for its first command."""
+    # Nothing of the sandbox's own that is entered just now; and its image is here, as others have used it.
+    options = evolve(forked(options, bare), env={}, pull="never", progress=None, hostname=NOBODY)
+    async with AsyncExitStack() as making:
+        running = (await making.enter_async_context(Sandbox._of(options)))._open
+        await making.enter_async_context(_waiting(running, image, warm=True))
+        yield await making.enter_async_context(_saved(running))
+
+
+@asynccontextmanager
+async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator[None]:
+    """A container in which a process waits for its first command; ``warm``, after another one of its image was used."""
+    async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as used:
+            if warm:
+                # The shell's file, its libraries and what the kernel makes at first need are in memory from then on.
+                # In a container of its own: nothing shall have run in the one that waits.
+                other = await used.enter_async_context(kept_container(running, image))
+                await other.shell(":")      # an image may have none
+            await stack.enter_async_context(fresh_container(running, image))
+        yield
+
+
+@asynccontextmanager
+async def _saved(running: Running) -> AsyncIterator[Origin]:
+    """This sandbox, which nobody can use any more, as what others go on from while the block runs."""
+    from pykata.saving import origin  # who imports pykata need not wait for it
+
+    greeting = await running.agent.park()
+    # Nobody talks to this guest any more: what is to be undone in it goes with its machine.
+    running.broken = SandboxClosedError("this sandbox has become a template")
+    async with running.vm.saved() as vm:
+        yield origin(running, vm, "template", greeting, parked=True)

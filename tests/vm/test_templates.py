@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -118,6 +119,31 @@ async def test_a_damaged_one_is_found_and_made_anew(how: str) -> None:
         warnings.simplefilter("error", TemplateWarning)
         async with sandbox() as sb:
             assert sb.timings.start == "template"
+
+
+@pytest.mark.usefixtures("empty")
+async def test_the_image_that_is_used_every_time_is_prepared() -> None:
+    def waiting(sb: Sandbox) -> int:
+        return sum(one.fresh for one in sb._open.containers.values())
+
+    seen = []
+    for number in range(4):
+        async with sandbox(env={"N": str(number)}, hostname=f"box-{number}") as sb:
+            seen.append((sb.timings.start, waiting(sb)))
+            done = await sb.run(BUSYBOX, ["sh", "-c", "echo $N; hostname; cat /etc/hostname; echo x > /x"], check=True)
+            assert done.stdout == f"{number}\nbox-{number}\nbox-{number}\n"
+            assert (await sb.run(BUSYBOX, ["ls", "/x"])).exit_code != 0
+    # Booted; the second that uses it; the first that expects it.
+    assert seen == [("boot", 0), ("template", 0), ("template", 1), ("template", 1)]
+    assert len(kept()) == 2
+    async with sandbox(disk="8M") as sb:        # another container than the one that waits
+        assert (sb.timings.start, waiting(sb)) == ("template", 0)
+    async with Template(BUSYBOX, isolation="emulated") as template, template.sandbox() as sb:
+        assert waiting(sb) == 1
+    (with_container,) = [path for path in kept() if (path / "slot0").exists()]
+    shutil.rmtree(with_container)
+    async with sandbox() as sb:
+        assert (sb.timings.start, waiting(sb)) == ("template", 1)
 
 
 KILLED = """

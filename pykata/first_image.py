@@ -1,0 +1,96 @@
+"""Templates with a container in them: of the image that sandboxes of a kind begin with.
+
+A sandbox doesn't say when it is entered which image will run in it, but mostly it begins as those before it did. So
+each kind has a record of that, and when two in a row began with the same image, the next makes a template that has a
+container of it, in which a process waits for its command. It is a template of its own beside the bare one, and whoever
+runs something else in it has lost nothing but what the container takes of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+import anyio.to_thread
+from attrs import asdict, evolve, frozen
+
+from pykata import template_cache
+from pykata.errors import PykataError
+from pykata.options import Options
+from pykata.origin import Origin
+from pykata.spec import Image
+
+log = logging.getLogger(__name__)
+
+IN_A_ROW = 2
+"""How many sandboxes begin with an image before the next gets it prepared."""
+
+
+@frozen
+class Record:
+    """The image that the last sandboxes of a kind began with, and how many of them."""
+
+    reference: str
+    digest: str
+    disk: int                   # bytes of the container's writable layer
+    times: int = 1
+
+    def names(self, image: Image, disk: int) -> bool:
+        """Whether it is the same."""
+        return (self.reference, self.digest, self.disk) == (image.reference, image.digest, disk)
+
+
+def expected(folder: Path, options: Options) -> Record | None:
+    """With what a sandbox will probably begin. ``folder`` has the bare template of its kind."""
+    if options.bare or options.hypervisor.features.disk_slots < 2:      # else nothing would be left for another image
+        return None
+    record = _record_of(folder)
+    return record if record and record.times >= IN_A_ROW and record.disk == options.disk else None
+
+
+def _record_of(folder: Path) -> Record | None:
+    try:
+        return Record(**json.loads(_file(folder).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def note(folder: Path, options: Options, image: Image) -> None:
+    """A sandbox of this kind has begun with this image."""
+    record = _record_of(folder)
+    if record is None or not record.names(image, options.disk):
+        record = Record(image.reference, image.digest, options.disk)
+    elif record.times >= IN_A_ROW:
+        return
+    else:
+        record = evolve(record, times=record.times + 1)
+    with suppress(OSError):         # then the next begins as slowly as this one
+        fresh = _file(folder).with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(record)))
+        fresh.rename(_file(folder))
+
+
+def _file(folder: Path) -> Path:
+    return folder.with_suffix(".image")
+
+
+def folder_of(folder: Path, record: Record) -> Path:
+    """Where the template with a container is, or would be."""
+    return template_cache.folder_of({"bare": folder.name, "image": record.digest, "reference": record.reference,
+                                     "disk": str(record.disk)})
+
+
+async def prepare(folder: Path, options: Options, record: Record, bare: Origin) -> None:
+    """Make the template with a container, if nobody does so already. Where that can't be done there is none."""
+    with template_cache.turn_to_make(folder) as ours:
+        if not ours:
+            return
+        from pykata.templates import bare_with
+
+        try:
+            async with bare_with(options, bare, record.reference) as origin:
+                await anyio.to_thread.run_sync(template_cache.keep, folder, origin)
+        except PykataError as error:
+            log.warning("no template with %s was made: %s", record.reference, error)
