@@ -113,7 +113,9 @@ class Machine:
     spec: VMSpec
 
 
-async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | None = None) -> Machine:
+async def attached(
+    stack: AsyncExitStack, options: Options, saved: SavedVM | None = None, *, paused: bool = False
+) -> Machine:
     """Run directory, network, shared files and transport, on the ``stack``."""
     bundle = find_bundle()
     stack.enter_context(in_use(bundle))
@@ -124,7 +126,7 @@ async def attached(stack: AsyncExitStack, options: Options, saved: SavedVM | Non
     transport = await stack.enter_async_context(options.hypervisor.transport(directory))
     spec = VMSpec(
         kernel=bundle.kernel, initrd=bundle.initrd, transport=transport, cpus=options.cpus, memory=options.memory,
-        devices=attachment.devices, boot_timeout=options.boot_timeout, saved=saved,
+        devices=attachment.devices, boot_timeout=options.boot_timeout, saved=saved, paused=paused,
     )  # fmt: skip
     return Machine(directory, bundle, attachment, spec)
 

@@ -39,3 +39,8 @@ class Origin:
     next_number: int = 1                # of the next container or process
     signal: int = 0                     # sent to the processes that run in it
     identity: Mapping[str, str] = field(factory=dict)       # what a machine has to be to go on from here
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether processes may run in it, which shall execute nothing before the guest has become another one."""
+        return not self.parked or bool(self.main)

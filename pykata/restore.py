@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 
 from pykata import first_image, saved, template_cache
 from pykata.boot import Begun, Machine, attached, boot_error, booted, connected, memory_limit, set_up, up
+from pykata.concurrency import alongside
 from pykata.errors import AgentError, BootTimeoutError, ConfigError, HostError, SavedElsewhereError, VMError
 from pykata.guest import find_bundle
 from pykata.hypervisors.base import VM
@@ -143,7 +144,7 @@ async def _attempt(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Runni
 
 async def restored(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Running:
     """A machine that goes on from a saved one; what belongs to it is on the ``stack``."""
-    machine = await attached(stack, begun.options, origin.vm)
+    machine = await attached(stack, begun.options, origin.vm, paused=origin.is_busy)
 
     async def talk(vm: VM) -> AgentClient:
         return await _taken_over(
@@ -183,7 +184,9 @@ async def _taken_over(
     agent = await stack.enter_async_context(connection)
     try:
         request = CloneRequest(hostname=options.hostname, entropy=os.urandom(64), signal=signal)
-        await agent.clone(request, timeout=options.boot_timeout)
+        # One that stands still goes on when the request is there: the agent is the first to run, and takes it.
+        async with alongside(vm.resume()) if machine.spec.paused else nullcontext():
+            await agent.clone(request, timeout=options.boot_timeout)
     except AgentError as error:
         raise await boot_error(vm, error) from error
     return agent

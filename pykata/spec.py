@@ -251,6 +251,7 @@ class VMSpec:
     devices: tuple[Device, ...] = ()
     boot_timeout: float = 60.0          # seconds, from when the boot got its slot
     saved: SavedVM | None = None
+    paused: bool = False                # it executes nothing until it is resumed
 
 
 @frozen

@@ -91,6 +91,7 @@ class Template:
                 main = await making.enter_async_context(self._sandbox.container(self.image))
                 await self._set_up(main)
                 running.main = main.id
+                await running.agent.hold(True)      # what runs on stands behind the agent from now on
             await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None))
             await self._hold_image(stack, running)
             return await stack.enter_async_context(_saved(running))

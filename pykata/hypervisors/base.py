@@ -54,7 +54,7 @@ class VM(ABC):
         raise ConfigError("this hypervisor can't pause a virtual machine")
 
     async def resume(self) -> None:
-        """Go on after :meth:`pause`."""
+        """Go on after :meth:`pause`. The guest then finds what was written to it before."""
         raise ConfigError("this hypervisor can't pause a virtual machine")
 
     @asynccontextmanager

@@ -96,6 +96,30 @@ async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
             pass
 
 
+LOGGING = "i=0; while :; do i=$((i+1)); read up _ < /proc/uptime; echo $i $up $(date +%s) >> /log; done"
+
+
+async def test_a_copy_executes_nothing_before_its_clock_is_right(tmp_path: Path) -> None:
+    async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", LOGGING]):
+        await c.run(["sh", "-c", "until [ -s /log ]; do sleep 0.1; done"])
+        await sb.snapshot(tmp_path / "saved")
+        await anyio.sleep(3)
+        logged = (await c.run(["cat", "/log"])).stdout.splitlines()
+    async with Sandbox.restore(tmp_path / "saved", isolation="emulated") as again:
+        await anyio.sleep(0.5)
+        copied = (await again.containers[c.id].run(["cat", "/log"])).stdout.splitlines()
+
+    def started(line: str) -> float:
+        """When the guest was switched on, by its clocks."""
+        _, up, now = line.split()
+        return int(now) - float(up)
+
+    late = [line for line in copied if started(line) > started(copied[0]) + 2]
+    assert late
+    # What was written by the old clock was so before it was saved.
+    assert set(copied) - set(late) <= set(logged)
+
+
 async def test_a_pause_stops_everything_but_the_clock() -> None:
     async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", COUNTING]) as counting:
         await anext(counting.stdout)

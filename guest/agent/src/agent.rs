@@ -1,7 +1,7 @@
 //! What the agent knows: the guest's setup, its containers, and who waits for which process.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -9,9 +9,11 @@ use tonic::Status;
 
 use crate::boot::Guest;
 use crate::container::Container;
+use crate::errno::{Failed, Step};
 use crate::process::slots::Slots;
 use crate::reaper::Reaper;
 use crate::setup::Ready;
+use crate::sys;
 
 pub struct Agent {
     pub guest: Guest,
@@ -19,6 +21,8 @@ pub struct Agent {
     pub slots: Arc<Slots>,
     /// How often the guest was cloned.
     generation: AtomicU64,
+    /// It runs before everybody else who wants to.
+    is_first: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -71,13 +75,29 @@ impl From<StateError> for Status {
 
 impl Agent {
     pub fn new(guest: Guest, slots: Arc<Slots>) -> Self {
-        Self { guest, reaper: Reaper::default(), slots, generation: AtomicU64::new(0), state: Mutex::default() }
+        Self {
+            guest,
+            reaper: Reaper::default(),
+            slots,
+            generation: AtomicU64::new(0),
+            is_first: AtomicBool::default(),
+            state: Mutex::default(),
+        }
     }
 
     /// The guest's generation; a new one where it has become another guest.
     pub fn generation(&self, is_another: bool) -> u64 {
         let step = u64::from(is_another);
         self.generation.fetch_add(step, Ordering::Relaxed) + step
+    }
+
+    /// Has the agent run before every other process, or not any more. In a guest that goes on from a saved one nothing shall
+    /// be executed before it has become another.
+    pub fn go_first(&self, first: bool) -> Result<(), Failed> {
+        if self.is_first.swap(first, Ordering::Relaxed) != first {
+            sys::set_realtime(first).step("schedule", "agent")?;
+        }
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -77,7 +77,8 @@ pub struct CloneResponse {
     pub unix_time_ns: i64,
 }
 /// While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
-/// that was saved meanwhile nobody is at the other end. What they write from then on is thrown away.
+/// that was saved meanwhile nobody is at the other end. What they write from then on is thrown away. And the agent runs
+/// before all of them, so that in such a machine, with one CPU, they execute nothing before Clone has been done.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HoldRequest {
     #[prost(bool, tag = "1")]

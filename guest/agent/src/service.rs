@@ -76,8 +76,10 @@ impl agent_server::Agent for Rpc {
     }
 
     async fn hold(&self, request: Request<proto::HoldRequest>) -> Result<Response<proto::HoldResponse>, Status> {
+        let hold = request.get_ref().hold;
+        self.agent.go_first(hold)?;
         for container in self.agent.containers() {
-            container.processes.keep_all(request.get_ref().hold);
+            container.processes.keep_all(hold);
         }
         Ok(Response::new(proto::HoldResponse {}))
     }

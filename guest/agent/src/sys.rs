@@ -147,6 +147,18 @@ pub fn ascending(fds: &[OwnedFd]) -> Result<Vec<OwnedFd>, Errno> {
     Ok(out)
 }
 
+/// Puts this thread before all others that aren't of that kind, or back among them. Its children aren't concerned.
+pub fn set_realtime(on: bool) -> Result<(), Errno> {
+    let (policy, priority) =
+        if on { (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1) } else { (libc::SCHED_OTHER, 0) };
+    let param = libc::sched_param { sched_priority: priority };
+    // SAFETY: the record lives through the call. The system call itself, for the C library has its own idea of threads.
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) } {
+        0 => Ok(()),
+        _ => Err(errno::last()),
+    }
+}
+
 /// `prctl` with integer arguments.
 pub fn prctl(option: i32, arg2: u64, arg3: u64) -> Result<i32, Errno> {
     // SAFETY: used with options that take integers only.

@@ -263,7 +263,8 @@ default_message_pool.register_message("pykata.agent.v1", "Exited", Exited)
 class HoldRequest(betterproto2.Message):
     """
     While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
-    that was saved meanwhile nobody is at the other end. What they write from then on is thrown away.
+    that was saved meanwhile nobody is at the other end. What they write from then on is thrown away. And the agent runs
+    before all of them, so that in such a machine, with one CPU, they execute nothing before Clone has been done.
     """
 
     hold: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)

@@ -90,6 +90,7 @@ def command(
         "-display", "none",
         # A guest that panics or powers off resets the machine, which ends QEMU.
         "-no-reboot",
+        *(("-S",) if spec.paused else ()),
         "-machine", _machine(machine, spec, ksm=ksm),
         *_memory(spec),
         "-bios", FIRMWARE[machine],

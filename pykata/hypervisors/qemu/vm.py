@@ -52,7 +52,7 @@ class QemuVM(VM):
         self._memory = spec.memory * MIB
         # Of its own: this machine may outlive what it was started from, and be saved in turn.
         self._started_from = os.dup(spec.saved.memory) if spec.saved else None
-        self._paused = False
+        self._paused = spec.paused
         assert process.stdout is not None
         assert process.stderr is not None
         self._readers = [
@@ -73,6 +73,8 @@ class QemuVM(VM):
         await self._qmp.execute("stop")
 
     async def resume(self) -> None:
+        # An answer says that QEMU has looked at all its sockets: what was written to the guest before is there by now.
+        await self._qmp.execute("query-status")
         await self._qmp.execute("cont")
         self._paused = False
 

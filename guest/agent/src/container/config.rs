@@ -284,12 +284,9 @@ mod tests {
     #[test]
     fn an_empty_spec_is_a_safe_container() {
         let config = Config::new(request("")).expect("works");
-        assert!(
-            config.namespaces.uts
-                && config.namespaces.ipc
-                && !config.namespaces.net
-                && config.namespaces.user.is_none()
-        );
+        let namespaces = &config.namespaces;
+        assert!(namespaces.ipc && !namespaces.net && namespaces.user.is_none());
+        assert!(!namespaces.uts, "the guest's name is its own");
         assert_eq!(config.mounts.len(), 7);
         assert_eq!(config.masked_paths.len(), usual::MASKED.len());
         assert!(config.seccomp.is_some());

@@ -50,6 +50,9 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     if request.signal != 0 {
         signal_all(agent, request.signal);
     }
+    if is_another {
+        agent.go_first(false)?;
+    }
     let now = clock_gettime(ClockId::Realtime);
     Ok(proto::CloneResponse { generation, unix_time_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec })
 }
