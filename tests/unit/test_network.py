@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykata import Network, NoNetwork, Port, Sandbox, UserNetwork
+from pykata import QEMU, Network, NoNetwork, Port, Sandbox, UserNetwork
 from pykata.errors import ConfigError, UnknownStrategyError
 from pykata.net.names import check_hosts, check_search, check_servers, servers_for_guests
 from pykata.net.ports import parse_ports, port
 from pykata.net.running import RunningNetwork
 from pykata.spec import Attachment, Interface
+from pykata.strategies import OURS
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,7 @@ def test_name_servers_that_a_guest_can_reach(
         file.write_text(text)
     monkeypatch.setattr("pykata.net.names.RESOLV_CONFS", files)
     assert servers_for_guests() == found
+
+
+def test_qemu_has_every_network_of_ours() -> None:
+    assert set(QEMU().features.networks) == set(OURS["pykata.networks"])

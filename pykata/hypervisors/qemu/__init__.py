@@ -89,7 +89,7 @@ class QEMU(Hypervisor):
             name="qemu",
             disk_slots=self._slots(),
             filesystems=("block", "virtiofs", "9p"),
-            networks=("none",),
+            networks=("none", "user", "tcfilter", "bridge", "macvtap", "cni"),
             templates=self._can_save(),
             max_cpus=64,        # of the guest's kernel, CONFIG_NR_CPUS
         )
