@@ -49,6 +49,9 @@ pub use rootfs::DIRS;
 /// So many of a container's processes that run on may keep the stems they were made by.
 const MOST_STEMS: usize = 8;
 
+/// After so many stems that died before they were of use, no more are made.
+const USELESS: u64 = 5;
+
 pub struct Container {
     pub id: String,
     pub cgroup: Cgroup,
@@ -69,6 +72,8 @@ pub struct Container {
     spare: Mutex<Option<Arc<Berth>>>,
     /// What the last process was like that a stem could have made.
     last: Mutex<Option<Kind>>,
+    /// Stems that were made since one was of use.
+    useless: AtomicU64,
     /// One more of it than there are stems. None where there shall be none: what goes for the usual container (whose
     /// filter lets a stem do its work, whose capabilities don't let others disturb it) may not go here.
     pub stems: Option<Arc<()>>,
@@ -170,6 +175,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             leftovers: Mutex::default(),
             spare: Mutex::default(),
             last: Mutex::default(),
+            useless: AtomicU64::new(0),
             stems: usual.then(Arc::default),
             serial: AtomicU64::new(0),
             waiting: Mutex::default(),
@@ -287,10 +293,18 @@ impl Container {
             return;
         }
         drop(spare.take_stem());
+        if self.useless.fetch_add(1, Ordering::Relaxed) >= USELESS {
+            return;
+        }
         match Stem::new(agent, self, &spare, kind) {
             Ok(stem) => spare.set_stem(stem),
             Err(failed) => log!("container {}: {failed}", self.id),
         }
+    }
+
+    /// One was of use.
+    pub fn stem_works(&self) {
+        self.useless.store(0, Ordering::Relaxed);
     }
 
     pub fn count_stems(&self) -> usize {

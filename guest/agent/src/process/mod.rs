@@ -195,6 +195,7 @@ impl Spawned {
     pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<Started, Status> {
         if matches!(self.way, Way::Asked { .. }) {
             if let Some(started) = self.made(plan.patience).await {
+                container.stem_works();
                 return Ok(started);
             }
             self.clone_after_all(agent, container, plan)?;
@@ -219,8 +220,17 @@ impl Spawned {
                     Some(_) if stem.told.here.get() != 0 => Reply::Done,
                     // It has said by then what it had to say; who was killed says nothing.
                     Some(_) => stem.said().unwrap_or(Reply::No),
-                    None if stem.told.ask() => stem.reply().await,
-                    None => Reply::Done,
+                    None if !stem.told.ask() => Reply::Done,
+                    None if patience.is_zero() => stem.reply().await,
+                    // It says so itself, unless it is killed before.
+                    None => tokio::select! {
+                        biased;
+                        reply = stem.reply() => reply,
+                        exited = &mut self.exit => {
+                            exit = exited.ok();
+                            stem.said().unwrap_or(Reply::No)
+                        }
+                    },
                 }
             }
             reply = stem.reply() => reply,
