@@ -48,14 +48,14 @@ BY_HAND = {
 
 async def measure(rounds: int) -> list[Row]:
     """Three rows for each kind."""
-    await _image()
+    await make_image()
     rows = []
     for kind in KINDS:
         rows += await _compared(kind, rounds)
     return rows
 
 
-async def _image() -> None:
+async def make_image() -> None:
     """One with nothing but iperf3, ping, and what they need: those of this machine."""
     programs = [find_tool("iperf3", package="iperf3"), find_tool("busybox", package="busybox-static")]
     needed = (await run_tool(["ldd", programs[0]])).decode().split()
@@ -68,7 +68,7 @@ async def _image() -> None:
 
 async def _compared(kind: str, rounds: int) -> list[Row]:
     async with AsyncExitStack() as stack:
-        ends = [await stack.enter_async_context(_end(kind, by_hand=by_hand)) for by_hand in (False, True)]
+        ends = [await stack.enter_async_context(end_of(kind, by_hand=by_hand)) for by_hand in (False, True)]
         ours, floor = ends
         found = await interleaved(
             rounds, ours.out, floor.out, ours.into, floor.into, ours.round_trip, floor.round_trip
@@ -121,7 +121,8 @@ class End:
 
 
 @asynccontextmanager
-async def _end(kind: str, *, by_hand: bool) -> AsyncIterator[End]:
+async def end_of(kind: str, *, by_hand: bool) -> AsyncIterator[End]:
+    """A guest on a network of this kind, and a server beside it."""
     with tempfile.TemporaryDirectory() as top:
         async with netns.made(Path(top, "net")) as inside, netns.made() as server:
             await _sh(inside, "ip link add near type veth peer name far; ip link set near up; ip link set lo up")
