@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 from attrs import asdict, frozen
@@ -154,7 +154,9 @@ async def _make(plan: Plan, directory: Path) -> None:
         await pinned(directory / "net")
         with opened(directory / "net") as netns, opened() as ours:
             async with netlink(netns) as within, netlink(ours) as kernel:
-                bridge = await within.add(BRIDGE, "bridge")
+                # Else it has the lowest MAC of its ports, another one whenever a guest comes or goes, and those that
+                # stay ask the old one until they notice.
+                bridge = await within.add(BRIDGE, "bridge", address=_mac(plan))
                 far = await kernel.add(plan.link, "veth", peer={"ifname": UPLINK, "net_ns_fd": netns.fd})
                 near = await within.link(UPLINK)
                 _set(netns, "1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
@@ -171,6 +173,10 @@ async def _make(plan: Plan, directory: Path) -> None:
     except BaseException:
         await finish(_remove(directory))
         raise
+
+
+def _mac(plan: Plan) -> str:
+    return ":".join(f"{each:02x}" for each in (0x02, 0x70, *IPv4Address(plan.gateway).packed))
 
 
 async def _address(within: Netlink, kernel: Netlink, plan: Plan, indices: tuple[int, int, int]) -> None:

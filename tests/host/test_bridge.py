@@ -132,6 +132,23 @@ async def test_isolated_guests_do_not_reach_each_other_on_any_way(dirs: Iterator
         assert await unreachable(one, address(second))
 
 
+async def test_the_gateway_stays_where_it_is_while_others_come_and_go(dirs: Iterator[Path]) -> None:
+    bridge = Bridge(network="steady")
+    async with guest(bridge, dirs, "one") as (one, first):
+        gateway = first.interfaces[0].routes[0].gateway
+
+        async def seen_at() -> str:
+            await run(one, "ip", "neigh", "flush", "all")
+            await ping(one, gateway)
+            return (await run(one, "ip", "neigh", "show", gateway)).split(" lladdr ")[1].split()[0]
+
+        places = [await seen_at()]
+        for name in ("a", "b", "c"):
+            async with guest(bridge, dirs, name):
+                places.append(await seen_at())
+        assert set(places) == {places[0]}
+
+
 async def test_guests_have_names_as_long_as_they_are_there(dirs: Iterator[Path]) -> None:
     bridge = Bridge(network="named", ipv6=True)
     async with guest(bridge, dirs, "one") as (one, first):

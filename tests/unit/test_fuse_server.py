@@ -334,7 +334,7 @@ async def test_a_tree_that_hangs_fails_the_request() -> None:
     release = threading.Event()
     tree: Any = Broken(release.wait)
     try:
-        async with peer(tree, timeout=0.05) as guest:
+        async with peer(tree, timeout=1.0) as guest:
             with pytest.raises(OSError, match="from the server") as caught:
                 await guest.walk("a")
             assert said(caught) == errno.ETIMEDOUT
