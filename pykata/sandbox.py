@@ -367,7 +367,8 @@ class Sandbox:
         running = self._open
         running.check()
         async with running.explained():
-            return decoded(await running.agent.stats())
+            said = await running.agent.stats()
+        return decoded(said, hidden=[one.id for one in running.containers.values() if one.fresh])
 
     @property
     def containers(self) -> Mapping[str, Container]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -33,8 +33,8 @@ class Stats:
     containers: Mapping[str, ContainerStats] = field(factory=dict)
 
 
-def decoded(said: StatsResponse) -> Stats:
-    """The agent's answer."""
+def decoded(said: StatsResponse, hidden: Collection[str] = ()) -> Stats:
+    """The agent's answer, without the containers that nobody has asked for yet."""
     return Stats(
         memory_total=said.memory_total,
         memory_available=said.memory_available,
@@ -44,5 +44,6 @@ def decoded(said: StatsResponse) -> Stats:
                 oom_kills=one.oom_kills,
             )
             for identity, one in said.containers.items()
+            if identity not in hidden
         },
     )  # fmt: skip

@@ -58,9 +58,11 @@ class Keeper:
 
     async def live(self, leash: Wire) -> None:
         """Boot, say so, and serve until the end."""
+        # A container that waits to be asked for would be a stranger to everybody who connects.
+        options = evolve(self._request.options, bare=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EmulationWarning)      # who started us was warned
-            async with boot(self._request.options) as self.running, AsyncExitStack() as stack:
+            async with boot(options) as self.running, AsyncExitStack() as stack:
                 stack.callback(self._give_up)
                 await self._start_main(stack)
                 self._tasks = await stack.enter_async_context(anyio.create_task_group())

@@ -99,7 +99,7 @@ async def test_a_sandbox_survives_what_is_cancelled_in_it(sb: Sandbox) -> None:
         running = sb._running
         assert running is not None
         assert running.broken is None, f"cancelled at suspension {n} ({way}): {sb.console}"
-        assert (await running.agent.stats()).containers == {}, f"cancelled at suspension {n} ({way})"
+        assert (await sb.stats()).containers == {}, f"cancelled at suspension {n} ({way})"
 
     assert await cancel_everywhere(lambda: several_commands(sb), usable) >= 8
     assert await cancel_everywhere(lambda: run(sb), usable) >= 8

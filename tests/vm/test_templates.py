@@ -205,6 +205,7 @@ async def test_the_least_recently_used_goes(monkeypatch: pytest.MonkeyPatch) -> 
     assert second != first
 
 
+@pytest.mark.usefixtures("empty")
 async def test_what_can_not_be_saved_is_booted_and_says_so() -> None:
     async with sandbox(hypervisor=QEMU(accel="tcg", agent="serial", machine="q35")) as first:
         assert first.timings.start == "boot"
@@ -218,12 +219,12 @@ async def test_what_can_not_be_saved_is_booted_and_says_so() -> None:
 
 
 async def test_a_template_with_commands() -> None:
-    setup = [["sh", "-c", "echo made > /made"], ["sh", "-c", "(while :; do date +%s > /ticking; sleep 0.1; done) &"]]
+    setup = [["sh", "-c", "echo made > /made"], ["sh", "-c", "(while :; do date +%s >> /ticking; sleep 0.1; done) &"]]
     async with Template(BUSYBOX, setup=setup, isolation="emulated", env={"SECRET": "x"}) as template:
         async with template.sandbox(env={"OWN": "1"}) as one, template.sandbox() as two:
             assert one.timings.start == "template"
             for sb in (one, two):
-                done = await sb.main.run(["sh", "-c", "cat /made; sleep 0.5; cat /ticking; echo $OWN$SECRET."])
+                done = await sb.main.run(["sh", "-c", "cat /made; sleep 0.5; tail -n 1 /ticking; echo $OWN$SECRET."])
                 made, ticking, own = done.stdout.splitlines()
                 assert made == "made"
                 assert abs(int(ticking) - time.time()) < 60
