@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP = 26.3
 DEMO_IMAGE = images/debian-python
 
-.PHONY: demo test lint docs bench setup deps bundle clean
+.PHONY: demo test lint docs bench setup deps test-deps bundle clean
 
 demo: setup bundle $(DEMO_IMAGE)
 	@echo "==> examples/quickstart.py"
@@ -13,7 +13,7 @@ demo: setup bundle $(DEMO_IMAGE)
 	@echo "==> pykata run"
 	.venv/bin/pykata run ./$(DEMO_IMAGE) -- python3 -c 'import platform; print("a kernel of its own:", platform.release())'
 
-test: setup bundle $(DEMO_IMAGE)
+test: test-deps setup bundle $(DEMO_IMAGE)
 	.venv/bin/nox
 
 lint: setup
@@ -29,6 +29,9 @@ setup: deps .venv/installed
 
 deps:
 	@scripts/install-deps
+
+test-deps:
+	@scripts/install-deps test
 
 .venv/installed: pyproject.toml
 	@echo "==> the Python environment: .venv"
