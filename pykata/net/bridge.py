@@ -18,7 +18,7 @@ from pykata.net.guarding import guarding
 from pykata.net.leases import forget_unused, lease
 from pykata.net.netlink import Link, Netlink, netlink
 from pykata.net.netns import Netns, opened, require
-from pykata.net.owned import BRIDGE, Member, joined, place
+from pykata.net.owned import BRIDGE, Member, joined, mac_of, place
 from pykata.net.policy.enforce import Tapped
 from pykata.net.policy.resolve import servers_of_host
 from pykata.net.relay import bound, relayed
@@ -140,7 +140,7 @@ class Bridge(NetworkStrategy):
                 addresses = (f"{network.network[number]}/{network.network.prefixlen}",)
                 gateway = gateway or str(network.ip)
             routes = (Route("::/0" if ":" in gateway else "0.0.0.0/0", gateway),) if gateway else ()
-            interface = Interface(_mac(addresses[0]), GUEST, mtu=bridge.mtu, addresses=addresses, routes=routes)
+            interface = Interface(mac_of(addresses[0]), GUEST, mtu=bridge.mtu, addresses=addresses, routes=routes)
             made = await stack.enter_async_context(self._port(run_dir, wanted, netns, self.bridge, interface))
             servers = tuple(each for each, _ in servers_of_host() if not each.startswith(("127.", "::1")))
             yield made if made.nameservers else made + Attachment(nameservers=servers)
@@ -172,15 +172,9 @@ def _interface(member: Member) -> Interface:
     plan, number = member.plan, member.number
     address = plan.address(number)
     return Interface(
-        _mac(address), GUEST, addresses=(address, *([plan.address6(number)] if plan.subnet6 else [])),
+        mac_of(address), GUEST, addresses=(address, *([plan.address6(number)] if plan.subnet6 else [])),
         routes=(Route("0.0.0.0/0", plan.gateway), *([Route("::/0", plan.gateway6)] if plan.subnet6 else [])),
     )  # fmt: skip
-
-
-def _mac(address: str) -> str:
-    """One that goes with the address: who has it next is found where the last one was."""
-    packed = ipaddress.ip_interface(address).packed[-4:]
-    return ":".join(f"{each:02x}" for each in (0x02, 0x70, *packed))
 
 
 async def _bridge(kernel: Netlink, name: str) -> Link:

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from attrs import asdict, frozen
@@ -68,6 +68,12 @@ class Plan:
     def numbers(self) -> range:
         """Of the guests; 1 is the gateway."""
         return range(2, self.network.num_addresses // 2 - 1)
+
+
+def mac_of(address: str) -> str:
+    """One that goes with the address: who has it next is found where the last one was."""
+    packed = ipaddress.ip_interface(address).packed[-4:]
+    return ":".join(f"{each:02x}" for each in (0x02, 0x70, *packed))
 
 
 @frozen
@@ -156,7 +162,7 @@ async def _make(plan: Plan, directory: Path) -> None:
             async with netlink(netns) as within, netlink(ours) as kernel:
                 # Else it has the lowest MAC of its ports, another one whenever a guest comes or goes, and those that
                 # stay ask the old one until they notice.
-                bridge = await within.add(BRIDGE, "bridge", address=_mac(plan))
+                bridge = await within.add(BRIDGE, "bridge", address=mac_of(plan.gateway))
                 far = await kernel.add(plan.link, "veth", peer={"ifname": UPLINK, "net_ns_fd": netns.fd})
                 near = await within.link(UPLINK)
                 _set(netns, "1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
@@ -173,10 +179,6 @@ async def _make(plan: Plan, directory: Path) -> None:
     except BaseException:
         await finish(_remove(directory))
         raise
-
-
-def _mac(plan: Plan) -> str:
-    return ":".join(f"{each:02x}" for each in (0x02, 0x70, *IPv4Address(plan.gateway).packed))
 
 
 async def _address(within: Netlink, kernel: Netlink, plan: Plan, indices: tuple[int, int, int]) -> None:
