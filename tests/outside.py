@@ -18,6 +18,7 @@ from pykata.host import finish
 from pykata.net import netns as namespaces
 from pykata.net.netlink import netlink
 from pykata.net.netns import Netns, socket_in
+from pykata.spec import Port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -124,3 +125,14 @@ def _resolved(query: bytes, names: Mapping[str, str]) -> bytes:
         elif each.rdtype == dns.rdatatype.A:
             answer.answer.append(dns.rrset.from_text(each.name, 60, "IN", "A", address))
     return answer.to_wire()
+
+
+async def got(port: Port) -> bytes:
+    """What the server behind a published port answers to a request."""
+    reader, writer = await asyncio.open_connection(port.address, port.host)
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()

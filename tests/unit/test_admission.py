@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -16,7 +15,9 @@ from pykata.admission import admitted, fits, reserve
 from pykata.errors import ConfigError
 from pykata.host import Room, locked_one_of
 from pykata.spec import MIB
-from pykata.testing import FakeHypervisor, fake_bundle
+from pykata.testing import FakeHypervisor
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 HOLD = """
 import fcntl, os, sys
@@ -25,12 +26,6 @@ for name in sys.argv[1:]:
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
 
 from pykata import AgentRefusedError, ConfigError, Container, Sandbox, SandboxClosedError, VMDiedError
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 
@@ -21,12 +22,6 @@ async def talks(process: FakeProcess) -> int:
         await process.write(b"%d\n" % number)
         await process.write_error(b"!")
     return int(process.args[1])
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

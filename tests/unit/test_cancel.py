@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -13,10 +12,12 @@ import pytest
 from pykata import Sandbox
 from pykata.concurrency import boot_slots
 from pykata.host import run_root
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
 from tests import leaks
 from tests.cancellation import Way, cancel_everywhere
 from tests.conftest import PLACES
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 
@@ -28,12 +29,6 @@ async def talks(process: FakeProcess) -> int:
     while data := await process.read():
         await process.write(data)
     return 0
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

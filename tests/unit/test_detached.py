@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -33,7 +33,9 @@ from pykata import (
 )
 from pykata.detached import directory as directories
 from pykata.host import run_root, state_dir
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 NAME = "worker"
@@ -57,12 +59,6 @@ async def stubborn(process: FakeProcess) -> int:
 
 
 COMMANDS = {"talk": talk, "stubborn": stubborn}
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 def sandbox(**options: object) -> Sandbox:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,15 @@ from hypothesis import strategies as st
 
 from pykata import AgentProtocolError, Container, FileError, PykataError, Sandbox, UnsafeTreeError
 from pykata.files import v1
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
 from tests.images_fixtures import file, symlink, tar_of
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 ATTRIBUTES = v1.Attributes(mode=0o100644, size=10)
 
 Act = Callable[[FakeProcess], Awaitable[int]]
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @asynccontextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -13,7 +12,9 @@ import pytest
 from pykata import AgentRefusedError, GuestPanicError, Process, Sandbox, SandboxClosedError, VMDiedError
 from pykata.agent import v1
 from pykata.requests import WINDOW
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 PIECE = 64 * 1024
@@ -59,12 +60,6 @@ async def length(process: FakeProcess) -> int:
 
 
 COMMANDS = {"upper": upper, "stubborn": stubborn, "flood": flood, "counts": counts, "length": length}
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -20,7 +19,9 @@ from pykata import (
     VMDiedError,
 )
 from pykata.agent.client import AgentClient
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 PIECE = 64 * 1024
@@ -67,12 +68,6 @@ async def deaf(process: FakeProcess) -> int:
 COMMANDS = {
     "talks": talks_then_hangs, "mixed": mixed, "greedy": greedy, "crashes": crashes, "deaf": deaf,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

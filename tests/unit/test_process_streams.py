@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -17,7 +16,9 @@ from pykata import ConfigError, Process, Sandbox, Terminal
 from pykata.agent import v1
 from pykata.requests import WINDOW
 from pykata.streams import Output
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 PIECE = 64 * 1024
@@ -58,12 +59,6 @@ async def limits(process: FakeProcess) -> int:
 
 
 COMMANDS = {"noisy": noisy, "stubborn": stubborn_cat, "watches": watches, "limits": limits}
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from pykata import (
 from pykata.agent import v1
 from pykata.host import run_root
 from pykata.spec import MIB
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 
@@ -44,12 +46,6 @@ async def where(process: FakeProcess) -> int:
 
 
 COMMANDS = {"complain": complain, "where": where}
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 @pytest.fixture

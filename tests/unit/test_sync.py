@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -20,7 +19,9 @@ import pykata
 import pykata.sync
 from pykata import CommandFailedError, Completed, ConfigError, SandboxClosedError, VMDiedError
 from pykata.sync import Container, Process, Sandbox
-from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, fake_bundle
+from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
+
+pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,12 +42,6 @@ async def interrupting(process: FakeProcess) -> int:
 
 
 COMMANDS = {"count": count, "interrupting": interrupting}
-
-
-@pytest.fixture(autouse=True)
-def guest(tmp_path: Path) -> Iterator[None]:
-    with fake_bundle(tmp_path):
-        yield
 
 
 def fake(**options: Any) -> FakeHypervisor:

@@ -8,21 +8,10 @@ import pytest
 
 from pykata import Bridge, Network, NetworkStrategy, PortInUseError, Sandbox, TCFilter
 from pykata.guest import Bundle
-from pykata.spec import Port
-from tests.outside import outside
+from tests.outside import got, outside
 
 BUSYBOX = "builtin:busybox"
 UNTIL = "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"
-
-
-async def got(port: Port) -> bytes:
-    reader, writer = await asyncio.open_connection(port.address, port.host)
-    try:
-        writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        return await reader.read()
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 async def served_through(strategy: NetworkStrategy) -> bytes:

@@ -17,8 +17,7 @@ import pytest
 
 from pykata import Network, Rate, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
-from pykata.spec import Port
-from tests.outside import Outside, outside
+from tests.outside import Outside, got, outside
 
 BUSYBOX = "builtin:busybox"
 NAMES = {"db.example": "192.0.2.77", "web.corp.example": "192.0.2.78"}
@@ -139,16 +138,6 @@ async def test_a_server_in_the_guest_is_reached_through_ports(sb: Sandbox) -> No
             async with anyio.create_task_group() as group:
                 for _ in range(20):
                     group.start_soon(got, four)
-
-
-async def got(port: Port) -> bytes:
-    reader, writer = await asyncio.open_connection(port.address, port.host)
-    try:
-        writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        return await reader.read()
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 async def test_a_published_port_without_a_server_resets(sb: Sandbox) -> None:
