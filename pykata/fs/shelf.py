@@ -26,6 +26,7 @@ from pykata.errors import HostError, NotPermittedError
 from pykata.fs.apart import kept_apart
 from pykata.fs.base import SharedFs
 from pykata.fs.block import attachment, folder, stem
+from pykata.host import short_name
 from pykata.spec import VOLUMES, Attachment, Image
 
 SHELF = "images"
@@ -59,7 +60,7 @@ def shelf_socket(run_dir: Path) -> Iterator[socket.socket]:
     """The listening socket of a shelf, which whoever knows the run directory can reach."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with _short(run_dir) as directory:
+        with short_name(run_dir) as directory:
             listener.bind(f"{directory}/{_SOCKET}")
         listener.listen(128)
     except OSError as exc:
@@ -101,7 +102,7 @@ def _connected(run_dir: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
         try:
-            with _short(run_dir) as directory:
+            with short_name(run_dir) as directory:
                 connection.connect(f"{directory}/{_SOCKET}")
         except OSError as exc:
             raise HostError(f"can't reach who shares images: {exc}") from exc
@@ -114,13 +115,3 @@ def _asked(connection: socket.socket, path: bytes) -> str:
         return connection.recv(4096).decode(errors="backslashreplace") or "-it has ended"
     except OSError as exc:
         return f"-{exc}"
-
-
-@contextmanager
-def _short(directory: Path) -> Iterator[str]:
-    """A name of the directory that fits into a socket's path, of at most 107 bytes (unix(7))."""
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)

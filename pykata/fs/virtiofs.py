@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -88,15 +87,10 @@ def _connected(path: Path) -> tuple[socket.socket, socket.socket]:
     """A listening socket for the daemon, and our connection to it, which waits there. No name of it is left."""
     listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     try:
-        # A socket's path has at most 107 bytes (unix(7)), and a directory's descriptor makes any path short.
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            short = f"/proc/self/fd/{directory}/{path.name}"
-            listener.bind(short)
+        with host.short_name(path.parent) as directory:
+            listener.bind(f"{directory}/{path.name}")
             listener.listen(1)
-            connection.connect(short)
-        finally:
-            os.close(directory)
+            connection.connect(f"{directory}/{path.name}")
         path.unlink()
     except OSError as exc:
         listener.close()

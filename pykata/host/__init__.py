@@ -10,7 +10,7 @@ from pykata.host.byte_locks import byte_is_locked, lock_byte
 from pykata.host.capacity import Room, Use, in_use, room
 from pykata.host.cleanup import finish
 from pykata.host.daemon import start_daemon
-from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, state_dir
+from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, short_name, state_dir
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
@@ -80,6 +80,7 @@ __all__ = [
     "run_root",
     "run_tool",
     "seal",
+    "short_name",
     "spawn",
     "start_daemon",
     "state_dir",

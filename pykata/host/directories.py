@@ -123,6 +123,16 @@ def _owned(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def short_name(directory: Path) -> Iterator[str]:
+    """A name of the directory that fits into a socket's path, of at most 107 bytes (unix(7))."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
 def _identify(pid: int) -> dict[str, str | int]:
     """What tells this process from a later one with the same pid. Raises ProcessLookupError."""
     try:

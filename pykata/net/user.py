@@ -20,6 +20,7 @@ from pykata.net import netns as namespaces
 from pykata.net.base import NetworkStrategy, Wanted
 from pykata.net.netlink import Link, Netlink, netlink
 from pykata.net.netns import Netns, socket_in
+from pykata.net.policy.packets import ICMP6, checksum, pseudo
 from pykata.net.relay import bound, relayed
 from pykata.net.rootless import rootless
 from pykata.net.tap import Tap, tap
@@ -194,25 +195,17 @@ def announce(netns: Netns, uplink: Link) -> None:
     A gratuitous ARP request (RFC 5227) and an unsolicited neighbour advertisement (RFC 4861, 7.2.6).
     """
     mac = bytes.fromhex(uplink.mac.replace(":", ""))
-    guest, guest6 = ipaddress.IPv4Address(GUEST).packed, ipaddress.IPv6Address(GUEST6).packed
-    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + guest + bytes(6) + guest
-    advertisement = struct.pack("!BBHI", 136, 0, 0, 0x2000_0000) + guest6 + b"\x02\x01" + mac
-    everyone = ipaddress.IPv6Address("ff02::1").packed
-    pseudo = guest6 + everyone + struct.pack("!II", len(advertisement), 58)
-    advertisement = advertisement[:2] + _checksum(pseudo + advertisement) + advertisement[4:]
-    packet = struct.pack("!IHBB", 6 << 28, len(advertisement), 58, 255) + guest6 + everyone + advertisement
+    guest, guest6, everyone = (ipaddress.ip_address(each) for each in (GUEST, GUEST6, "ff02::1"))
+    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + guest.packed + bytes(6) + guest.packed
+    advertisement = struct.pack("!BBHI", 136, 0, 0, 0x2000_0000) + guest6.packed + b"\x02\x01" + mac
+    summed = checksum(pseudo(guest6, everyone, ICMP6, len(advertisement)) + advertisement)
+    advertisement = advertisement[:2] + struct.pack("!H", summed) + advertisement[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(advertisement), ICMP6, 255)
+    packet = header + guest6.packed + everyone.packed + advertisement
     with socket_in(netns, socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as wire:
         wire.bind((uplink.name, 0))
         wire.send(b"\xff" * 6 + mac + b"\x08\x06" + arp)
         wire.send(b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + packet)
-
-
-def _checksum(data: bytes) -> bytes:
-    """RFC 1071, of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", total ^ 0xFFFF)
 
 
 def _interface(mac: str, *, ipv6: bool) -> Interface:
