@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -135,6 +136,22 @@ async def acquired(pool: pykata.Pool) -> float:
         return (time.perf_counter() - began) * 1000
 
 
+async def acquired_to_output(pool: pykata.Pool) -> float:
+    """Milliseconds from asking for a sandbox that is ready to the first output of a command in it."""
+    await pool.filled()
+    began = time.perf_counter()
+    async with pool.acquire() as sandbox, sandbox.process(IMAGE, ["echo", "up"]) as process:
+        await anext(process.stdout)
+        elapsed = (time.perf_counter() - began) * 1000
+        await process.wait()
+    return elapsed
+
+
+async def warm_up(sandbox: pykata.Sandbox) -> None:
+    """What a pool's user would do for whoever comes next."""
+    await sandbox.run(IMAGE, ["true"])
+
+
 async def private_memory(template: pykata.Template) -> list[float]:
     """PSS of QEMU in MiB, of each of several at once, idle with their agents connected."""
     async with AsyncExitStack() as stack:
@@ -188,6 +205,12 @@ async def measure(rounds: int) -> list[Row]:
         rows.append(row("PSS of QEMU, each of 20", "MiB", await private_memory(template)))
         async with pykata.Pool(template, size=1) as pool:
             rows.append(row("Pool.acquire", "ms", [await acquired(pool) for _ in range(rounds)]))
+        one = partial(pykata.Pool, template, size=1, limit=1)
+        async with one() as cold, one(warm_up=warm_up) as warm:
+            outputs = partial(acquired_to_output, cold), partial(acquired_to_output, warm)
+            at_first, again = await interleaved(rounds, *outputs)
+            rows.append(row("Pool.acquire to first output", "ms", at_first))
+            rows.append(row("  with warm_up=", "ms", again))
     note("from a template: from entering the sandbox to the first output of echo; the floor echoes without a sandbox")
     return rows
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from pykata import Pool, SandboxClosedError, Template
+from pykata import Pool, Sandbox, SandboxClosedError, Template
 from pykata.errors import ConfigError
 from tests.vm.conftest import BUSYBOX
 
@@ -93,3 +93,45 @@ async def test_a_wait_that_is_cancelled_takes_nothing(template: Template) -> Non
             assert pool.stats.waiting == 0
         async with pool.acquire() as sb:
             assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
+
+
+async def test_each_is_warmed_up_before_anybody_gets_it(template: Template) -> None:
+    async def warm_up(sandbox: Sandbox) -> None:
+        assert (await sandbox.run(BUSYBOX, ["touch", "/here"])).exit_code == 0
+
+    async with Pool(template, size=1, warm_up=warm_up) as pool:
+        await pool.filled()
+        async with pool.acquire() as sb:
+            waiting = [one.id for one in sb._open.containers.values() if one.fresh]
+            assert len(waiting) == 1
+            assert (await sb.run(BUSYBOX, ["test", "-e", "/here"])).exit_code == 1
+            assert not any(one.fresh for one in sb._open.containers.values())
+            assert (await sb.stats()).containers == {}
+
+
+async def test_a_container_waits_however_many_warming_up_has_used(template: Template) -> None:
+    async def warm_up(sandbox: Sandbox) -> None:
+        for _ in range(3):
+            await sandbox.run(BUSYBOX, ["true"], check=True)
+
+    async with Pool(template, size=1, warm_up=warm_up) as pool, pool.acquire() as sb:
+        assert sum(one.fresh for one in sb._open.containers.values()) == 1
+        assert (await sb.run(BUSYBOX, ["echo", "mine"])).stdout == "mine\n"
+
+
+async def test_whoever_waits_hears_why_warming_up_failed(template: Template) -> None:
+    outcomes: list[BaseException | None] = [LookupError("no such model"), None]
+
+    async def warm_up(sandbox: Sandbox) -> None:
+        if (outcome := outcomes.pop(0) if outcomes else None) is not None:
+            raise outcome
+
+    async with Pool(template, size=1, limit=1, warm_up=warm_up) as pool:
+        with pytest.raises(LookupError, match="no such model"):
+            async with pool.acquire():
+                pytest.fail("it wasn't warm")
+        assert pool.stats.failed == 1
+        async with pool.acquire() as sb:
+            assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
+    with pytest.raises(ConfigError, match="warm_up='yes' is not a function"):
+        Pool(template, warm_up="yes")  # type: ignore[arg-type]
