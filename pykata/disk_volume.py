@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -13,7 +14,10 @@ import anyio.to_thread
 
 from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
 from pykata.host import find_tool, run_tool
-from pykata.images.superblock import HEAD, filesystem_of
+from pykata.images.disk import read_head
+from pykata.images.qcow2 import MAGIC as QCOW2
+from pykata.images.qcow2 import Qcow2Error
+from pykata.images.superblock import filesystem_of
 from pykata.spec import VOLUMES, Attachment, Disk, Mount
 from pykata.volumes import DiskImage
 
@@ -24,12 +28,11 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
     descriptor = await _opened(volume)
     try:
         _lock(descriptor, volume)
-        kind = filesystem_of(os.pread(descriptor, HEAD, 0))
-        if kind is None:
-            raise ConfigError(f"{volume.path} has no filesystem that we know", hint="ext4, squashfs or erofs, whole")
+        kind = _kind(descriptor, volume)
         options = ("ro", *(("noload",) if kind == "ext4" else ())) if volume.readonly else ()
+        device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor))
         yield Attachment(
-            devices=(Disk(tag, volume.path, readonly=volume.readonly, is_device=_is_device(descriptor)),),
+            devices=(device,),
             mounts=(Mount(tag, kind, f"{VOLUMES}/{tag}", ("nosuid", "nodev", *options)),),
         )
     finally:
@@ -38,13 +41,31 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
 
 async def _opened(volume: DiskImage) -> int:
     flags = (os.O_RDONLY if volume.readonly else os.O_RDWR) | os.O_CLOEXEC
+    # A block device that this machine has mounted, or has made another of, is in use as well (open(2), O_EXCL).
+    alone = os.O_EXCL if not volume.readonly and volume.path.is_block_device() else 0
     try:
-        return os.open(volume.path, flags)
+        return os.open(volume.path, flags | alone)
     except FileNotFoundError:
         await _make(volume)
     except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            raise VolumeInUseError(f"the device {volume.path} is in use, by this machine or by another sandbox",
+                                   hint="unmount it first, or take it readonly=True") from exc
         raise NotPermittedError(f"can't open the volume {volume.path}: {exc.strerror}") from exc
     return os.open(volume.path, flags)
+
+
+def _kind(descriptor: int, volume: DiskImage) -> str:
+    try:
+        head, _ = read_head(descriptor, volume.format)
+    except Qcow2Error as exc:
+        raise ConfigError(f"the volume {volume.path} can't be used: {exc}", hint=exc.hint) from exc
+    except OSError as exc:
+        raise HostError(f"can't read the volume {volume.path}: {exc.strerror}") from exc
+    if (kind := filesystem_of(head)) is not None:
+        return kind
+    hint = "is it a qcow2? format='qcow2' says so" if head.startswith(QCOW2) else "ext4, squashfs or erofs, whole"
+    raise ConfigError(f"{volume.path} has no filesystem that we know", hint=hint)
 
 
 def _is_device(descriptor: int) -> bool:

@@ -20,8 +20,9 @@ from attrs import asdict
 
 from pykata.errors import SavedDamagedError
 from pykata.host import copy_range, extents, memory_file, seal
+from pykata.images.qcow2 import Qcow2Error, open_qcow2
 from pykata.origin import Origin, SavedContainer
-from pykata.spec import ImageConfig, SavedVM, Start
+from pykata.spec import Disk, ImageConfig, SavedVM, Start
 
 FORMAT = 1
 STATE = "state.json"
@@ -35,7 +36,7 @@ def write(folder: Path, origin: Origin) -> None:
     runs, digest = _write_memory(folder / "memory", origin.vm.memory)
     _private(folder / "devices", origin.vm.devices)
     for number, disk in origin.vm.slots.items():
-        _copy(disk, folder / f"slot{number}")
+        _copy(disk.path, folder / f"slot{number}")
     state = {
         "format": FORMAT,
         "identity": dict(origin.identity),
@@ -44,6 +45,7 @@ def write(folder: Path, origin: Origin) -> None:
         "memory": digest,
         "devices": hashlib.sha256(origin.vm.devices).hexdigest(),
         "slots": list(origin.vm.slots),
+        "formats": [disk.format for disk in origin.vm.slots.values()],
         "greeting": origin.greeting.hex(),
         "parked": origin.parked,
         "memory_limit": origin.memory_limit,
@@ -78,13 +80,34 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
             _read_memory(folder / "memory", state["runs"], state["memory"], memory)
             seal(memory)
             origin = Origin(
-                vm=SavedVM(memory, devices, {number: folder / f"slot{number}" for number in state["slots"]}),
+                vm=SavedVM(memory, devices, _slots(folder, state)),
                 greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
                 memory_limit=state["memory_limit"], start=start,
                 containers=tuple(_container(each) for each in state["containers"]),
                 main=state["main"], next_number=state["next_number"], identity=state["identity"],
             )  # fmt: skip
         yield origin
+
+
+def _slots(folder: Path, state: Mapping[str, Any]) -> dict[int, Disk]:
+    formats = state.get("formats", ["raw"] * len(state["slots"]))       # none were noted when all were raw
+    disks = {
+        number: Disk(f"slot{number}", folder / f"slot{number}", form)
+        for number, form in zip(state["slots"], formats, strict=True)
+    }
+    for disk in disks.values():
+        _check(disk)
+    return disks
+
+
+def _check(disk: Disk) -> None:
+    """The directory may have come from elsewhere, with an image in it that names a file of this host."""
+    if disk.format == "qcow2":
+        with disk.path.open("rb") as file:
+            try:
+                open_qcow2(file.fileno())
+            except Qcow2Error as exc:
+                raise ValueError(f"{disk.path.name}: {exc}") from exc
 
 
 def _container(saved: dict[str, Any]) -> SavedContainer:

@@ -19,6 +19,8 @@ PullPolicy = Literal["missing", "always", "never"]
 """When a registry is asked: for an image that isn't here, every time, or not at all."""
 StreamName = Literal["stdout", "stderr"]
 Phase = Literal["starting", "running", "ended", "lost"]
+DiskFormat = Literal["raw", "qcow2"]
+"""What a disk is kept as. It is told and never guessed: a guest can write what it likes onto a raw disk."""
 
 MIB = 1024 * 1024
 
@@ -33,11 +35,14 @@ class Terminal:
 
 @frozen
 class Disk:
-    """A block device for the guest. ``tag`` is its name among the devices of an attachment."""
+    """A block device for the guest. ``tag`` is its name among the devices of an attachment.
+
+    Who has a qcow2 here has made sure that it names no other file.
+    """
 
     tag: str
     path: Path
-    format: Literal["raw"] = "raw"
+    format: DiskFormat = "raw"
     readonly: bool = True
     is_device: bool = False             # a block device of the host, and no file
 
@@ -236,7 +241,7 @@ class SavedVM:
 
     memory: int
     devices: bytes                      # what the VMM says of its devices
-    slots: Mapping[int, Path] = field(factory=dict)
+    slots: Mapping[int, Disk] = field(factory=dict)
 
 
 @frozen
@@ -289,6 +294,8 @@ class Image:
     directory: Path | None = field(default=None, eq=False)
     disk: Path | None = None
     disk_type: str = "squashfs"
+    disk_format: DiskFormat = "raw"
+    disk_is_device: bool = False
 
 
 @frozen(kw_only=True)

@@ -15,7 +15,7 @@ from pykata.errors import ConfigError, HostError, ToolMissingError
 from pykata.fs.virtiofs import daemon
 from pykata.host import state_dir
 from pykata.sizes import parse_size
-from pykata.spec import MIB
+from pykata.spec import MIB, DiskFormat
 
 NOT_OVER = ("/", "/proc", "/sys", "/dev")
 """What belongs to the guest's kernel, or to the image as a whole."""
@@ -202,9 +202,11 @@ class DiskImage:
 
         Sandbox(volumes={"/data": DiskImage("./data.img", size="1G", files=10_000)})
 
-    It is a raw ext4, squashfs or erofs. A file that is missing is made, an empty ext4 of ``size`` (MiB or text) with
-    room for ``files`` files and directories, about: a guest can use that up and no more. The file takes as much space
-    as was written. One sandbox can write to it at a time, or several read it (``readonly``).
+    It is an ext4, squashfs or erofs, whole. ``format`` is what it is kept as, and is never guessed: raw, or a
+    ``"qcow2"`` that is there, and that names no other file (no backing file, no external data). A raw file that is
+    missing is made, an empty ext4 of ``size`` (MiB or text) with room for ``files`` files and directories, about: a
+    guest can use that up and no more. The file takes as much space as was written. One sandbox can write to it at a
+    time, or several read it (``readonly``).
 
     What a container wrote is on the disk when the container is gone. Of a sandbox that ends before, the last seconds
     may be lost, as with a machine whose power fails.
@@ -214,6 +216,7 @@ class DiskImage:
     size: int | str | None = field(default=None, converter=_disk_size)
     files: int | None = field(default=None, validator=_optional_count)
     readonly: bool = False
+    format: DiskFormat = field(default="raw", validator=_one_of("raw", "qcow2"))
 
 
 def _filesystem(instance: object, attribute: object, value: object) -> None:
@@ -338,6 +341,9 @@ def _check_source(place: str, volume: Bind) -> None:
 
 def _check_disk(place: str, volume: DiskImage) -> None:
     path = volume.path
+    if not path.exists() and volume.format != "raw":
+        raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
+                          hint=f"only raw disks are made: convert one, by qemu-img convert -O {volume.format}")
     if not path.exists() and (volume.size is None or volume.readonly or not path.parent.is_dir()):
         raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
                           hint="size= makes it, for writing, in a directory that is there")

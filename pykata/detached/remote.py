@@ -193,7 +193,8 @@ class RemoteVM(VM):
         except OSError as exc:
             raise HostError(f"can't open the disk {disk.path}: {exc.strerror}") from exc
         try:
-            answer = await self._keeper.call("plug", plug=number, tag=disk.tag, descriptors=(descriptor,))
+            answer = await self._keeper.call(
+                "plug", plug=number, tag=disk.tag, format=disk.format, device=disk.is_device, descriptors=(descriptor,))
         except (DetachedLostError, SandboxClosedError) as ended:
             raise self._as_death(ended) from ended
         finally:

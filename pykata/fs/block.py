@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from pykata import host
-from pykata.errors import ConfigError
+from pykata.errors import ConfigError, HostError, VolumeInUseError
 from pykata.fs.base import SharedFs
 from pykata.fs.kept import make_kept, open_kept
 from pykata.fs.squashfs import COMPRESSORS, FORMAT, convert, converter
@@ -49,14 +50,15 @@ class Block(SharedFs):
         Raises :class:`~pykata.errors.ImageError` if it is damaged, and :class:`~pykata.errors.HostError`.
         """
         if image.disk is not None:
-            yield attachment(image.disk, image.disk_type)
+            with ready(image) as attached:
+                yield attached
             return
         path = self._path(image)
         while (descriptor := open_kept(path)) is None:
             assert image.write_tar is not None
             await make_kept(path, partial(convert, image.write_tar, compression=self.compression))
         try:
-            yield attachment(path, "squashfs")
+            yield attachment(Disk(TAG, path), "squashfs")
         finally:
             os.close(descriptor)
 
@@ -83,11 +85,41 @@ def stem(digest: str) -> str:
     return digest.replace(":", "-")
 
 
-def attachment(path: Path, kind: str) -> Attachment:
+@contextmanager
+def ready(image: Image) -> Iterator[Attachment]:
+    """An image that is a disk, as it is. Nobody writes to it as a volume while the block runs.
+
+    Raises :class:`~pykata.errors.VolumeInUseError` if somebody does already.
+    """
+    assert image.disk is not None
+    disk = Disk(TAG, image.disk, image.disk_format, is_device=image.disk_is_device)
+    with _shared(image.disk):
+        yield attachment(disk, image.disk_type)
+
+
+def attachment(disk: Disk, kind: str) -> Attachment:
     """A read-only disk that is the lowest layer of a root filesystem."""
     # A journal that wasn't finished can't be replayed on a disk that is read-only.
     options = ("ro", "noload") if kind == "ext4" else ("ro",)
-    return Attachment(
-        devices=(Disk(tag=TAG, path=path, readonly=True),),
-        mounts=(Mount(source=TAG, type=kind, options=options),),
-    )
+    return Attachment(devices=(disk,), mounts=(Mount(source=TAG, type=kind, options=options),))
+
+
+@contextmanager
+def _shared(path: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise HostError(f"can't open the disk {path}: {exc.strerror}") from exc
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise VolumeInUseError(f"the disk {path} is in use by a sandbox that writes to it",
+                               hint="an image must stay as it is while it is used") from None

@@ -25,9 +25,9 @@ import anyio.to_thread
 from pykata.errors import HostError, NotPermittedError
 from pykata.fs.apart import kept_apart
 from pykata.fs.base import SharedFs
-from pykata.fs.block import attachment, folder, stem
+from pykata.fs.block import TAG, attachment, folder, ready, stem
 from pykata.host import short_name
-from pykata.spec import VOLUMES, Attachment, Image
+from pykata.spec import VOLUMES, Attachment, Disk, Image
 
 SHELF = "images"
 _SOCKET = "shelf.sock"
@@ -48,11 +48,12 @@ class SharedRoot(SharedFs):
         Raises :class:`~pykata.errors.ImageError` if it is damaged, and :class:`~pykata.errors.HostError`.
         """
         if image.disk is not None:
-            yield attachment(image.disk, image.disk_type)
+            with ready(image) as attached:
+                yield attached
             return
         kept = kept_apart(image, folder(), stem(image.digest), in_place=self.in_place)
         async with kept as parts, on_shelf(run_dir, parts.content) as name:
-            yield attachment(parts.tree, "squashfs") + Attachment(content=(f"{VOLUMES}/{SHELF}/{name}",))
+            yield attachment(Disk(TAG, parts.tree), "squashfs") + Attachment(content=(f"{VOLUMES}/{SHELF}/{name}",))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pykata.images.name import Name, parse_name
 
 FORMS = (
     "NAME[:TAG] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker-daemon:NAME, "
-    "dir:ROOTFS, tar:FILE, disk:FILE, builtin:NAME, ./PATH[:TAG]"
+    "dir:ROOTFS, tar:FILE, disk:FILE, qcow2:FILE, builtin:NAME, ./PATH[:TAG]"
 )
 
 
@@ -28,6 +28,7 @@ class Source(Enum):
     DIRECTORY = "dir"
     TARBALL = "tar"
     DISK = "disk"
+    QCOW2 = "qcow2"
     BUILTIN = "builtin"
     PATH = ""
 

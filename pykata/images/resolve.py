@@ -129,7 +129,9 @@ def _look(
         case Source.PATH:
             return _look_at_path(reference, architecture, limits)
         case Source.DISK:
-            return find_disk(reference, architecture)
+            return find_disk(reference, architecture, "raw")
+        case Source.QCOW2:
+            return find_disk(reference, architecture, "qcow2")
         case Source.DOCKER_DAEMON:
             from pykata.images.daemon import find_in_daemon
 

@@ -98,7 +98,9 @@ class Client:
         try:
             with plug.scope:
                 # The descriptor, not the path: the client may be the only one who finds the file by its name.
-                disk = Disk(str(message.body["tag"]), Path(f"/proc/self/fd/{message.descriptors[0]}"))
+                path = Path(f"/proc/self/fd/{message.descriptors[0]}")
+                body = message.body
+                disk = Disk(str(body["tag"]), path, body["format"], is_device=body["device"])
                 async with self._keeper.running.plugged(disk) as serial:
                     await self._answer(message, serial)
                     await anyio.sleep_forever()

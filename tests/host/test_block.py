@@ -139,6 +139,7 @@ async def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 async def test_a_disk_is_attached_as_it_is(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "d").touch()
     image = Image("builtin:x", "sha256:0", ImageConfig(), "x86_64", disk=tmp_path / "d", disk_type="erofs")
     async with Block().rootfs(image, tmp_path) as attachment:
         assert attachment.devices == (Disk("rootfs", tmp_path / "d"),)

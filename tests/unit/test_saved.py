@@ -16,7 +16,7 @@ from pykata.agent.parking import MOST_LEFT, Greeting, Parking
 from pykata.errors import AgentProtocolError, SavedDamagedError
 from pykata.host import memory_file, seal
 from pykata.origin import Origin, SavedContainer
-from pykata.spec import ImageConfig, SavedVM
+from pykata.spec import Disk, ImageConfig, SavedVM
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
 
 SIZE = 1 << 20
@@ -31,7 +31,7 @@ def guest(disk: Path | None = None) -> Iterator[Origin]:
         os.pwrite(memory, b"first", 0)
         os.pwrite(memory, b"in the middle", 500_000)
         seal(memory)
-        vm = SavedVM(memory, b"devices", {3: disk} if disk else {})
+        vm = SavedVM(memory, b"devices", {3: Disk("d", disk, "qcow2")} if disk else {})
         config = ImageConfig(entrypoint=("/bin/x",), cmd=("y",), env={"A": "1"})
         container = SavedContainer("c1", "image", "sha256:0", config, "x86_64", disk=123, fresh=True)
         yield Origin(
@@ -45,6 +45,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     disk.write_bytes(b"image")
     with guest(disk) as origin:
         saved.write(tmp_path / "saved", origin)
+    with pytest.raises(SavedDamagedError, match="slot3: it is no qcow2"), saved.opened(tmp_path / "saved", "snapshot"):
+        pass
+    disk.write_bytes(b"QFI\xfb\0\0\0\2".ljust(512, b"\0").replace(b"\0" * 16, b"\0" * 15 + b"\x10", 1))
     assert (tmp_path / "saved" / "memory").stat().st_size < SIZE
     assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "saved").glob("[dms]*[!3]")} == {"0o600"}
     assert saved.identity(tmp_path / "saved") == {"cpu": "this"}
@@ -52,7 +55,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         assert os.pread(again.vm.memory, 5, 0) == b"first"
         assert os.pread(again.vm.memory, 13, 500_000) == b"in the middle"
         assert os.fstat(again.vm.memory).st_size == SIZE
-        assert again.vm.slots[3].read_bytes() == b"image"
+        assert again.vm.slots[3].path.read_bytes() == disk.read_bytes()
+        assert again.vm.slots[3].format == "qcow2"
         assert (again.vm.devices, again.greeting, again.parked) == (b"devices", SETTINGS, True)
         assert (again.containers, again.main, again.next_number) == (origin.containers, "c2", 7)
         with pytest.raises(PermissionError):

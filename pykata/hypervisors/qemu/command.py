@@ -110,7 +110,7 @@ def command(
         # Memory that the guest frees goes back to the host within seconds. It costs no boot time that can be measured.
         *(device(f"virtio-balloon-{bus}", **{"free-page-reporting": True}) if reclaim else ()),
         *_disks(bus, spec, given.disks),
-        *_slots(bus, slots, given.slots),
+        *_slots(bus, slots, spec.saved.slots if spec.saved else {}, given.slots),
         *_nics(bus, spec),
         *_shares(bus, spec, given.shares),
         *_directories(bus, spec, given.directories),
@@ -188,14 +188,13 @@ def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> 
     for number, (disk, group) in enumerate(zip(disks, descriptors, strict=True)):
         for descriptor in group:
             yield from ("-add-fd", f"fd={descriptor},set={number}")
-        node = image_node(f"disk{number}", number, readonly=disk.readonly, is_device=disk.is_device)
-        yield from ("-blockdev", json.dumps(node))
+        yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, disk)))
         # An error of the host's, such as a full filesystem, is one of the guest's too: by default QEMU pauses for it.
         errors = {"rerror": "report", "werror": "report"}
         yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag, **errors)
 
 
-def _slots(bus: str, count: int, plugged: Mapping[int, int]) -> Iterator[str]:
+def _slots(bus: str, count: int, disks: Mapping[int, Disk], plugged: Mapping[int, int]) -> Iterator[str]:
     """Disks without content, whose content is exchanged while the machine runs: see :mod:`.slots`."""
     for number in range(count):
         yield from ("-blockdev", json.dumps(empty_node(number)))
@@ -203,7 +202,7 @@ def _slots(bus: str, count: int, plugged: Mapping[int, int]) -> Iterator[str]:
         if number in plugged:
             drive = node_name(number)
             yield from ("-add-fd", f"fd={plugged[number]},set={SLOT_FDSETS + number}")
-            yield from ("-blockdev", json.dumps(image_node(drive, SLOT_FDSETS + number, readonly=True)))
+            yield from ("-blockdev", json.dumps(image_node(drive, SLOT_FDSETS + number, disks[number])))
         yield from device(
             f"virtio-blk-{bus}", id=slot_name(number), drive=drive, serial=slot_name(number),
             **{"num-queues": 1, "discard": False, "write-zeroes": False},
@@ -273,8 +272,12 @@ def empty_node(number: int) -> dict[str, object]:
     return {"driver": "null-co", "node-name": empty_name(number), "size": EMPTY_SIZE, "read-only": True}
 
 
-def image_node(name: str, fdset: int, *, readonly: bool, is_device: bool = False) -> dict[str, object]:
-    """A raw image behind the descriptors of an fdset; both drivers named, so that no content can choose another."""
-    driver = "host_device" if is_device else "file"
-    file = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": readonly, "locking": "off"}
-    return {"driver": "raw", "node-name": name, "read-only": readonly, "file": file}
+def image_node(name: str, fdset: int, disk: Disk) -> dict[str, object]:
+    """An image behind the descriptors of an fdset; both drivers named, so that no content can choose another.
+
+    A qcow2 that names a file that it was written over gets none (blockdev-add, BlockdevOptionsGenericCOWFormat).
+    """
+    driver = "host_device" if disk.is_device else "file"
+    file = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": disk.readonly, "locking": "off"}
+    alone = {"backing": None} if disk.format == "qcow2" else {}
+    return {"driver": disk.format, "node-name": name, "read-only": disk.readonly, "file": file, **alone}

@@ -15,7 +15,6 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from attrs import define
 
@@ -23,14 +22,14 @@ from pykata.errors import ConfigError, HostError, VMError
 from pykata.host import finish
 from pykata.hypervisors.qemu.command import empty_name, image_node, node_name, slot_name
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
-from pykata.spec import Disk
+from pykata.spec import Disk, DiskFormat
 
 log = logging.getLogger(__name__)
 
 BLOCK = 4096            # bytes; the guest reads whole pages, and gets an error for one that the image ends in
 FIRST_FDSET = 1000      # above those of the disks that the machine was started with
 
-Key = tuple[int, int]
+Key = tuple[int, int, DiskFormat]
 
 
 @define(eq=False)
@@ -38,7 +37,7 @@ class Plugged:
     """An image in a slot: once, for all its users. ``inserting`` is done when the guest can read it."""
 
     number: int
-    path: Path
+    disk: Disk
     inserting: asyncio.Future[None]
     users: int = 0
 
@@ -49,10 +48,12 @@ class Slots:
     ``started_with`` are the disks that it has in slots from its start on, and keeps: by number.
     """
 
-    def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Path]) -> None:
+    def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Disk]) -> None:
         self._qmp = qmp
         self._free = [number for number in reversed(range(count)) if number not in started_with]
-        self._plugged = {_key(os.stat(path)): _kept(number, path) for number, path in started_with.items()}
+        self._plugged = {
+            _key(os.stat(disk.path), disk): _kept(number, disk) for number, disk in started_with.items()
+        }
         self._exchange = asyncio.Lock()
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._next_fdset = FIRST_FDSET
@@ -64,11 +65,11 @@ class Slots:
         """``disk`` in a slot; yields the slot's serial. An image that is in a slot already is shared."""
         descriptor = _open(disk)
         try:
-            key = _key(os.fstat(descriptor))
+            key = _key(os.fstat(descriptor), disk)
             plugged = self._plugged.get(key)
             if plugged is None:
                 number = await self._take()
-                plugged = self._join(key, number, descriptor, disk.path)
+                plugged = self._join(key, number, descriptor, disk)
             plugged.users += 1
             try:
                 await asyncio.shield(plugged.inserting)
@@ -84,10 +85,10 @@ class Slots:
                 os.close(descriptor)
 
     @asynccontextmanager
-    async def still(self) -> AsyncIterator[dict[int, Path]]:
+    async def still(self) -> AsyncIterator[dict[int, Disk]]:
         """No disk comes or goes while the block runs; yields those that are there, by the number of their slot."""
         async with self._exchange:
-            yield {plugged.number: plugged.path for plugged in self._plugged.values() if _is_in(plugged)}
+            yield {plugged.number: plugged.disk for plugged in self._plugged.values() if _is_in(plugged)}
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""
@@ -115,16 +116,16 @@ class Slots:
                 return turn.set_result(number)
         return self._free.append(number)
 
-    def _join(self, key: Key, number: int, descriptor: int, path: Path) -> Plugged:
+    def _join(self, key: Key, number: int, descriptor: int, disk: Disk) -> Plugged:
         """Put the image into slot ``number``, unless someone else did while we waited for a slot."""
         if (plugged := self._plugged.get(key)) is not None:
             self._give_back(number)
             return plugged
-        inserting = asyncio.ensure_future(self._insert(number, os.dup(descriptor)))
-        self._plugged[key] = plugged = Plugged(number, path, inserting)
+        inserting = asyncio.ensure_future(self._insert(number, os.dup(descriptor), disk))
+        self._plugged[key] = plugged = Plugged(number, disk, inserting)
         return plugged
 
-    async def _insert(self, number: int, descriptor: int) -> None:
+    async def _insert(self, number: int, descriptor: int, disk: Disk) -> None:
         self._next_fdset = fdset = self._next_fdset + 1
         name = node_name(number)
         try:
@@ -132,7 +133,7 @@ class Slots:
         finally:
             os.close(descriptor)
         try:
-            await self._qmp.execute("blockdev-add", image_node(name, fdset, readonly=True))
+            await self._qmp.execute("blockdev-add", image_node(name, fdset, disk))
         finally:
             # The node has its own duplicate; QEMU forgets the set when that is closed.
             await self._qmp.execute("remove-fd", {"fdset-id": fdset})
@@ -175,15 +176,15 @@ class Slots:
         self._waiting.clear()
 
 
-def _key(found: os.stat_result) -> Key:
-    return found.st_dev, found.st_ino
+def _key(found: os.stat_result, disk: Disk) -> Key:
+    return found.st_dev, found.st_ino, disk.format
 
 
-def _kept(number: int, path: Path) -> Plugged:
+def _kept(number: int, disk: Disk) -> Plugged:
     """A disk that stays: who uses it next isn't its last user."""
     inserted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     inserted.set_result(None)
-    return Plugged(number, path, inserted, users=1)
+    return Plugged(number, disk, inserted, users=1)
 
 
 def _is_in(plugged: Plugged) -> bool:
@@ -200,8 +201,8 @@ def _open(disk: Disk) -> int:
         raise HostError(f"can't open the disk {disk.path}: {exc.strerror}") from exc
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, descriptor)
-        size = os.fstat(descriptor).st_size
-        if size == 0 or size % BLOCK:
+        size = os.lseek(descriptor, 0, os.SEEK_END) if disk.is_device else os.fstat(descriptor).st_size
+        if disk.format == "raw" and (size == 0 or size % BLOCK):
             raise ConfigError(f"{disk.path} has {size} bytes, no multiple of {BLOCK}", hint="pad it with zeros")
         stack.pop_all()
     return descriptor

@@ -260,7 +260,7 @@ def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[
             shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
             directories=lent,
             nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
-            slots={number: opened(path) for number, path in (spec.saved.slots if spec.saved else {}).items()},
+            slots={number: opened(disk.path) for number, disk in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip
 
 
