@@ -76,10 +76,11 @@ async def _networks() -> CheckItem:
 
     try:
         async with run_dir() as directory:
-            found = await working(directory)
+            made = await working(directory)
     except (PykataError, OSError) as error:
         return _failed("networks", error)
-    works = ", ".join(name for name, why in found.items() if not why)
+    found = made.lacks
+    works = ", ".join(f"user (by {made.via})" if name == "user" else name for name, why in found.items() if not why)
     reasons = dict.fromkeys(why for why in found.values() if why)
     lacks = [f"not {', '.join(name for name in found if found[name] == why)}: {why}" for why in reasons]
     return CheckItem("networks", True, "; ".join([works, *lacks]))

@@ -49,12 +49,16 @@ class Disk:
 
 @frozen
 class Nic:
-    """A virtio network device. ``backend`` is QEMU's ``-netdev`` as a JSON-able mapping, without its id."""
+    """A virtio network device. ``backend`` is QEMU's ``-netdev`` as a JSON-able mapping, without its id.
+
+    ``beside`` are others, with their ids, that the backend leads to.
+    """
 
     tag: str
     mac: str
     backend: Mapping[str, object]
     fds: tuple[int, ...] = ()
+    beside: tuple[Mapping[str, object], ...] = ()
 
 
 @frozen
@@ -187,6 +191,8 @@ class Attachment:
     """With the ports that they really have."""
     guards: tuple[Guard, ...] = ()
     """By which a running sandbox's policy is changed."""
+    via: tuple[str, ...] = ()
+    """What makes the guest's connections, where there was a choice."""
     lost: tuple[Callable[[], Awaitable[str]], ...] = ()
     """Each waits until a process has ended without which the machine can't go on, and says what happened."""
 

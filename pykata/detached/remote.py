@@ -258,7 +258,9 @@ async def remote(name: str) -> AsyncIterator[Remote]:
             options=welcome.options, bundle=welcome.bundle, run_dir=welcome.run_dir,
             vm=RemoteVM(keeper, welcome), agent=agent, memory_limit=welcome.memory_limit, entered=welcome.entered,
             timings=welcome.timings,
-            network=RunningNetwork(welcome.ports, welcome.addresses, keeper.network if welcome.has_policy else None),
+            network=RunningNetwork(
+                welcome.ports, welcome.addresses, welcome.via, keeper.network if welcome.has_policy else None,
+            ),
             namespace=str(answer["namespace"]),
         )  # fmt: skip
         try:

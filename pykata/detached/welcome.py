@@ -47,6 +47,7 @@ class Welcome:
     console: str
     ports: tuple[Port, ...]
     addresses: tuple[str, ...]
+    via: str
     has_policy: bool
     main: tuple[str, Image] | None
     """Id and image of the container that was asked for at the start."""

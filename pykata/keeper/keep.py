@@ -101,7 +101,7 @@ class Keeper:
             options=running.options, bundle=running.bundle, run_dir=running.run_dir, accel=vm.accel, vmm=vm.pid,
             spawned_at=vm.spawned_at, ready_at=vm.ready_at, memory_limit=running.memory_limit, entered=running.entered,
             timings=running.timings, console=vm.console(), ports=running.network.ports,
-            addresses=running.network.addresses, has_policy=running.network.has_policy,
+            addresses=running.network.addresses, via=running.network.via, has_policy=running.network.has_policy,
             main=None if main is None else (main.id, evolve(main.image, write_tar=None, write_apart=None)),
         )  # fmt: skip
 

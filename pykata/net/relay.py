@@ -37,17 +37,20 @@ class Listener:
 
 
 @contextmanager
-def bound(ports: Sequence[Port]) -> Iterator[tuple[Listener, ...]]:
-    """Sockets for all ports, with real numbers, before anything else is started. Raises PortInUseError, HostError."""
+def bound(ports: Sequence[Port], *, listening: bool = True) -> Iterator[tuple[Listener, ...]]:
+    """Sockets for all ports, with real numbers, before anything else is started. Raises PortInUseError, HostError.
+
+    Those that aren't ``listening`` only keep the ports, for a program that does.
+    """
     with ExitStack() as stack:
         listeners = []
         for port in ports:
-            sock = stack.enter_context(_socket(port))
+            sock = stack.enter_context(_socket(port, listening=listening))
             listeners.append(Listener(evolve(port, host=sock.getsockname()[1]), sock))
         yield tuple(listeners)
 
 
-def _socket(port: Port) -> socket.socket:
+def _socket(port: Port, *, listening: bool) -> socket.socket:
     family = family_of(port.address)
     kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -58,7 +61,7 @@ def _socket(port: Port) -> socket.socket:
             # Connections of a sandbox that has ended may linger; another listener would still be in the way.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((port.address, port.host))
-        if kind == socket.SOCK_STREAM:
+        if kind == socket.SOCK_STREAM and listening:
             sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()

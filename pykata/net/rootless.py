@@ -22,6 +22,7 @@ from pykata.net.netns import Netns, checked, socket_in
 
 PROGRAM = Path(__file__).with_name("uplink.py")
 LINKS = 1               # RTMGRP_LINK (rtnetlink(7)): told of each new interface
+REFUSED = "can't make the n"        # ...amespaces, ...etwork namespace: what the program says of it
 PATIENCE = 20.0         # seconds that a program may take to make its interface, on the busiest host
 
 
@@ -85,6 +86,10 @@ async def _is_there(netns: Netns, interface: str) -> bool:
         return any(each.name == interface for each in await kernel.links())
 
 
+class NoNamespaceError(NetworkError):
+    """This user, or this container, may not make namespaces."""
+
+
 class _GoneError(NetworkError):
     """The process in the namespace doesn't answer."""
 
@@ -93,8 +98,9 @@ async def _failed(name: str, words: host.LastWords) -> NetworkError:
     why = f"{name} made no interface"
     with anyio.move_on_after(1):
         why = await words.ended()
-    return NetworkError(f"user-mode networking doesn't work here: {why}",
-                        hint="pykata check says what works; UserNetwork(via=...) names another program")
+    kind = NoNamespaceError if REFUSED in why else NetworkError
+    return kind(f"user-mode networking doesn't work here: {why}",
+                        hint="pykata check says what works; UserNetwork(via=\"qemu\") needs no namespace")
 
 
 class _Opener:

@@ -18,6 +18,8 @@ class RunningNetwork:
     """What was published, with the ports that it got."""
     addresses: tuple[str, ...] = ()
     """The guest's, without the lengths of their prefixes."""
+    via: str = ""
+    """What makes the guest's connections, where there was a choice: ``"slirp4netns"``, ``"passt"`` or ``"qemu"``."""
     _guard: Guard | None = field(default=None, alias="guard")
 
     @classmethod
@@ -25,7 +27,8 @@ class RunningNetwork:
         """That of an attached network."""
         addresses = [address for one in attachment.interfaces for address in one.addresses]
         plain = tuple(each.partition("/")[0] for each in addresses)
-        return cls(attachment.published, plain, guard=attachment.guards[0] if attachment.guards else None)
+        guard = attachment.guards[0] if attachment.guards else None
+        return cls(attachment.published, plain, "".join(attachment.via), guard=guard)
 
     @property
     def has_policy(self) -> bool:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from attrs import Attribute, field, frozen
 
 from pykata import host
-from pykata.errors import ConfigError, ToolMissingError, ToolTooOldError
+from pykata.errors import ConfigError, NetworkError, ToolMissingError, ToolTooOldError
 from pykata.net import netns as namespaces
 from pykata.net.base import NetworkStrategy, Wanted
 from pykata.net.netlink import Link, Netlink, netlink
 from pykata.net.netns import Netns, socket_in
 from pykata.net.policy.packets import ICMP6, checksum, pseudo
-from pykata.net.relay import bound, relayed
-from pykata.net.rootless import rootless
-from pykata.net.tap import Tap, tap
+from pykata.net.relay import Listener, bound, relayed
+from pykata.net.rootless import NoNamespaceError, rootless
+from pykata.net.tap import TUN, Tap, tap
+from pykata.net.user_qemu import by_qemu, lacking
 from pykata.spec import Attachment, Interface, Route
 
-Via = Literal["auto", "passt", "slirp4netns"]
+Via = Literal["auto", "passt", "slirp4netns", "qemu"]
 
 # The guest's side of the namespace, and the side that leads out. slirp4netns knows no other IPv6 than fd00::/64.
 GATEWAY, GUEST, BITS = "10.0.2.2", "10.0.2.15", 24
@@ -44,6 +46,13 @@ METADATA = ("169.254.0.0/16", "fd00:ec2::254/128")
 """Where clouds tell a machine its secrets."""
 
 
+log = logging.getLogger(__name__)
+
+
+class NoTunError(NetworkError):
+    """There is no /dev/net/tun for this user."""
+
+
 @frozen
 class Program:
     """What makes the guest's connections, whatever its file is called."""
@@ -53,8 +62,8 @@ class Program:
 
 
 def _via(instance: object, attribute: Attribute[str], value: object) -> None:
-    if value not in ("auto", "passt", "slirp4netns"):
-        raise ConfigError(f"via={value!r} is unknown", hint="choose one of 'auto', 'passt', 'slirp4netns'")
+    if value not in (choices := get_args(Via)):
+        raise ConfigError(f"via={value!r} is unknown", hint=f"choose one of {', '.join(map(repr, choices))}")
 
 
 @frozen
@@ -67,9 +76,13 @@ class UserNetwork(NetworkStrategy):
 
     The guest is behind a network namespace of its own, in which a program of the host's makes the guest's connections
     as if they were its own: ``via`` is ``"slirp4netns"`` or ``"passt"`` (as pasta), or ``"auto"`` for the first of them
-    that is installed. The guest can't reach the host's loopback, the host's own addresses and the metadata services of
-    clouds, unless ``host=True``: then 10.0.3.2 is the host's loopback, too, which is called ``host.internal`` in the
-    containers. ``ipv6=None`` is for where the host itself has a way to the IPv6 internet.
+    that is installed. ``"qemu"`` is QEMU's own networking, which takes neither a program nor a namespace, and is what
+    ``"auto"`` comes to where those are missing or forbidden: IPv4 alone, no policy, only ports of TCP.
+    ``sb.network.via`` tells which it is.
+
+    The guest can't reach the host's loopback, the host's own addresses and the metadata services of clouds, unless
+    ``host=True``: then the host's loopback is 10.0.3.2, too (via QEMU 10.0.2.2), which is called ``host.internal`` in
+    the containers. ``ipv6=None`` is for where the host itself has a way to the IPv6 internet.
     """
 
     via: Via = field(default="auto", validator=_via)
@@ -82,10 +95,41 @@ class UserNetwork(NetworkStrategy):
 
     @asynccontextmanager
     async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
+        outside = await _outside()
         async with AsyncExitStack() as stack:
-            listeners = stack.enter_context(bound(wanted.ports))
-            outside = await _outside()
+            if self.via == "qemu":
+                made = await stack.enter_async_context(self._by_qemu(wanted, outside))
+            else:
+                with ExitStack() as taken:
+                    listeners = taken.enter_context(bound(wanted.ports))
+                    try:
+                        made = await stack.enter_async_context(self._by_program(run_dir, wanted, outside, listeners))
+                        stack.push(taken.pop_all())
+                    except (ToolMissingError, ToolTooOldError, NoNamespaceError, NoTunError) as exc:
+                        if self.via != "auto" or lacking(wanted, ipv6=bool(self.ipv6)):
+                            raise
+                        log.info("user-mode networking is left to QEMU: %s", exc)
+                        taken.close()
+                        made = await stack.enter_async_context(self._by_qemu(wanted, outside))
+            yield made
+
+    @asynccontextmanager
+    async def _by_qemu(self, wanted: Wanted, outside: _Outside) -> AsyncIterator[Attachment]:
+        if what := lacking(wanted, ipv6=bool(self.ipv6)):
+            raise ConfigError(f"network 'user' with via='qemu' can't {what}", hint="slirp4netns and passt can")
+        refused = (*METADATA, *outside.addresses)
+        async with by_qemu(wanted, _new_mac(), refused, to_host=self.host) as made:
+            yield made
+
+    @asynccontextmanager
+    async def _by_program(
+        self, run_dir: Path, wanted: Wanted, outside: _Outside, listeners: Sequence[Listener]
+    ) -> AsyncIterator[Attachment]:
+        async with AsyncExitStack() as stack:
             ipv6 = outside.ipv6 if self.ipv6 is None else self.ipv6
+            if not os.access(TUN, os.R_OK | os.W_OK):
+                raise NoTunError(f"user-mode networking doesn't work here: {TUN} can't be opened",
+                                 hint="load the module 'tun', or give the container the device /dev/net/tun")
             program = await self.program()
             command = self._command(program, ipv6=ipv6)
             made, words = await stack.enter_async_context(rootless(program.name, command, UPLINK))
@@ -103,6 +147,7 @@ class UserNetwork(NetworkStrategy):
                 devices=(inside.nic(interface.mac),), interfaces=(interface,),
                 nameservers=() if guarding.nameservers else (DNS,),
                 hosts=(("host.internal", OUT),) if self.host else (), published=published, lost=(words.ended,),
+                via=("passt" if program.name == "pasta" else program.name,),
             )  # fmt: skip
 
     async def program(self) -> Program:

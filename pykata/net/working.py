@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from attrs import frozen
+
 from pykata.errors import HostError
 from pykata.host import find_tool
 from pykata.net.base import Wanted
@@ -16,18 +18,26 @@ from pykata.net.user import UserNetwork
 PRIVILEGED = ("tcfilter", "bridge", "macvtap", "cni")
 
 
-async def working(run_dir: Path) -> Mapping[str, str]:
-    """What each network lacks, or nothing, by its name; ``policy`` is what keeps one. That of ``user`` is made."""
-    found = {"none": ""}
+@frozen
+class Working:
+    """What each network lacks, or nothing, by its name, and what makes the connections of ``user``."""
+
+    lacks: Mapping[str, str]
+    via: str
+
+
+async def working(run_dir: Path) -> Working:
+    """Look which networks work: that of ``user`` is made. ``policy`` is what keeps one."""
+    found, via = {"none": ""}, ""
     try:
-        async with UserNetwork().attach(run_dir, Wanted()):
-            found["user"] = ""
+        async with UserNetwork().attach(run_dir, Wanted()) as made:
+            found["user"], via = "", "".join(made.via)
     except (HostError, OSError) as error:
         found["user"] = str(error)
     why = _privileged()
     found |= dict.fromkeys(PRIVILEGED, why)
     found["policy"] = _lacks("nft", "nftables")
-    return found
+    return Working(found, via)
 
 
 def _privileged() -> str:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import anyio
 import pytest
+from attrs import evolve
 
-from pykata import NetworkError, ToolMissingError, ToolTooOldError, UserNetwork
+from pykata import (
+    ConfigError,
+    NetworkError,
+    NotPermittedError,
+    PortInUseError,
+    ToolMissingError,
+    ToolTooOldError,
+    UserNetwork,
+)
 from pykata.net import rootless
 from pykata.net.base import Wanted
+from pykata.net.policy.rules import policy_of
+from pykata.net.ports import parse_ports
 from pykata.net.working import working
+from pykata.spec import Nic
 
 HOLDING = """
 import asyncio, os, sys
@@ -53,7 +67,8 @@ async def test_many_at_once(tmp_path: Path) -> None:
 
 async def test_what_works_is_found_by_doing_it(tmp_path: Path) -> None:
     found = await working(tmp_path)
-    assert found["none"] == found["user"] == found["tcfilter"] == ""
+    assert found.lacks["none"] == found.lacks["user"] == found.lacks["tcfilter"] == ""
+    assert found.via == "slirp4netns"
 
 
 async def test_a_program_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +103,82 @@ async def test_programs_that_are_missing_or_too_old(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("PYKATA_PASTA", program(tmp_path / "pasta", f"echo '{said}'"))
         with pytest.raises(ToolTooOldError, match=f"{tmp_path}/pasta is too old"):
             await attach(tmp_path, UserNetwork(via="passt"))
+
+
+async def test_where_nothing_is_installed_it_is_left_to_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("PYKATA_SLIRP4NETNS", "PYKATA_PASTA"):
+        monkeypatch.setenv(name, "/nowhere/program")
+    async with UserNetwork().attach(tmp_path, Wanted(ports=parse_ports([80]))) as attachment:
+        assert attachment.via == ("qemu",)
+        (port,) = attachment.published
+        assert port.host
+        (nic,) = attachment.devices
+        assert isinstance(nic, Nic)
+        assert nic.beside[0]["hostfwd"] == [{"str": f"tcp:127.0.0.1:{port.host}-10.0.2.15:80"}]
+        assert "slirp4netns" in caplog.text
+        with socket.create_server(("127.0.0.1", port.host)):
+            pass        # QEMU can listen there, which sets SO_REUSEADDR as this does, and nobody who doesn't
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port.host))
+
+
+async def test_what_qemu_cannot_do_is_no_reason_to_do_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYKATA_SLIRP4NETNS", "PYKATA_PASTA"):
+        monkeypatch.setenv(name, "/nowhere/program")
+    for network, wanted, what in (
+        (UserNetwork(), Wanted(policy=policy_of(["192.0.2.1"], (), None)), "enforce allow"),
+        (UserNetwork(ipv6=True), Wanted(), "IPv6"),
+        (UserNetwork(), Wanted(ports=parse_ports(["80/udp"])), "UDP"),
+        (UserNetwork(), Wanted(ports=parse_ports(["[::1]:0:80"])), "IPv6"),
+    ):
+        with pytest.raises(ToolMissingError, match="neither slirp4netns nor passt"):
+            async with network.attach(tmp_path, wanted):
+                pass
+        with pytest.raises(ConfigError, match=f"via='qemu' can't .*{what}"):
+            async with evolve(network, via="qemu").attach(tmp_path, wanted):
+                pass
+
+
+async def test_qemu_has_no_right_to_ports_of_roots(tmp_path: Path) -> None:
+    with pytest.raises(NotPermittedError, match="QEMU has no privileges"):
+        async with UserNetwork(via="qemu").attach(tmp_path, Wanted(ports=parse_ports(["1023:80"]))):
+            pass
+
+
+async def test_a_port_in_use_is_no_reason_to_leave_it_to_qemu(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1]
+        for via in ("auto", "qemu"):
+            with pytest.raises(PortInUseError, match=str(number)):
+                async with UserNetwork(via=via).attach(tmp_path, Wanted(ports=parse_ports([f"{number}:80"]))):
+                    pass
+
+
+FORBIDDEN = """
+import asyncio, sys
+from pathlib import Path
+from pykata.net.base import Wanted
+from pykata.net.user import UserNetwork
+
+async def main():
+    async with UserNetwork().attach(Path(sys.argv[1]), Wanted()) as attachment:
+        print(*attachment.via)
+    async with UserNetwork(via="slirp4netns").attach(Path(sys.argv[1]), Wanted()):
+        pass
+
+asyncio.run(main())
+"""
+NONE_BELOW = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+
+
+def test_where_namespaces_are_forbidden_it_is_left_to_qemu(tmp_path: Path) -> None:
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", NONE_BELOW, "sh", sys.executable, "-c", FORBIDDEN]
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout == "qemu\n"
+    assert "unshare user: No space left on device" in done.stderr
 
 
 def test_all_of_it_ends_with_a_program_that_is_killed(tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ def _slots(bus: str, count: int, disks: Mapping[int, Disk], plugged: Mapping[int
 def _nics(bus: str, spec: VMSpec) -> Iterator[str]:
     nics = [one for one in spec.devices if isinstance(one, Nic)]
     for number, nic in enumerate(nics):
-        yield from ("-netdev", json.dumps({**nic.backend, "id": f"net{number}"}))
+        for backend in (*nic.beside, {**nic.backend, "id": f"net{number}"}):
+            yield from ("-netdev", json.dumps(backend))
         # romfile: a PCI card would bring a boot ROM for PXE, which nobody waits for.
         rom = {"romfile": ""} if bus == "pci" else {}
         yield from device(f"virtio-net-{bus}", netdev=f"net{number}", mac=nic.mac, **rom)
