@@ -348,3 +348,8 @@ def client_hello(name: str | None = "good.example") -> bytes:
     with suppress(ssl.SSLWantReadError):
         client.do_handshake()
     return outgoing.read()
+
+
+def record(kind: int, body: bytes) -> bytes:
+    """One of TLS: 20 changes ciphers, 22 is of the handshake, 23 is what can't be read."""
+    return struct.pack("!BHH", kind, 0x0303, len(body)) + body

@@ -1,14 +1,9 @@
-"""Attempts to get out past a policy: each is refused, and told. The guest here is root, and sends what it wants."""
+"""Attempts to get out past a policy, by addresses and names: each is refused, and told."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import dns.edns
 import dns.message
@@ -16,12 +11,11 @@ import dns.name
 import dns.rcode
 import pytest
 
-from pykata.net.netns import socket_in
 from tests import frames
-from tests.frames import ACK, FIN, PSH, SYN, TCP, UDP, URG, ip4
-from tests.lies import SPOOFED, frame
+from tests.attempts import POLICY, allowed, reached_nothing, refused
+from tests.frames import SYN, TCP, UDP, ip4
+from tests.lies import frame
 from tests.netlab import (
-    ETH_P_ALL,
     GATEWAY,
     GATEWAY6,
     GOOD,
@@ -35,34 +29,11 @@ from tests.netlab import (
     lab,
 )  # fmt: skip
 
-POLICY = ["good.example", "alias.example:443", "*.wild.example", "rebound.example", "loop.example", "meta.example",
-          "mixed.example", "good.example:8080"]
-GET = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n"
-
 
 @pytest.fixture
 async def world() -> AsyncIterator[Lab]:
     async with lab(POLICY) as found:
         yield found
-
-
-async def reached_nothing(world: Lab) -> None:
-    """Nothing came to anybody, and what is allowed works still: what was sent before that has been decided."""
-    world.world.received.clear()
-    await allowed(world)
-    assert set(world.world.received) == {(GOOD, 443)}
-
-
-async def allowed(world: Lab) -> None:
-    assert await world.addresses("good.example") == [GOOD]
-    assert await world.talk(GOOD, 443, client_hello()) == b"reply"
-
-
-@contextmanager
-def refused(*numbers: int) -> Iterator[None]:
-    """The guest is told at once."""
-    with pytest.raises(OSError, check=lambda exc: exc.errno in (numbers or (errno.ECONNREFUSED,))):
-        yield
 
 
 # --- addresses, ports, protocols ---
@@ -238,252 +209,47 @@ async def test_an_alias_is_what_was_allowed_and_its_target_is_not(world: Lab) ->
     assert (await world.event(action="denied", address=THIRD)).reason == "mismatch"
 
 
-# --- what a connection shows ---
-
-
-async def cut(world: Lab, port: int, *pieces: bytes, reason: str, address: str = GOOD) -> None:
-    """Connect where it is allowed, and be cut off for what is sent: the server has never got the last piece."""
-    await world.addresses("good.example")
-    with await world.connect(address, port) as found:
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        loop = asyncio.get_running_loop()
-        for piece in pieces[:-1]:
-            await loop.sock_sendall(found, piece)
-            assert await world.receive(found) == b"reply"
-        await loop.sock_sendall(found, pieces[-1])
-        with pytest.raises(ConnectionResetError):
-            await world.receive(found)
-    assert (await world.event(action="denied", address=address, port=port)).reason == reason
-    assert pieces[-1] not in b"".join(world.world.received.get((address, port), []))
-
-
-async def test_another_name_in_tls(world: Lab) -> None:
-    await cut(world, 443, client_hello("evil.example"), reason="mismatch")
-    await reached_nothing(world)
-
-
-async def test_an_allowed_name_that_leads_elsewhere(world: Lab) -> None:
-    await world.addresses("a.wild.example")
-    await cut(world, 443, client_hello("a.wild.example"), reason="mismatch")
-
-
-async def test_tls_without_a_name(world: Lab) -> None:
-    await cut(world, 443, client_hello(None), reason="sni")
-
-
-async def test_tls_in_small_pieces(world: Lab) -> None:
-    hello = client_hello("evil.example")
-    at = hello.index(b"evil")
-    await cut(world, 443, hello[:3], hello[3 : at + 2], hello[at + 2 :], reason="mismatch")
-
-
-async def test_tls_with_a_name_in_two_records(world: Lab) -> None:
-    body = client_hello("evil.example")[5:]
-    at = body.index(b"evil") + 2
-    records = b"".join(b"\x16\x03\x01" + struct.pack("!H", len(each)) + each for each in (body[:at], body[at:]))
-    await cut(world, 443, records, reason="mismatch")
-
-
-async def test_http_where_tls_should_be(world: Lab) -> None:
-    await cut(world, 443, GET % b"good.example", reason="tls")
-
-
-async def test_tls_where_http_should_be(world: Lab) -> None:
-    await cut(world, 80, client_hello(), reason="http")
-
-
-async def test_ssh_where_http_should_be(world: Lab) -> None:
-    await cut(world, 80, b"SSH-2.0-OpenSSH_9.2\r\n", reason="http")
-
-
-async def test_another_host_in_http(world: Lab) -> None:
-    await cut(world, 80, GET % b"evil.example", reason="mismatch")
-
-
-async def test_http_to_an_address(world: Lab) -> None:
-    await cut(world, 80, GET % GOOD.encode(), reason="mismatch")
-
-
-async def test_http_without_a_host(world: Lab) -> None:
-    await cut(world, 80, b"GET / HTTP/1.0\r\n\r\n", reason="host")
-
-
-async def test_two_hosts(world: Lab) -> None:
-    await cut(world, 80, b"GET / HTTP/1.1\r\nHost: good.example\r\nHost: evil.example\r\n\r\n", reason="host")
-
-
-async def test_another_host_in_the_line_of_a_request(world: Lab) -> None:
-    await cut(world, 80, b"GET http://evil.example/ HTTP/1.1\r\nHost: good.example\r\n\r\n", reason="host")
-
-
-async def test_a_tunnel(world: Lab) -> None:
-    await cut(world, 80, b"CONNECT evil.example:443 HTTP/1.1\r\nHost: good.example\r\n\r\n", reason="connect")
-
-
-async def test_another_host_on_another_port(world: Lab) -> None:
-    await cut(world, 8080, GET % b"evil.example", reason="mismatch")
-    await cut(world, 8080, client_hello("evil.example"), reason="mismatch")
-
-
-async def test_a_second_request_for_another_host(world: Lab) -> None:
-    good, evil = GET % b"good.example", GET % b"evil.example"
-    await cut(world, 80, good, evil, reason="mismatch")
-
-
-async def test_a_second_request_behind_the_first_one(world: Lab) -> None:
-    await cut(world, 80, GET % b"good.example" + GET % b"evil.example", reason="mismatch")
-
-
-@pytest.mark.parametrize("fields", [
-    b"Content-Length: 4\r\nTransfer-Encoding: chunked", b"Content-Length: 4\r\nContent-Length: 5",
-    b"Transfer-Encoding : chunked", b"Transfer-Encoding: xchunked", b" Host: evil.example", b"Upgrade: h2c",
-    b"Content-Length: +4", b"X: \nHost: evil.example",
+@pytest.mark.parametrize("address", [
+    "0.0.0.0", "255.255.255.255", "100.64.0.1", "198.18.0.1", "192.168.1.1", "172.16.0.1", "224.0.0.251",  # noqa: S104
+    "::", "::1", "::ffff:20.0.0.2", "::20.0.0.2", "::ffff:0:20.0.0.2", "64:ff9b::20.0.0.2", "64:ff9b:1::1",
+    "2002:1400:2::1", "2001:0:1400:2::1", "fe80::1", "fec0::1", "fd00:ec2::254", "fd81:7::1", "ff02::1", "4000::1",
+    "100::1",
 ])  # fmt: skip
-async def test_requests_that_can_be_read_in_two_ways(world: Lab, fields: bytes) -> None:
-    request = b"POST / HTTP/1.1\r\nHost: good.example\r\n" + fields + b"\r\n\r\n" + GET % b"evil.example"
-    await cut(world, 80, request, reason="upgrade" if b"h2c" in fields else "http")
+async def test_a_name_that_leads_to_an_address_that_nobody_has(world: Lab, address: str) -> None:
+    kind = "AAAA" if ":" in address else "A"
+    world.resolver.records["odd.example", kind] = [address]
+    assert await world.addresses("odd.example", kind) == []
+    assert (await world.event(action="denied", name="odd.example")).reason == "rebinding"
+    with refused(errno.ECONNREFUSED, errno.EACCES, errno.ENETUNREACH, errno.EINVAL, errno.ENETDOWN, errno.EHOSTUNREACH):
+        await world.connect(address, 443)
 
 
-async def test_a_redirect_elsewhere(world: Lab) -> None:
-    world.world.reply = b"HTTP/1.1 302 Found\r\nLocation: http://evil.example/\r\nContent-Length: 0\r\n\r\n"
-    await world.addresses("good.example")
-    assert b"302" in await world.talk(GOOD, 80, GET % b"good.example")
-    assert await world.addresses("evil.example") == []      # what a client does next
-    await world.event(action="denied", name="evil.example")
+async def test_a_name_that_leads_elsewhere_a_moment_later(world: Lab) -> None:
+    world.resolver.records["moment.example", "A"] = [THIRD]
+
+    def at_once(response: dns.message.Message) -> None:
+        for rrset in response.answer:
+            rrset.ttl = 0
+
+    world.resolver.rewrite = at_once
+    answer = await world.lookup("moment.example")
+    assert (answer.answer[0].ttl, str(answer.answer[0][0])) == (0, THIRD)
+    world.resolver.records["moment.example", "A"] = [GATEWAY]
+    assert await world.addresses("moment.example") == []
+    assert (await world.event(action="denied", name="moment.example")).reason == "rebinding"
     with refused():
-        await world.connect(OTHER, 80)
-    assert set(world.world.received) == {(GOOD, 80)}
+        await world.connect(GATEWAY, 8080)
+    assert await world.talk(THIRD, 443, client_hello("moment.example")) == b"reply"
 
 
-# --- packets that no kernel sends ---
-
-
-async def raw_connection(world: Lab) -> tuple[int, int]:
-    """A connection of which the guest makes each segment; its next sequence numbers, ours and the server's."""
-    await world.addresses("good.example")
-    with world.raw(everything=True) as seen:
-        seen.setblocking(False)
-        segment = frames.tcp(GUEST, GOOD, 7777, 443, flags=SYN, seq=1000)
-        # The guest's own kernel must not answer what it knows nothing of.
-        seen.send(frame(ip4(GUEST, GOOD, TCP, segment)))
-        async with asyncio.timeout(20):
-            while True:
-                found = await asyncio.get_running_loop().sock_recv(seen, 65536)
-                if found[12:14] == b"\x08\0" and found[23] == TCP and found[36:38] == struct.pack("!H", 7777):
-                    return 1001, int.from_bytes(found[38:42]) + 1
-
-
-async def send(
-    world: Lab, payload: bytes, *, seq: int, ack: int, flags: int = PSH | ACK, ttl: int = 64, urgent: int = 0
-) -> None:
-    segment = frames.tcp(GUEST, GOOD, 7777, 443, flags=flags, seq=seq, ack=ack, payload=payload, urgent=urgent)
-    world.send_frame(frame(ip4(GUEST, GOOD, TCP, segment, ttl=ttl)))
-
-
-@asynccontextmanager
-async def eavesdropping(world: Lab) -> AsyncIterator[Callable[[], list[bytes]]]:
-    """All frames that come to where everybody else is."""
-    with socket_in(world.world.netns, socket.AF_PACKET, socket.SOCK_RAW) as found:
-        found.setblocking(False)
-        found.bind(("world", ETH_P_ALL))
-
-        def heard() -> list[bytes]:
-            frames = []
-            with suppress(BlockingIOError):
-                while True:
-                    frames.append(found.recv(65536))
-            return frames
-
-        yield heard
-
-
-@asynccontextmanager
-async def deaf_guest(world: Lab) -> AsyncIterator[None]:
-    """The guest's kernel doesn't take part in TCP: it would reset connections that it didn't make."""
-    from pykata.host import find_tool, run_tool
-
-    rules = "table ip deaf { chain out { type filter hook output priority 0; tcp flags rst drop; }; }"
-    nsenter: list[str | Path] = [find_tool("nsenter", package="util-linux"), f"--net={world.guest.proc_path}"]
-    await run_tool([*nsenter, find_tool("nft", package="nftables"), rules])
-    yield
-
-
-async def test_other_bytes_under_the_same_numbers(world: Lab) -> None:
-    # The server won't take the first one, as its acknowledgement is of what was never sent.
-    async with deaf_guest(world):
-        seq, ack = await raw_connection(world)
-        await send(world, client_hello(), seq=seq, ack=ack + 1_000_000)
-        await send(world, client_hello("evil.example"), seq=seq, ack=ack)
-        assert (await world.event(action="denied", address=GOOD, port=443)).reason == "rewritten"
-    assert b"evil" not in b"".join(world.world.received.get((GOOD, 443), []))
-
-
-async def test_bytes_that_die_on_their_way(world: Lab) -> None:
-    async with deaf_guest(world):
-        seq, ack = await raw_connection(world)
-        await send(world, client_hello(), seq=seq, ack=ack, ttl=1)
-        await send(world, client_hello("evil.example"), seq=seq, ack=ack)
-        reasons = {event.reason for event in await world.events()} | {
-            (await world.event(action="denied", address=GOOD, port=443)).reason
-        }
-    assert "rewritten" in reasons
-    assert b"evil" not in b"".join(world.world.received.get((GOOD, 443), []))
-
-
-async def test_a_wrong_checksum(world: Lab) -> None:
-    async with deaf_guest(world):
-        seq, ack = await raw_connection(world)
-        right = frames.tcp(GUEST, GOOD, 7777, 443, flags=PSH | ACK, seq=seq, ack=ack, payload=client_hello())
-        segment = bytearray(right)
-        segment[16] ^= 1
-        world.send_frame(frame(ip4(GUEST, GOOD, TCP, bytes(segment))))
-        assert (await world.event(action="denied", address=GOOD)).reason == "malformed"
-
-
-async def test_urgent_data(world: Lab) -> None:
-    async with deaf_guest(world):
-        seq, ack = await raw_connection(world)
-        await send(world, client_hello(), seq=seq, ack=ack, flags=PSH | ACK | URG, urgent=3)
-        assert (await world.event(action="denied", address=GOOD)).reason == "urgent"
-
-
-async def test_the_ports_of_an_old_connection(world: Lab) -> None:
-    await world.addresses("good.example")
-    assert await world.talk(GOOD, 443, client_hello(), sport=6000) == b"reply"
-    with pytest.raises(ConnectionResetError):
-        await world.talk(GOOD, 443, client_hello("evil.example"), sport=6000)
-    assert (await world.event(action="denied", port=443)).reason == "mismatch"
-
-
-@pytest.mark.parametrize("flags", [ACK, FIN, FIN | ACK, 0, PSH | ACK | FIN, SYN | ACK])
-async def test_tcp_without_a_connection(world: Lab, flags: int) -> None:
-    await world.addresses("good.example")
-    segment = frames.tcp(GUEST, GOOD, 5001, 443, flags=flags, seq=1, ack=1, payload=b"data" if flags == ACK else b"")
-    world.send_frame(frame(ip4(GUEST, GOOD, TCP, segment)))
-    assert (await world.event(action="denied", address=GOOD)).reason == "state"
-    await reached_nothing(world)
-
-
-async def test_data_in_a_syn(world: Lab) -> None:
-    await world.addresses("good.example")
-    segment = frames.tcp(GUEST, GOOD, 5002, 443, flags=SYN, seq=1, payload=b"data")
-    world.send_frame(frame(ip4(GUEST, GOOD, TCP, segment)))
-    assert (await world.event(action="denied", address=GOOD)).reason == "early"
-    await reached_nothing(world)
-
-
-@pytest.mark.parametrize("what", SPOOFED)
-async def test_frames_that_lie(world: Lab, what: str) -> None:
-    sent, reason = SPOOFED[what]
-    world.send_frame(sent)
-    assert (await world.event(action="denied", reason=reason)).reason == reason
-    await reached_nothing(world)
-
-
-async def test_frames_that_lie_to_a_bridge() -> None:
-    async with lab(POLICY, bridge=True) as world, eavesdropping(world) as heard:
-        for sent, reason in SPOOFED.values():
-            world.send_frame(sent)
-            await world.event(action="denied", reason=reason)
-        await reached_nothing(world)
-        assert not [each for each in heard() if each in {sent for sent, _ in SPOOFED.values()}]
+async def test_an_alias_that_leads_inside(world: Lab) -> None:
+    records = world.resolver.records
+    records["odd.example", "CNAME"], records["inside.example", "A"] = ["inside.example."], [GATEWAY]
+    assert await world.addresses("odd.example") == []
+    assert (await world.event(action="denied", name="odd.example")).reason == "rebinding"
+    records["odd.example", "CNAME"], records["b.example", "CNAME"] = ["b.example."], ["c.example."]
+    records["c.example", "A"] = [OTHER]
+    assert await world.addresses("odd.example") == [OTHER]
+    for name in ("b.example", "c.example"):
+        with pytest.raises(ConnectionResetError):
+            await world.talk(OTHER, 443, client_hello(name))

@@ -20,13 +20,27 @@ from pykata.net.netlink import netlink
 from pykata.net.netns import Netns, socket_in
 from pykata.net.policy.enforce import Tapped, enforced
 from pykata.net.policy.events import line
-from pykata.net.policy.inspector import MOST_READ
+from pykata.net.policy.flows import MOST_READ
 from pykata.net.policy.rules import policy_of
 from pykata.net.tap import Tap
 from tests import frames
 from tests.cancellation import Way, cancel_everywhere
 from tests.frames import ACK, SYN, TCP, ethernet, ip4
-from tests.netlab import FOURTH, GATEWAY_MAC, GOOD, GUEST, GUEST6, MAC, OTHER, RUN_DIR, THIRD, Lab, client_hello, lab
+from tests.netlab import (
+    FOURTH,
+    GATEWAY_MAC,
+    GOOD,
+    GUEST,
+    GUEST6,
+    MAC,
+    OTHER,
+    RUN_DIR,
+    THIRD,
+    Lab,
+    client_hello,
+    lab,
+    record,
+)
 
 TABLE = "pykata-pk0123456789t"
 GET = b"GET / HTTP/1.1\r\nHost: good.example\r\n\r\n"
@@ -64,8 +78,10 @@ async def echo(world: Lab, found: socket.socket, total: int) -> None:
 async def test_the_kernel_asks_about_the_beginning_of_a_connection_only(world: Lab) -> None:
     await world.addresses("good.example")
     with await world.connect(GOOD, 443) as found:
-        await asyncio.get_running_loop().sock_sendall(found, client_hello())
-        await world.receive(found)
+        # What follows shows that the server has chosen: there won't be another ClientHello.
+        for flight in (client_hello(), record(20, b"\1") + record(23, bytes(53))):
+            await asyncio.get_running_loop().sock_sendall(found, flight)
+            await world.receive(found)
         before = await asked(world.sandbox)
         for _ in range(20):
             await echo(world, found, 100_000)
@@ -345,7 +361,7 @@ async def test_connections_that_never_show_a_name_take_a_bounded_place(world: La
         inspector.from_guest(frame(ip4(GUEST, GOOD, TCP, frames.tcp(GUEST, GOOD, port, 443, flags=SYN))))
         data = frames.tcp(GUEST, GOOD, port, 443, flags=ACK, seq=1, payload=client_hello()[:100])
         inspector.from_guest(frame(ip4(GUEST, GOOD, TCP, data)))
-    assert len(inspector._reading) == len(inspector._flows) == MOST_READ
+    assert inspector.flows.reading == len(inspector.flows) == MOST_READ
     kept = await run(world.sandbox, "nft", "list", "set", "netdev", TABLE, "read4")
     assert kept.count("443 .") == MOST_READ
 

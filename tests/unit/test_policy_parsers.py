@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from pykata.net.policy import answers, dns
 from pykata.net.policy.http import Requests, is_http
-from pykata.net.policy.packets import BadPacketError, Packet, arp, checksum, macs, packet
-from pykata.net.policy.shown import More, RefusedError
+from pykata.net.policy.packets import BadPacketError, Packet, arp, checksum, macs, packet, plain_syn
+from pykata.net.policy.shown import RefusedError
 from pykata.net.policy.streams import MOST, Sent
-from pykata.net.policy.tls import server_name
+from pykata.net.policy.tls import Handshake, is_tls
 from tests import frames
 from tests.frames import ACK, FIN, SYN
-from tests.netlab import client_hello
+from tests.netlab import client_hello, record
 
 MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 V4, V6 = ("10.0.0.2", "20.0.0.1"), ("fd00::2", "2a00::1")
@@ -68,6 +68,33 @@ def test_what_is_in_a_segment(version: int) -> None:
     assert (found.flags, found.payload, found.length) == (SYN | ACK, b"data", 5)
 
 
+PLAIN = b"\2\4\5\xb4\4\2\x08\x0a\0\0\0\1\0\0\0\0\1\3\3\7"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("options", "plain"), [
+    (PLAIN, PLAIN), (b"", b""),
+    (PLAIN + b"\x1e\x0c\1\x81" + bytes(8), PLAIN + b"\1" * 12),            # Multipath TCP
+    (b"\x22\2\1\1" + PLAIN, b"\1" * 4 + PLAIN), (b"\x22\x0a" + bytes(8) + b"\1\1", b"\1" * 12),     # Fast Open
+    (b"\x45\4\1\0", b"\1" * 4), (b"\2\0\0\0", bytes(4)), (b"\2\x09\0\0", bytes(4)), (b"\1\1\1\2", b"\1\1\1\0"),
+    (b"\0\x1e\3\1", bytes(4)),
+])  # fmt: skip
+def test_what_a_syn_may_agree_on(version: int, options: bytes, plain: bytes) -> None:
+    sent = packet(segment(version, flags=SYN, seq=7, options=options) + b"padding")
+    found = packet(plain_syn(sent))     # whose checksum is right, or this would fail
+    assert found.segment[20:] == plain
+    assert found.segment[:16] == sent.segment[:16]
+    assert found.frame.endswith(b"padding")
+
+
+@given(st.binary(max_size=40))
+def test_any_options_of_a_syn(options: bytes) -> None:
+    options = options[: len(options) // 4 * 4]
+    plain = packet(plain_syn(packet(segment(4, flags=SYN, options=options)))).segment[20:]
+    assert len(plain) == len(options)
+    assert packet(plain_syn(packet(segment(4, flags=SYN, options=plain)))).segment[20:] == plain
+
+
 @given(st.binary(max_size=70))
 def test_checksums_are_the_internets(data: bytes) -> None:
     total = sum(struct.unpack(f"!{len(data + bytes(len(data) % 2)) // 2}H", data + bytes(len(data) % 2)))
@@ -103,27 +130,43 @@ def _datagram(version: int) -> Packet:
 # --- TLS ---
 
 
+def names(*pieces: bytes) -> tuple[list[str], bool]:
+    """The names that are shown, and whether it is clear that there will be no other."""
+    reader = Handshake()
+    found = [name for piece in pieces for name in reader.feed(piece)]
+    return found, reader.done
+
+
+def refused(*pieces: bytes) -> str:
+    """The reason for which it is."""
+    with pytest.raises(RefusedError) as caught:
+        names(*pieces)
+    return caught.value.reason
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_no_client_hello(data: bytes) -> None:
-    with pytest.raises((More, RefusedError)):
-        server_name(b"\x16\x03\x01" + data)
+    with suppress(RefusedError):
+        assert names(b"\x16\x03\x01" + data) == ([], False)
 
 
 @given(st.integers(0, 516), st.integers(0, 255))
 def test_a_client_hello_with_one_other_byte(at: int, value: int) -> None:
     hello = HELLO[:at] + bytes((value,)) + HELLO[at + 1 :]
-    with suppress(More, RefusedError):
-        assert server_name(hello).replace(".", "").replace("-", "").replace("_", "").isalnum()
+    with suppress(RefusedError):
+        for name in names(hello)[0]:
+            assert name.replace(".", "").replace("-", "").replace("_", "").isalnum()
 
 
-HELLO = client_hello()
+HELLO, EVIL = client_hello(), client_hello("evil.example")
+CHANGE, WARNING = record(20, b"\1"), record(21, b"\1\x5a")
+GOOD = ["good.example"]
 
 
 def test_a_client_hello_in_pieces() -> None:
     for end in range(len(HELLO)):
-        with pytest.raises(More):
-            server_name(HELLO[:end])
-    assert server_name(HELLO + b"more") == "good.example"
+        assert names(HELLO[:end]) == ([], False)
+        assert names(HELLO[:end], HELLO[end:]) == (GOOD, False)
 
 
 @given(st.lists(st.integers(1, 512), max_size=6))
@@ -131,8 +174,34 @@ def test_a_client_hello_in_records(cuts: list[int]) -> None:
     body, at, records = HELLO[5:], 0, b""
     for end in (*sorted(set(cuts)), len(body)):
         piece, at = body[at:end], end
-        records += b"\x16\x03\x03" + struct.pack("!H", len(piece)) + piece
-    assert server_name(records) == "good.example"
+        records += record(22, piece) if piece else b""
+    assert names(records) == (GOOD, False)
+
+
+@pytest.mark.parametrize("next_one", [
+    record(22, b"\x10\0\0\x01a"), record(23, bytes(40)), CHANGE + record(23, bytes(40)), record(21, b"\2\x28"),
+    CHANGE + record(22, b"\x07" + bytes(40)), CHANGE + record(22, b"\1\xff\0\0" + bytes(40)),
+])  # fmt: skip
+def test_what_follows_when_the_server_has_chosen(next_one: bytes) -> None:
+    assert names(HELLO + next_one) == (GOOD, True)
+
+
+@pytest.mark.parametrize("between", [b"", CHANGE, WARNING, CHANGE + WARNING])
+def test_a_second_client_hello(between: bytes) -> None:
+    assert names(HELLO, between + EVIL) == ([*GOOD, "evil.example"], False)
+    assert names(HELLO, between, HELLO, record(23, bytes(40))) == (GOOD * 2, True)
+    pieces = [record(22, EVIL[5:][at : at + 3]) for at in range(0, len(EVIL) - 5, 3)]
+    assert names(HELLO, between, *pieces) == ([*GOOD, "evil.example"], False)
+    assert refused(HELLO, between, HELLO, HELLO) == "tls"
+
+
+@pytest.mark.parametrize("data", [
+    record(22, HELLO[5:] + EVIL[5:]), HELLO + CHANGE * 2, HELLO + record(20, b"\2"), HELLO + WARNING * 6,
+    WARNING + EVIL, record(22, HELLO[5:50]) + WARNING, record(22, b""), HELLO + b"more", b"\x80\x2e\1\3\1",
+    record(22, b"\1\1\0\0"),
+])  # fmt: skip
+def test_what_servers_could_read_in_another_way(data: bytes) -> None:
+    assert refused(data) == "tls"
 
 
 def extended(kind: int, body: bytes) -> bytes:
@@ -148,14 +217,19 @@ def extended(kind: int, body: bytes) -> bytes:
 
 
 def test_extensions_that_are_made_up_and_those_that_hide() -> None:
-    assert server_name(extended(0x0A0A, b"grease")) == "good.example"
-    for kind, reason in ((0xFE0D, "ech"), (0, "tls")):      # encrypted; a second server name
-        with pytest.raises(RefusedError) as caught:
-            server_name(extended(kind, b"\0" * 20))
-        assert caught.value.reason == reason
-    with pytest.raises(RefusedError) as caught:
-        server_name(client_hello(None))
-    assert caught.value.reason == "sni"
+    assert names(extended(0x0A0A, b"grease")) == (GOOD, False)
+    # Encrypted names, now and in drafts; a second server name; data before the answer.
+    for kind, reason in ((0xFE0D, "ech"), (0xFE0A, "ech"), (0xFFCE, "ech"), (0, "tls"), (42, "early")):
+        assert refused(extended(kind, b"\0" * 20)) == reason
+    assert refused(client_hello(None)) == "sni"
+
+
+@pytest.mark.parametrize(("data", "found"), [
+    (HELLO, True), (b"\x16", None), (WARNING, True), (b"\x80\x2e\1\3", True), (b"\x80\x2e", None), (b"", None),
+    (b"\x16\x02", False), (b"GET", False), (b"\x80\x2e\2", False), (b"\x80\x2e\1\7", False),
+])  # fmt: skip
+def test_what_is_tls(data: bytes, found: bool | None) -> None:
+    assert is_tls(data) is found
 
 
 # --- HTTP ---
@@ -189,9 +263,29 @@ def test_heads_lines_and_bodies_have_an_end() -> None:
             reader.feed(more * 1000)
 
 
+@pytest.mark.parametrize("data", [
+    b"GET / HTTP/1.1\nHost: evil.example\n\n", b"GET / HTTP/1.1\r\nHost: evil.example\n\n", b"GET http://evil.example/\r\n",
+    b"GET / HTTP/1.1\rHost: evil.example\r\r", b"GET / HTTP/1.1\r\nA: b\r\n \r\n", b"GET / HTTP/1.1\r\nA: b\0",
+    b"POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n", b"get / HTTP/1.1\r\n",
+    CHUNKED[:-5] + b"0\r\r", CHUNKED[:-5] + b"0\n", CHUNKED[:69] + b"abcd",
+])  # fmt: skip
+def test_what_is_refused_before_a_server_could_act_on_it(data: bytes) -> None:
+    for size in (1, len(data)):
+        with pytest.raises(RefusedError):
+            read(data, size)
+
+
+def read(data: bytes, size: int) -> None:
+    reader = Requests()
+    for at in range(0, len(data), size):
+        assert reader.feed(data[at : at + size]) in ([], ["b.example"])
+
+
 @pytest.mark.parametrize(("data", "http"), [
     (b"GET / HTTP/1.1\r\n", True), (b"\r\nGET / HTTP/1.0\n", True), (b"PRI * HTTP/2.0\r\n", True), (b"GET /", None),
-    (b"EHLO me\r\n", False), (b"SSH-2.0-x\r\n", False), (b"\0\1", False), (b"", None), (b"user x", False),
+    (b"EHLO me\r\n", False), (b"SSH-2.0-x\r\n", False), (b"\0\1", False), (b"", None), (b"user x", None),
+    (b"user x\r\n", False), (b"get / http/1.1\r\n", True), (b"GET\t/\tHTTP/1.1\n", True), (b" GET / HTTP/1.1\r", True),
+    (b"x" * 20000, False),
 ])  # fmt: skip
 def test_what_is_http(data: bytes, http: bool | None) -> None:
     assert is_http(data) is http
@@ -221,6 +315,12 @@ def test_a_question_with_other_bytes(data: bytes, at: int) -> None:
         return
     dns.refusal(found, "why")
     dns.query(found).to_wire()
+
+
+@pytest.mark.parametrize("name", [b"\xc0\x0c", b"\1a\xc0\x0c", b"\xc0\x0e\xc0\x0c", b"\xc0\xff", b"\x3f" + bytes(63)])
+def test_compression_that_has_no_end(name: bytes) -> None:
+    with pytest.raises(RefusedError):
+        dns.question(b"\0\1\1\0\0\1\0\0\0\0\0\0" + name + b"\0\1\0\1")
 
 
 def test_a_name_that_leads_in_circles() -> None:

@@ -26,8 +26,11 @@ TCP_IDLE, UDP_IDLE, REPLY_IDLE, ECHO_IDLE = "5m", "60s", "1h", "10s"
 ASKED = "limit rate 3000/second burst 500 packets"
 ODD = "limit rate 200/second burst 100 packets"
 COPIED = "limit rate 3000/second burst 500 packets"
+ACCEPTED = "limit rate 3000/second burst 1000 packets"
+"""Copies of what a server accepts a connection with: none of them may be lost among the others."""
 RESOLUTION = "limit rate 100/second burst 100 packets"
 """ARP and ND."""
+LARGEST_ARP = 46        # bytes behind the header of the shortest frame: what is more is nobody's business
 
 V4 = ("4", "ip", "ipv4_addr", "ip protocol", "icmp type echo-request", "icmp type echo-reply")
 V6 = ("6", "ip6", "ipv6_addr", "meta l4proto", "icmpv6 type echo-request", "icmpv6 type echo-reply")
@@ -131,17 +134,24 @@ def _from_guest(place: Place) -> Iterator[str]:
     if four:
         addresses = "{ " + ", ".join(four) + " }"
         yield (
-            "ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 "
+            f"ether type arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4 meta length <= {LARGEST_ARP} "
             f"arp saddr ether {place.mac} arp saddr ip {addresses} {RESOLUTION} goto onward;"
         )
+    if six:
+        yield from _neighbours(place, six)
+    yield "ether type != arp ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 goto odd;"
+    if four:
         # 0x45: no options. Neither an offset nor more fragments; the bit that is reserved (RFC 3514) isn't set.
         yield (
             f"ether type ip ip saddr {addresses} @nh,0,8 0x45 ip frag-off & 0xbfff == 0 "
             "ip daddr != 224.0.0.0/3 goto known4;"
         )
     if six:
-        yield from _neighbours(place, six)
-        yield f"ether type ip6 ip6 saddr {{ {', '.join(six)} }} ip6 daddr != ff00::/8 goto known6;"
+        # The next header itself: what looks for that of TCP passes over those of extensions.
+        yield (
+            f"ether type ip6 ip6 saddr {{ {', '.join(six)} }} ip6 daddr != ff00::/8 "
+            "ip6 nexthdr { tcp, udp, icmpv6 } goto known6;"
+        )
     yield "goto odd;"
 
 
@@ -152,7 +162,11 @@ def _neighbours(place: Place, addresses: list[str]) -> Iterator[str]:
     sources = ", ".join((*addresses, own))
     targets = ", ".join(f"{int(ipaddress.IPv6Address(each)):#x}" for each in (*addresses, own))
     start = "ether type ip6 ip6 nexthdr icmpv6 ip6 hoplimit 255"
-    yield f"{start} icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 24 {RESOLUTION} goto onward;"
+    # Whether somebody has its own address; asked of others', they would take it for that somebody (RFC 4862, 5.4.3).
+    yield (
+        f"{start} icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 24 @th,64,128 {{ {targets} }} "
+        f"{RESOLUTION} goto onward;"
+    )
     yield (
         f"{start} icmpv6 type nd-neighbor-solicit ip6 saddr {{ {sources} }} ip6 length 32 "
         f"@th,192,16 0x0101 @th,208,48 {mac} {RESOLUTION} goto onward;"
@@ -171,7 +185,11 @@ def _to_guest(place: Place) -> Iterator[str]:
     for number, ip, _, protocol, request, _ in (V4, V6):
         kind = "ip" if ip == "ip" else "ip6"
         key = f"{protocol} . {ip} daddr . {ip} saddr . th sport . th dport"
-        yield f"ether type {kind} meta l4proto tcp {key} @read{number} {COPIED} dup to {quoted(place.copies)};"
+        for flags, limit in (("==", ACCEPTED), ("!=", COPIED)):
+            yield (
+                f"ether type {kind} meta l4proto tcp tcp flags & (syn | ack) {flags} (syn | ack) "
+                f"{key} @read{number} {limit} dup to {quoted(place.copies)};"
+            )
         yield (
             f"ether type {kind} tcp flags & (syn | ack) == syn "
             f"update @replies{number} {{ {key} timeout {REPLY_IDLE} }} goto inward;"

@@ -9,11 +9,10 @@ from attrs import define, field
 
 from pykata.net.policy import http, tls
 from pykata.net.policy.decide import Decision
-from pykata.net.policy.packets import ACK, FIN, Packet
-from pykata.net.policy.shown import More, RefusedError
+from pykata.net.policy.packets import ACK, FIN, SYN, URG, Packet
+from pykata.net.policy.shown import RefusedError
 from pykata.net.policy.streams import Sent
 
-URG = 32
 HTTP_PORT, HTTPS_PORT = 80, 443
 MOST_UNCLEAR = 40 * 1024        # bytes without it being clear what they are
 
@@ -27,6 +26,11 @@ class Flow(NamedTuple):
     destination: bytes
     dport: int
     sport: int
+
+
+def flow_of(found: Packet) -> Flow:
+    """That of a packet of the guest's."""
+    return Flow(found.version, found.protocol, found.source.packed, found.destination.packed, found.dport, found.sport)
 
 
 State = Literal["waiting", "shown", "granted", "http"]
@@ -46,22 +50,32 @@ class Connection:
     decision: Decision
     state: State
     isn: int = 0
+    accepted: bool = False      # by the server: our numbers are its numbers, too
     sent: Sent = field(init=False)
-    requests: http.Requests | None = None
+    reader: tls.Handshake | http.Requests | None = None
+    decisive: int = 0           # how many bytes it took
     name: str = ""              # that it showed last
 
     def __attrs_post_init__(self) -> None:
         self.sent = Sent(self.isn + 1 & 0xFFFFFFFF)
 
+    def repeats(self, syn: Packet) -> bool:
+        """Is it the SYN once more, before anything else was sent? Later, the same number is that of a new connection:
+        the guest chooses its numbers."""
+        unused = self.decision.verdict == "pass" or (self.state == "waiting" and not self.sent.length)
+        return unused and self.isn == syn.seq
+
     def segment(self, packet: Packet, shown: Shown) -> bool:
         """Look at a segment that isn't a SYN; says whether it goes on. Raises RefusedError."""
-        if not packet.flags & ACK:
+        if not packet.flags & ACK or packet.flags & SYN or not self.accepted:
             return False
         if packet.flags & URG:
             raise RefusedError("urgent", "it sends urgent data, which the server reads in another place, or never")
         if not packet.payload:
             # Of a FIN that comes too early the server would keep the number.
-            return not packet.flags & FIN or self.sent.take(packet.seq, b"") is not None
+            if packet.flags & FIN:
+                return self.sent.take(packet.seq, b"") is not None
+            return self.sent.continues(packet.seq)
         new = self.sent.take(packet.seq, packet.payload)
         if new is None:
             return False
@@ -69,40 +83,45 @@ class Connection:
             self._look(new, shown)
         return True
 
-    def acknowledged(self, ack: int) -> bool:
-        """The server has what is before this number; says whether the connection can be granted now."""
-        self.sent.acknowledge(ack)
+    def answered(self, packet: Packet) -> bool:
+        """Look at what comes back; says whether the connection can be granted now.
+
+        Until the server has accepted this very SYN, it may have an older one's numbers, and would take other bytes than
+        we see (RFC 5961, 4: it then acknowledges the old ones).
+        """
+        if packet.flags & (SYN | ACK) == SYN | ACK:
+            self.accepted = self.accepted or packet.ack == self.isn + 1 & 0xFFFFFFFF
+            return False
+        if not self.accepted or not packet.flags & ACK:
+            return False
+        self.sent.acknowledge(packet.ack)
         if self.state == "http":
             self.sent.forget()
-        return self.state == "shown" and self.sent.acknowledged >= self.sent.length
+        return self.state == "shown" and self.sent.acknowledged >= self.decisive
 
     def _look(self, new: bytes, shown: Shown) -> None:
-        if self.state == "waiting":
-            self._recognize(shown)
-        elif self.requests is not None:
-            self._read(new, shown)
+        if self.state == "waiting" and self.reader is None:
+            new = self.sent.kept
+            self._recognize(new)
+        if self.reader is None or self.state == "shown":
+            return
+        for name in self.reader.feed(new):
+            self.name = name
+            shown(name)
+        if self.reader.done:
+            self._decided()
 
-    def _recognize(self, shown: Shown) -> None:
-        data, port = self.sent.kept, self.flow.dport
+    def _recognize(self, data: bytes) -> None:
+        port = self.flow.dport
         if len(data) > MOST_UNCLEAR:
             raise RefusedError("unclear", "it doesn't say what it is")
-        if port == HTTPS_PORT or (port != HTTP_PORT and tls.looks_like_tls(data)):
-            try:
-                self._show(tls.server_name(data), shown)
-            except More:
-                return
-            self.state = "shown"
-        elif port == HTTP_PORT or (plain := http.is_http(data)):
-            self.state, self.requests = "http", http.Requests()
-            self._read(data, shown)
-        elif plain is not None:
-            self.state = "shown"        # neither shows a name: what was allowed is the port of an address
+        encrypted, plain = tls.is_tls(data), http.is_http(data)
+        if port == HTTPS_PORT or (port != HTTP_PORT and encrypted):
+            self.reader = tls.Handshake()
+        elif port == HTTP_PORT or plain:
+            self.reader, self.state = http.Requests(), "http"
+        elif encrypted is False and plain is False:
+            self._decided()     # it shows no name: what was allowed is the port of an address
 
-    def _read(self, data: bytes, shown: Shown) -> None:
-        assert self.requests is not None
-        for name in self.requests.feed(data):
-            self._show(name, shown)
-
-    def _show(self, name: str, shown: Shown) -> None:
-        self.name = name
-        shown(name)
+    def _decided(self) -> None:
+        self.state, self.decisive = "shown", self.sent.length

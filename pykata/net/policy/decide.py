@@ -111,7 +111,7 @@ class Judge:
             return False
         within = must_be_named(address)
         if within:
-            return any(rule.network.version == each.version and _inside(rule.network, each) for each in within)
+            return all(rule.network.version == each.version and _inside(rule.network, each) for each in within)
         return rule.network.prefixlen == rule.network.max_prefixlen or not self.own(address)
 
     def _must_be_named(self, address: Address) -> bool:

@@ -24,7 +24,8 @@ MOST_ADDRESSES = 32
 MOST_TTL = 3600
 KNOWN_TTL = 5
 MOST_ANSWER = 1232          # bytes that no network has to cut into fragments (RFC 9715)
-ADDRESSES = ("A", "AAAA")
+VERSIONS = {"A": 4, "AAAA": 6}
+ADDRESSES = tuple(VERSIONS)
 OTHERS = ("CNAME", "MX", "SRV", "TXT", "NS", "SOA")
 """What else is passed on of names that are allowed."""
 _PLAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")

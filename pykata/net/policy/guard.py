@@ -15,12 +15,13 @@ from attrs import frozen
 
 from pykata.host import finish
 from pykata.net.policy import dns, resolve
+from pykata.net.policy.actions import Guest
 from pykata.net.policy.addresses import Address
 from pykata.net.policy.connection import Flow
 from pykata.net.policy.decide import Judge
 from pykata.net.policy.elements import Change, flow_key
 from pykata.net.policy.events import Events, Key
-from pykata.net.policy.inspector import Guest, Inspector
+from pykata.net.policy.inspector import Inspector
 from pykata.net.policy.packets import TCP, Packet
 from pykata.net.policy.pins import Pins
 from pykata.net.policy.plumbing import Plumbing, plumbed
@@ -159,6 +160,9 @@ class TapGuard:
 
     def read_on(self, flow: Flow) -> None:
         self._add(flow, "data")
+
+    def catch_up(self) -> None:
+        self._read(self._pipes.copies, self._inspector.to_guest_seen)
 
     def _add(self, flow: Flow, kind: str, timeout: int = 0) -> None:
         self._sets.setdefault(flow, set()).add(kind)

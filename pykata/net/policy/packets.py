@@ -16,8 +16,11 @@ from pykata.net.policy.addresses import Address
 ARP, IPV4, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, (0x8100, 0x88A8, 0x9100)
 ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
 NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMP6: "icmp", 2: "igmp", 41: "6in4", 47: "gre", 50: "esp", 132: "sctp"}
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 DONT_FRAGMENT = 0x4000
+END, NOTHING = 0, 1                 # options of TCP without a length
+PLAIN_OPTIONS = (2, 3, 4, 8)        # the largest segment, window scale, SACK permitted, timestamps
 EXTENSIONS = {0: "hop-by-hop options", 43: "a routing header", 44: "a fragment", 60: "destination options",
               51: "an authentication header", 135: "a mobility header"}
 
@@ -63,6 +66,16 @@ class Packet:
     def name(self) -> str:
         """Of its protocol, in lower case."""
         return NAMES.get(self.protocol, f"ip-{self.protocol}")
+
+    @property
+    def to_many(self) -> bool:
+        """Is its frame for a group of hosts, or all?"""
+        return bool(self.frame[0] & 1)
+
+    @property
+    def is_for_many(self) -> bool:
+        """Is it itself? Of the broadcast address of a network that can't be seen."""
+        return self.destination.is_multicast or self.destination == BROADCAST
 
     @property
     def length(self) -> int:
@@ -152,6 +165,33 @@ def _payload(
         frame, version, source, destination, protocol, segment, hops, sport, dport, segment[start:], seq, ack,
         segment[13],
     )  # fmt: skip
+
+
+def plain_syn(syn: Packet) -> bytes:
+    """The frame of a SYN without those options by which a server would read other bytes than are sent, or earlier.
+
+    Such as Multipath TCP, which numbers them anew (RFC 8684), TCP Fast Open (RFC 7413), and encryption (RFC 8547).
+    """
+    head = bytearray(syn.segment[:20])
+    options = _plain_options(syn.segment[20 : (syn.segment[12] >> 4) * 4])
+    if options == syn.segment[20 : 20 + len(options)]:
+        return syn.frame
+    head[16:18] = bytes(2)
+    head += options
+    head[16:18] = checksum(pseudo(syn.source, syn.destination, TCP, len(head)) + head).to_bytes(2)
+    start = 14 + (20 if syn.version == 4 else 40)
+    return syn.frame[:start] + head + syn.frame[start + len(syn.segment) :]
+
+
+def _plain_options(options: bytes) -> bytes:
+    plain, at = bytearray(), 0
+    while at < len(options) and options[at] != END:
+        length = 1 if options[at] == NOTHING else options[at + 1] if at + 1 < len(options) else 0
+        if length < 1 or at + length > len(options) or (length == 1 and options[at] != NOTHING):
+            break       # what follows can't be read
+        plain += options[at : at + length] if options[at] in PLAIN_OPTIONS else bytes((NOTHING,)) * length
+        at += length
+    return bytes(plain) + bytes(len(options) - len(plain))
 
 
 def pseudo(source: Address, destination: Address, protocol: int, length: int) -> bytes:

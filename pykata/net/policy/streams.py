@@ -48,10 +48,14 @@ class Sent:
         self._kept += new
         return new
 
+    def continues(self, seq: int) -> bool:
+        """Is it the number of what was sent, of what comes next, or of a probe whether the other end is there?"""
+        return -1 <= self._offset(seq) <= self.length + 1       # a FIN has a number, too
+
     def acknowledge(self, ack: int) -> None:
         """The server has everything before this number."""
         offset = self._offset(ack)
-        if self.acknowledged < offset <= self.length + 1:       # a FIN has a number, too
+        if self.acknowledged < offset <= self.length + 1:
             self.acknowledged = min(offset, self.length)
 
     def forget(self) -> None:

@@ -1,61 +1,135 @@
-"""The server name in the first bytes of a TLS connection (RFC 8446, 4.1.2 and 5.1; RFC 6066, 3)."""
+"""The server names at the beginning of a TLS connection (RFC 8446, 4.1.2, 4.1.4 and 5.1; RFC 6066, 3).
+
+A server may ask for a second ClientHello (HelloRetryRequest), and servers take the name of that one. So we read until
+something else follows, which a client sends only when the server has chosen.
+"""
 
 from __future__ import annotations
 
 import re
 
-from pykata.net.policy.shown import More, RefusedError
+from pykata.net.policy.shown import RefusedError
 
-HANDSHAKE, CLIENT_HELLO = 22, 1
-SERVER_NAME, HOST_NAME = 0, 0
-ENCRYPTED = 0xFE0D          # encrypted_client_hello (RFC 9849)
+CHANGE, ALERT, HANDSHAKE, DATA = 20, 21, 22, 23     # types of records
+CLIENT_HELLO = 1
+WARNING, MOST_WARNINGS = 1, 5
+SERVER_NAME, HOST_NAME, EARLY_DATA = 0, 0, 42
+# encrypted_client_hello (RFC 9849) and what it was in drafts, encrypted_server_name first.
+ENCRYPTED = frozenset((0xFE0D, 0xFE08, 0xFE09, 0xFE0A, 0xFF02, 0xFFCE))
 MOST = 16 * 1024            # bytes of a ClientHello; with post-quantum key shares they have about 2000
+MOST_ANYWHERE = 1 << 18     # of one that any server takes
 MOST_RECORD = 1 << 14
+LEAST_FINISHED = 16         # bytes of a record that is encrypted
 
 _NAME = re.compile(rb"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
-def looks_like_tls(data: bytes) -> bool:
-    """Could it be the start of a handshake, as far as can be seen?"""
-    return b"\x16\x03".startswith(data[:2])
+def is_tls(data: bytes) -> bool | None:
+    """Does it begin as TLS does, or as what servers may take for it (an alert first, the hello of SSL 2)?
 
-
-def server_name(data: bytes) -> str:
-    """The name that the client asks for, in lower case.
-
-    Raises More if the ClientHello goes on in what comes next, RefusedError if it has no name that could be read.
+    None if that can't be seen yet.
     """
-    return _name_in(_client_hello(data))
+    if not data:
+        return None
+    if data[0] in (CHANGE, ALERT, HANDSHAKE, DATA):
+        return data[1] == 3 if len(data) > 1 else None
+    if data[0] & 0x80 and data[2:3] in (b"", b"\1"):
+        return data[3] in (0, 2, 3) if len(data) > 3 else None
+    return False
 
 
-def _client_hello(data: bytes) -> bytes:
-    """The body of the first message, out of as many records as it takes."""
-    message, rest = b"", data
-    while not _whole(message):
-        if not looks_like_tls(rest):
+class Handshake:
+    """Reads what a client sends, from the first byte on, until it isn't a ClientHello."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._rest = bytearray()
+        self._message = bytearray()
+        self._hellos = 0
+        self._changed = False
+        self._warnings = 0
+
+    def feed(self, data: bytes) -> list[str]:
+        """The server names, in lower case, of each ClientHello that ends in ``data``. Raises RefusedError."""
+        self._rest += data
+        names: list[str] = []
+        while not self.done and (record := self._record()) is not None:
+            kind, body = record
+            if kind == HANDSHAKE and not self._is_encrypted(body):
+                names += self._handshake(body)
+            elif not self._hellos or self._message:
+                raise RefusedError("tls", "it begins with something else than a ClientHello")
+            elif kind == CHANGE:
+                self._change(body)
+            elif kind != ALERT or not self._goes_on(body):
+                self.done = True
+        return names
+
+    def _record(self) -> tuple[int, bytes] | None:
+        """The next one that is whole."""
+        rest = self._rest
+        if not rest:
+            return None
+        if rest[0] not in (CHANGE, ALERT, HANDSHAKE, DATA) or (len(rest) > 1 and rest[1] != 3):
             raise RefusedError("tls", "it isn't TLS")
+        if not self._hellos and rest[0] != HANDSHAKE:
+            raise RefusedError("tls", "it begins with another record than that of a ClientHello")
         if len(rest) < 5:
-            raise More
+            return None
         end = 5 + int.from_bytes(rest[3:5])
-        if not 5 < end <= 5 + MOST_RECORD:
+        if rest[0] != DATA and not 5 < end <= 5 + MOST_RECORD + 256:
             raise RefusedError("tls", "a record of TLS has a length that none has")
-        message += rest[5:end]
-        if len(rest) < end and not _whole(message):
-            raise More
-        rest = rest[end:]
-    return message[4 : 4 + int.from_bytes(message[1:4])]
+        if rest[0] != DATA and len(rest) < end:
+            if rest[0] == HANDSHAKE and not self._message and not self._hellos:
+                self._check(bytes(rest[5:9]))
+            return None
+        found = rest[0], bytes(rest[5:end])
+        del rest[:end]
+        return found
 
+    def _is_encrypted(self, body: bytes) -> bool:
+        """Is it the end of a handshake that continues an earlier session? It may begin as a ClientHello would."""
+        return (
+            self._changed and not self._message and len(body) >= LEAST_FINISHED
+            and int.from_bytes(body[1:4]) > MOST_ANYWHERE
+        )  # fmt: skip
 
-def _whole(message: bytes) -> bool:
-    """Is all of a ClientHello there?"""
-    if message and message[0] != CLIENT_HELLO:
-        raise RefusedError("tls", "it begins with another message than a ClientHello")
-    if len(message) < 4:
-        return False
-    length = int.from_bytes(message[1:4])
-    if length > MOST:
-        raise RefusedError("tls", "its ClientHello is too long")
-    return len(message) >= 4 + length
+    def _goes_on(self, alert: bytes) -> bool:
+        """Is it only a warning, which a server may pass over?"""
+        self._warnings += 1
+        if self._warnings > MOST_WARNINGS:
+            raise RefusedError("tls", "it warns again and again")
+        return len(alert) == 2 and alert[0] == WARNING
+
+    def _change(self, body: bytes) -> None:
+        if body != b"\1" or self._changed:
+            raise RefusedError("tls", "it changes ciphers in a way that none does")
+        self._changed = True
+
+    def _handshake(self, body: bytes) -> list[str]:
+        if self._hellos and not self._message and body[0] != CLIENT_HELLO:
+            self.done = True
+            return []
+        self._message += body
+        self._check(self._message)
+        message = bytes(self._message)
+        end = 4 + int.from_bytes(message[1:4])
+        if len(message) < max(end, 4):
+            return []
+        if len(message) > end:
+            raise RefusedError("tls", "something follows its ClientHello in the same record")
+        self._message.clear()
+        self._hellos += 1
+        if self._hellos > 2:
+            raise RefusedError("tls", "it sends a ClientHello once more than a server asks for")
+        return [_name_in(message[4:])]
+
+    def _check(self, message: bytes | bytearray) -> None:
+        """Could it be the beginning of a ClientHello? Raises RefusedError."""
+        if message and message[0] != CLIENT_HELLO:
+            raise RefusedError("tls", "it begins with another message than a ClientHello")
+        if len(message) >= 4 and int.from_bytes(message[1:4]) > MOST:
+            raise RefusedError("tls", "its ClientHello is too long")
 
 
 class _Reader:
@@ -91,9 +165,12 @@ def _name_in(hello: bytes) -> str:
         found[kind] = body
     if SERVER_NAME not in found:
         raise RefusedError("sni", "it names no server in its ClientHello")
-    if ENCRYPTED in found:
+    if ENCRYPTED & found.keys():
         # Made-up ones (GREASE) can't be told from real ones (RFC 9849, 6.2), behind which may be any other name.
         raise RefusedError("ech", "it encrypts the server's name (ECH)")
+    if EARLY_DATA in found:
+        # After which a server may still ask for another ClientHello (RFC 8446, 4.1.2 and 4.2.10).
+        raise RefusedError("early", "it sends data before the server has answered (0-RTT)")
     return _host(found[SERVER_NAME])
 
 
