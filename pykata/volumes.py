@@ -63,6 +63,12 @@ def _count(instance: object, attribute: Attribute[int], value: Any) -> None:
         raise ConfigError(f"files={value!r} is not a number of files", hint="a whole number from 1 on")
 
 
+def _unlimited(instance: object, attribute: Attribute[None], value: object) -> None:
+    if value is not None:
+        raise ConfigError(f"{attribute.name}={value!r}: a directory of this machine has no limit of its own",
+                          hint="Named('NAME', size=, files=) and DiskImage(PATH, size=, files=) have one")
+
+
 @frozen
 class Bind:
     """A directory or a file of the host as a volume.
@@ -80,12 +86,17 @@ class Bind:
     guest's root is the user who runs this; other users are as well if that is root, and else nobody: they can't make
     files. ``via="9p"`` is served by the VMM; it is slower and takes directories only, and all that is made belongs to
     the directory's owner. ``"auto"`` is virtio-fs if there is a virtiofsd.
+
+    A guest that may write can fill the filesystem that the directory is on, with bytes and with files: ``size`` and
+    ``files`` are refused here, and :class:`Named` and :class:`DiskImage` have them.
     """
 
     path: Path = field(converter=_path)
     readonly: bool = False
     cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
     via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
+    size: None = field(default=None, kw_only=True, repr=False, validator=_unlimited)
+    files: None = field(default=None, kw_only=True, repr=False, validator=_unlimited)
 
 
 @frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,7 @@ import anyio.to_thread
 from attrs import field, frozen
 
 from pykata import host
-from pykata.errors import ConfigError, HostError
+from pykata.errors import ConfigError, HostError, ToolFailedError, ToolTooOldError
 from pykata.fs.helper import entered
 from pykata.fs.shelf import SHELF, SharedRoot, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount, Shared, VhostFs
@@ -100,16 +101,38 @@ def _connected(path: Path) -> tuple[socket.socket, socket.socket]:
 
 
 async def _is_qemus(program: Path) -> bool:
-    """Whether it is the virtiofsd of QEMU 7.2 and before, written in C, rather than the one written in Rust."""
+    """Whether it is the virtiofsd of QEMU 7.2 and before, written in C, rather than the one written in Rust.
+
+    Raises :class:`~pykata.errors.ToolTooOldError` for one that doesn't know the options that we need.
+    """
     found = await anyio.to_thread.run_sync(program.stat)
     key = (program, found.st_mtime_ns, found.st_size)
     if key not in _kinds:
         said = await host.run_tool([program, "--version"], timeout=10, limit=4096)
-        _kinds[key] = b"virtiofsd version" in said
+        _kinds[key] = _kind_of(program, said.decode(errors="backslashreplace"))
     return _kinds[key]
 
 
 _kinds: dict[tuple[Path, int, int], bool] = {}
+
+OLDEST_OF_QEMU = (5, 2)     # announce_submounts, sandbox=
+OLDEST = (1, 4)             # of the one in Rust; nobody has tried an older one
+
+
+def _kind_of(program: Path, said: str) -> bool:
+    """What ``virtiofsd --version`` says: "virtiofsd version 7.2.1 (Debian ...)" is QEMU's, "virtiofsd 1.10.1" isn't."""
+    found = re.match(r"virtiofsd (version |backend |)v?(\d+)\.(\d+)", said)
+    if found is None:
+        raise ToolFailedError(f"{program} is no virtiofsd", output=said,
+                              hint="PYKATA_VIRTIOFSD names one; apt-get install virtiofsd, or qemu-system-common")
+    is_qemus, version = found[1] == "version ", (int(found[2]), int(found[3]))
+    oldest = OLDEST_OF_QEMU if is_qemus else OLDEST
+    if version < oldest:
+        raise ToolTooOldError(
+            f"{program} is virtiofsd {version[0]}.{version[1]}{' of QEMU' if is_qemus else ''}",
+            hint=f"{oldest[0]}.{oldest[1]} or later is needed: apt-get install virtiofsd, PYKATA_VIRTIOFSD=..., or 9p",
+        )
+    return is_qemus
 
 
 def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[str]:

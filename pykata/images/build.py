@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,8 +186,22 @@ async def _step(
     with tempfile.TemporaryDirectory(prefix=host.BUILDING, dir=depot.path) as work:
         layout, changed = Path(work, "layout"), Path(work, "changed.tar")
         await anyio.to_thread.run_sync(_lay_out, kitchen, layout, _during(step, base), layers)
-        await kitchen.run(f"oci:{layout}", step, changed, wrote)
+        with _named(layout) as name:
+            await kitchen.run(f"oci:{name}", step, changed, wrote)
         return await pack(depot, partial(copy_file, changed))
+
+
+@contextmanager
+def _named(layout: Path) -> Iterator[Path]:
+    """A name for the layout that has no colon in it, for what follows one is a tag."""
+    if ":" not in str(layout):
+        yield layout
+        return
+    descriptor = os.open(layout, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 # --- documents ---

@@ -13,9 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykata import Bind, ConfigError, DiskImage, Named, Sandbox, Template, Tmpfs, list_volumes, remove_volume
+from pykata import (
+    Bind,
+    ConfigError,
+    DiskImage,
+    Named,
+    Sandbox,
+    Template,
+    Tmpfs,
+    ToolFailedError,
+    ToolTooOldError,
+    list_volumes,
+    remove_volume,
+)
 from pykata.attached import places
-from pykata.fs.virtiofs import options, served
+from pykata.fs.virtiofs import _kind_of, options, served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.lost import ended_with
@@ -75,6 +87,8 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: DiskImage("x", size="8M", files=0), "files=0"),
     (lambda: Bind(".", via="nfs"), "via='nfs' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(3), "3 is not a path"),
+    (lambda: Bind(".", size="1G"), r"size='1G'.*no limit .*Named\('NAME', size=, files=\)"),  # type: ignore[arg-type]
+    (lambda: Bind(".", files=7), r"files=7"),  # type: ignore[arg-type]
 ])  # fmt: skip
 def test_values_that_cant_be(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -213,6 +227,36 @@ async def test_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ToolMissingError, match="PYKATA_VIRTIOFSD='/nowhere/virtiofsd' is not a program"):
         async with served("tag", (Shared("0", tmp_path),), "auto", tmp_path):
             pass
+
+
+@pytest.mark.parametrize(("said", "error", "why"), [
+    ("virtiofsd version 5.1.0 (Debian 1:5.1)", ToolTooOldError, r"virtiofsd 5\.1 of QEMU .5\.2 or later is needed"),
+    ("virtiofsd 1.3.9", ToolTooOldError, r"is virtiofsd 1\.3 .1\.4 or later is needed: apt-get install virtiofsd"),
+    ("virtiofsd backend 1.0.0", ToolTooOldError, r"is virtiofsd 1\.0 "),
+    ("hello", ToolFailedError, "is no virtiofsd: hello .PYKATA_VIRTIOFSD names one"),
+    ("", ToolFailedError, "is no virtiofsd"),
+])  # fmt: skip
+async def test_a_virtiofsd_that_cant_do_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: type[Exception], why: str
+) -> None:
+    script(tmp_path / "virtiofsd", f"echo '{said}'")
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", str(tmp_path / "virtiofsd"))
+    with pytest.raises(error, match=why):
+        async with served("tag", (Shared("0", tmp_path),), "auto", tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(("said", "is_qemus"), [
+    ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright", True), ("virtiofsd version 5.2.0", True),
+    ("virtiofsd 1.14.0\n", False), ("virtiofsd backend 1.4.0", False), ("virtiofsd 1.10.1", False),
+])  # fmt: skip
+def test_which_virtiofsd_it_is(said: str, is_qemus: bool) -> None:
+    assert _kind_of(Path("/x"), said) == is_qemus
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 # --- what is saved has none of the host's ---

@@ -74,6 +74,14 @@ async def test_a_sandbox_of_its_own(places: Path) -> None:
     assert interfaces == ["lo"]
 
 
+async def test_a_cache_with_a_colon_in_its_path(
+    sb: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "of:all"))
+    assert await made(BUSYBOX.run("echo a > /a"), sb) == [(1, "run echo a > /a")]
+    assert (await sb.run("app:dev", ["cat", "/a"])).stdout == "a\n"
+
+
 async def test_on_an_image_with_layers(sb: Sandbox, demo_image: str) -> None:
     from pykata import load_image
 
