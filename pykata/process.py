@@ -22,7 +22,7 @@ class Process:
     """A process in a container. Made by ``sb.process(...)`` and ``container.process(...)``.
 
     Read ``stdout`` and ``stderr`` while it runs: a process whose output nobody reads is made to wait once 1 MiB of it
-    is unread. Each of the two streams has that for itself.
+    is unread, or 4 MiB of a stream that has brought much. Each of the two streams has that for itself.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Process:
     async def wait(self) -> int:
         """Wait until it has ended; returns its exit code.
 
-        Output that comes meanwhile is kept for its readers, up to 1 MiB each; then the process waits for them.
+        Output that comes meanwhile is kept for its readers, up to 1 MiB each, or 4 MiB of one that has brought much;
+        then the process waits for them.
         """
         while self._exited is None:
             await self.advance(lambda: self.ended)

@@ -32,13 +32,16 @@ from h2.events import (
     StreamEnded,
     StreamReset,
     TrailersReceived,
+    UnknownFrameReceived,
     WindowUpdated,
 )
 from h2.exceptions import TooManyStreamsError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame
+from hyperframe.frame import ExtensionFrame, Frame
 
+from pykata.agent import bulk
+from pykata.agent.bulk import WINDOW as BULK_WINDOW
 from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, FrameGuard
 from pykata.agent.parking import MARK, Greeting, Parking
 from pykata.agent.stream import Headers, Stream
@@ -87,7 +90,7 @@ class Channel(asyncio.BufferedProtocol):
             )
         )
         self._h2.incoming_buffer = QuietFrames(server=not client_side)
-        self._guard = FrameGuard() if client_side else None
+        self._guard = FrameGuard(self._take_bulk) if client_side else None
         self._streams: dict[int, Stream] = {}
         self._receive_size = RECEIVE_SIZE
         self._greeting = Greeting()
@@ -143,15 +146,19 @@ class Channel(asyncio.BufferedProtocol):
         return scratch.view[: self._receive_size]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.received(bytes(scratch.view[:nbytes]))
+        self.received(scratch.view[:nbytes])
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """Take in what the agent sent."""
         nbytes = len(data)
         try:
-            data = self._incoming(data)
+            if self._guard and self._incoming is self._greeting:
+                data = data[self._guard.take_bulk(memoryview(data)) :]
+                if not data:
+                    return
+            data = self._incoming(bytes(data))
             if self._guard:
-                frames = self._guard.feed(data)
+                data, frames = self._guard.feed(data)
                 self._receive_size = DENSE_SIZE if frames * DENSE > nbytes + DENSE else RECEIVE_SIZE
             for event in self._h2.receive_data(data):
                 self._process(event)
@@ -221,7 +228,7 @@ class Channel(asyncio.BufferedProtocol):
         """
         self.check()
         assert self._transport is not None
-        parking = Parking()
+        parking = Parking(*(self._guard.pending if self._guard else (b"", 0)))
         self._incoming = parking
         self._transport.write(MARK)
         return await parking.done
@@ -266,6 +273,11 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport.get_write_buffer_size() > WRITE_LIMIT:
             self.fail(AgentProtocolError, "the agent sends without reading what it is sent")
 
+    def write(self, data: bytes) -> None:
+        """Write something beside HTTP/2, between two frames of it."""
+        if self._transport is not None and not self._failure:
+            self._transport.write(data)
+
     def close_stream(self, stream: Stream, unread: int) -> None:
         """Nobody needs the stream any more, nor ``unread`` bytes that it received. It is reset if it isn't over."""
         self._streams.pop(stream.id, None)
@@ -276,7 +288,7 @@ class Channel(asyncio.BufferedProtocol):
         if state and not state.closed:
             self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
             if self._guard:
-                self._guard.stream_reset(stream.id, STREAM_WINDOW)
+                self._guard.stream_reset(stream.id, STREAM_WINDOW + (2 * BULK_WINDOW if stream.bulk else 0))
         if unread:
             self._h2.acknowledge_received_data(unread, stream.id)
         self.flush()
@@ -289,6 +301,10 @@ class Channel(asyncio.BufferedProtocol):
             self.flush()
         self.fail(AgentLostError, "the connection to the agent was closed by the host")
         await self._closed.wait()
+
+    def _take_bulk(self, stream_id: int, flag: int, data: bytes) -> None:
+        if stream := self._streams.get(stream_id):
+            stream.bulk_received(flag, data)
 
     def _process(self, event: Event) -> None:
         match event:
@@ -304,6 +320,9 @@ class Channel(asyncio.BufferedProtocol):
             ):
                 if stream := self._streams.get(stream_id):
                     stream.headers_received(headers)
+            case UnknownFrameReceived(frame=ExtensionFrame() as frame) if frame.type == bulk.KIND:
+                if stream := self._streams.get(frame.stream_id):
+                    stream.bulk_sent(bytes(frame.body))
             case StreamReset(remote_reset=False):
                 raise AgentProtocolError("the agent opened a stream's window too far")
             case StreamEnded(stream_id=stream_id) | StreamReset(stream_id=stream_id):

@@ -65,8 +65,9 @@ class AgentClient:
     AgentRefusedError when the agent says no, and AgentProtocolError for what no agent would send.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, *, bulk: bool = True) -> None:
         self._channel = channel
+        self._bulk = bulk
 
     async def setup(self, request: SetupRequest, *, timeout: float = 60.0) -> SetupResponse:
         """Make the guest ready. The first call; waits until the guest has booted as far as its agent.
@@ -160,9 +161,8 @@ class AgentClient:
                     ...
                 await command.finished()
         """
-        request = bounded(encoded_start(start))
         with anyio.move_on_after(timeout) as scope:
-            stream = await self._begin("Run", request)
+            stream = await self._begin_run(start)
         if scope.cancelled_caught:
             raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
         try:
@@ -207,6 +207,16 @@ class AgentClient:
             raise
         return stream
 
+    async def _begin_run(self, start: Start) -> Stream:
+        stream = await self._channel.open(request_headers("Run"))
+        start.bulk = stream.id if self._bulk and start.window else 0
+        try:
+            await stream.send(bounded(encoded_start(start)))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
     async def _answer(self, stream: Stream, name: str, answer: type[_Answer]) -> _Answer:
         data = await stream.receive(MAX_ANSWER)
         if data is not None and await stream.receive(MAX_ANSWER) is not None:
@@ -222,11 +232,13 @@ class AgentClient:
 
 @asynccontextmanager
 async def connect(
-    sock: socket.socket, *, greeting: bytes = b"", parked: bool = False
+    sock: socket.socket, *, greeting: bytes = b"", parked: bool = False, bulk: bool = True
 ) -> AsyncIterator[AgentClient]:
     """The agent at the other end of a connected stream socket, which is closed when the context is left.
 
     ``greeting`` and ``parked`` are about one that was saved with its machine: see :mod:`.parking`.
+
+    Without ``bulk`` all output comes by gRPC, which somebody in between can pass on.
 
     The guest may not have booted yet; :meth:`AgentClient.setup` waits for it::
 
@@ -235,7 +247,7 @@ async def connect(
     """
     channel = await Channel.over(sock, greeting=greeting, parked=parked)
     try:
-        yield AgentClient(channel)
+        yield AgentClient(channel, bulk=bulk)
     finally:
         await finish(channel.aclose())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from pykata.agent import bulk
 from pykata.errors import AgentProtocolError
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -28,6 +29,7 @@ LONGEST = {
     PING: 8,
     GOAWAY: 4096,
     WINDOW_UPDATE: 4,
+    bulk.KIND: bulk.LONGEST,
 }
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
@@ -48,7 +50,11 @@ RESETS = 4096
 class FrameGuard:
     """Reads along with the bytes of one connection, and raises AgentProtocolError at the first that may not pass."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, take_bulk: Callable[[int, int, bytes], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._take_bulk = take_bulk
+        self._bulk: tuple[int, int] | None = None       # stream and flag of the current frame, if that is one of bulk
         self._clock = clock
         self._tokens = BURST
         self._refilled = clock()
@@ -76,31 +82,61 @@ class FrameGuard:
             if len(self._reset) > RESETS:
                 del self._reset[next(iter(self._reset))]
 
-    def feed(self, data: bytes) -> int:
-        """Check the next bytes from the agent. Returns how many frames began in them."""
-        at, end, frames = 0, len(data), 0
+    @property
+    def pending(self) -> tuple[bytes, int]:
+        """What has come of a frame whose header isn't complete, and how much of another's payload is still to come."""
+        return bytes(self._header), self._payload
+
+    def take_bulk(self, data: memoryview) -> int:
+        """Take what belongs to a bulk frame that has begun; how much that is."""
+        if self._bulk is None or not self._payload:
+            return 0
+        step = min(self._payload, len(data))
+        self._payload -= step
+        self._take_bulk(*self._bulk, bytes(data[:step]))
+        return step
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Check the next bytes from the agent. Returns what of them is HTTP/2, and how many frames began in them."""
+        at, start, end, frames = 0, 0, len(data), 0
+        http2: list[bytes] = []
         while at < end:
             if self._payload:
-                step = min(self._payload, end - at)
-                self._payload -= step
-                at += step
+                if self._bulk is not None:
+                    start = at = at + self.take_bulk(memoryview(data)[at:])
+                else:
+                    step = min(self._payload, end - at)
+                    self._payload -= step
+                    at += step
                 continue
+            begin = at
             if self._header or end - at < HEADER_SIZE:
                 step = HEADER_SIZE - len(self._header)
                 self._header += data[at : at + step]
                 at += step
+                http2.append(data[start:begin])     # nobody knows yet what the header is one of
+                start = at
                 if len(self._header) < HEADER_SIZE:
                     break
                 header = bytes(self._header)
                 self._header.clear()
+                if header[3] != bulk.KIND:
+                    http2.append(header)
             else:
                 header = data[at : at + HEADER_SIZE]
                 at += HEADER_SIZE
-            length = int.from_bytes(header[:3])
-            self._check(length, header[3], header[4], int.from_bytes(header[5:]) & 0x7FFFFFFF)
+                if header[3] == bulk.KIND:
+                    http2.append(data[start:begin])
+                    start = at
+            length, stream = int.from_bytes(header[:3]), int.from_bytes(header[5:]) & 0x7FFFFFFF
+            self._check(length, header[3], header[4], stream)
+            self._bulk = (stream, header[4]) if header[3] == bulk.KIND else None
             self._payload = length
             frames += 1
-        return frames
+        if not http2 and not start:
+            return data, frames
+        http2.append(data[start:])
+        return b"".join(http2), frames
 
     def _check(self, length: int, kind: int, flags: int, stream: int) -> None:
         if self._first and (kind != SETTINGS or flags & ACK):
@@ -115,12 +151,14 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
         if (kind == DATA and flags & PADDED) or (kind == HEADERS and flags & (PADDED | PRIORITY)):
             raise AgentProtocolError("the agent sent a padded frame or a priority; agents don't")
-        if kind == DATA:
+        if kind == bulk.KIND and (not length or flags >= len(bulk.FLAGS)):
+            raise AgentProtocolError(f"the agent sent a bulk frame of {length} bytes with the flags {flags:#04x}")
+        if kind in (DATA, bulk.KIND):
             self._check_data(stream, length)
         if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
             self._open.discard(stream)
             self._reset.pop(stream, None)
-        if kind == DATA and length:
+        if kind in (DATA, bulk.KIND) and length:
             return      # costs nothing: whoever receives it holds it back by flow control
         if kind in (HEADERS, CONTINUATION):
             self._block += length

@@ -18,7 +18,7 @@ from pykata.errors import AgentProtocolError
 MARK = b"PRI"
 """The beginning of a preface. Where a frame begins it can't be anything else, as its length would be 5 MB."""
 
-MOST_LEFT = 4 * 1024 * 1024
+MOST_LEFT = 16 * 1024 * 1024
 """Bytes of the old connection that may come before the new one's; what fits into the port's queues is less."""
 
 
@@ -63,12 +63,15 @@ class Greeting:
 class Parking:
     """Reads what the agent sends after it was told that a new connection begins; ``done`` when it has greeted that."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: bytes = b"", left: int = 0) -> None:
+        """The last frame before may have come in part: ``begun`` of its header, or all but ``left`` bytes of it."""
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._read = bytearray()
+        self._read = bytearray(begun)
+        self._left = left
 
     def __call__(self, data: bytes) -> bytes:
-        self._read += data
+        self._read += data[self._left :]
+        self._left = max(0, self._left - len(data))
         while len(self._read) >= HEADER_SIZE and not self.done.done():
             size = HEADER_SIZE + int.from_bytes(self._read[:3])
             kind, flags = self._read[3], self._read[4]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import anyio
 from attrs import define, frozen
 
-from pykata.agent.stream import PREFIX, Stream, frame
+from pykata.agent import bulk
+from pykata.agent.bulk import WINDOW as BULK_WINDOW
+from pykata.agent.bulk import BulkQueue, Name
+from pykata.agent.bulk import Stderr as Stderr
+from pykata.agent.bulk import Stdout as Stdout
+from pykata.agent.stream import PREFIX, STDIN_TAG, Stream, frame, varint
 from pykata.agent.typed import decoded
+from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import RunRequest, RunResponse, Start
 from pykata.agent.v1 import Window as WindowMessage
 from pykata.errors import AgentTimeoutError
@@ -18,22 +22,8 @@ STDIN_WINDOW = 64 * 1024        # bytes of stdin that may be sent at first: agen
 MAX_WINDOW = 2**31              # bytes; no agent can be owed more
 MAX_ANSWER = PIECE + 64         # bytes of a RunResponse
 WINDOW_SIZE = PREFIX + 16       # the most bytes of a message that lets the agent send more
-STDIN_TAG, STDOUT_TAG, STDERR_TAG = 0x12, 0x12, 0x1A    # fields 2, 2 and 3, length-delimited
+STDOUT_TAG, STDERR_TAG = 0x12, 0x1A     # fields 2 and 3, length-delimited
 STDIN_OVERHEAD = PREFIX + 4     # bytes around a piece of stdin: gRPC's prefix, the tag, the length
-
-
-@frozen
-class Stdout:
-    """Bytes that the process wrote to its standard output, never empty."""
-
-    data: bytes
-
-
-@frozen
-class Stderr:
-    """Bytes that the process wrote to its standard error, never empty."""
-
-    data: bytes
 
 
 @frozen
@@ -62,7 +52,6 @@ class Room:
 
 
 OutputEvent = Stdout | Stderr | Exited | Ended | Room
-Name = Literal["stdout", "stderr"]
 
 
 @define
@@ -70,6 +59,7 @@ class Credit:
     """What the agent may still send of one stream, and what it is owed for bytes that were taken."""
 
     left: int
+    size: int               # what it has when nothing is owed
     owed: int = 0
     over: bool = False
 
@@ -89,8 +79,12 @@ class RunStream:
         self._exited = False
         self._window = start.window
         self._stdin_closed = start.stdin_closed
-        self._stdin_room = STDIN_WINDOW
-        self._credits: dict[Name, Credit] = {"stdout": Credit(start.window), "stderr": Credit(start.window)}
+        self._stdin_room = bulk.STDIN_WINDOW if start.bulk else STDIN_WINDOW
+        self._stdin_in_bulk: bool | None = None if start.bulk else False
+        self._credits: dict[Name, Credit] = {name: Credit(start.window, start.window) for name in ("stdout", "stderr")}
+        self._bulk = BulkQueue(self._spend)
+        if start.bulk:
+            stream.bulk = self._bulk
 
     async def started(self) -> int:
         """Wait until the process runs: its id in the container.
@@ -122,14 +116,10 @@ class RunStream:
         if self._exited:
             raise StopAsyncIteration
         self._pay()
-        event = await self._receive()
-        match event:
-            case Stdout(data):
-                self._spend("stdout", len(data))
-            case Stderr(data):
-                self._spend("stderr", len(data))
-            case RunResponse():
+        while isinstance(event := await self._receive(), RunResponse):
+            if event.bulk is None:
                 return self._news(event)
+            self._begin_bulk(event.bulk)
         return event
 
     def took(self, name: Name, size: int) -> None:
@@ -148,9 +138,8 @@ class RunStream:
 
     def _pay(self) -> None:
         """Tell the agent what more it may send, when it is worth a message."""
-        half = self._window // 2
         stdout, stderr = self._credits["stdout"], self._credits["stderr"]
-        if not half or self._exited or max(stdout.owed, stderr.owed) < half:
+        if self._exited or not self._window or (stdout.owed < stdout.size // 2 and stderr.owed < stderr.size // 2):
             return
         if self._stream.room_now() < WINDOW_SIZE:
             return      # an agent that doesn't read: tried again when something is taken or comes
@@ -160,8 +149,22 @@ class RunStream:
             credit.left += credit.owed
             credit.owed = 0
 
+    def _begin_bulk(self, which: EndedMessage) -> None:
+        """The rest of a stream comes in bulk frames: it may have more under way."""
+        for name, credit in self._credits.items():
+            if not getattr(which, name):
+                continue
+            if self._stream.bulk is None or credit.over or not self._bulk.begin(name):
+                self._stream.broken(f"sends {name} in bulk, which nobody asked for")
+            more = max(BULK_WINDOW - credit.size, 0)
+            credit.size += more
+            credit.owed += more
+        self._pay()
+
     def _news(self, news: RunResponse) -> Exited | Ended | Room:
         if news.exited is not None:
+            if not self._bulk.is_empty:
+                self._stream.broken("said that the process has ended before the last of its output")
             return self._take_exit(news)
         if news.ended is not None:
             for name in ("stdout", "stderr"):
@@ -207,6 +210,15 @@ class RunStream:
         allowed = min(PIECE, len(data), self._stdin_room if self._window else PIECE)
         if self._stdin_closed or not allowed:
             return 0
+        if self._stdin_in_bulk is None:
+            # The agent knows where to once the process runs. What began by gRPC goes on so, or would be overtaken.
+            self._stdin_in_bulk = self._pid is not None
+        if self._stdin_in_bulk:
+            piece = data[:allowed]
+            if not await self._stream.send_bulk(bulk.STDIN, piece):
+                return 0
+            self._stdin_room -= len(piece)
+            return len(piece)
         room = await self._stream.room(STDIN_OVERHEAD + 1)
         if not room:
             return 0
@@ -235,7 +247,9 @@ class RunStream:
             self._stream.send_now(frame(bytes(RunRequest(stdin_closed=True))), end=not self._window)
 
     async def _receive(self) -> Stdout | Stderr | RunResponse:
-        data = await self._stream.receive(MAX_ANSWER)
+        data = await self._stream.receive_any(MAX_ANSWER)
+        if isinstance(data, Stdout | Stderr):
+            return data
         if data is None:
             self._stream.raise_for_status()
             self._stream.broken("ended the call without saying how the process ended")
@@ -253,6 +267,10 @@ class RunStream:
                 return response
         if not event.data or len(event.data) > PIECE:
             self._stream.broken(f"sent {len(event.data)} bytes of output at once")
+        name: Name = "stdout" if isinstance(event, Stdout) else "stderr"
+        if self._bulk.has_begun(name):
+            self._stream.broken(f"sent {name} by gRPC after it had begun to send it in bulk")
+        self._spend(name, len(event.data))
         return event
 
 
@@ -268,13 +286,3 @@ def stdio(data: bytes) -> Stdout | Stderr | None:
     if at + 1 + size != len(data):
         return None
     return Stdout(data[at + 1 :]) if data[0] == STDOUT_TAG else Stderr(data[at + 1 :])
-
-
-def varint(number: int) -> bytes:
-    """A number as protobuf writes it."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pykata.agent.run import varint
+from pykata.agent.stream import varint
 from pykata.agent.v1 import Process, RunRequest, Start
 
 
@@ -23,6 +23,7 @@ def encoded_start(start: Start) -> bytes:
         _number(7, start.stdin_closed),
         _number(8, start.last),
         _number(9, start.collected),
+        _number(10, start.bulk),
     )))  # fmt: skip
 
 

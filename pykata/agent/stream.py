@@ -13,15 +13,18 @@ from urllib.parse import unquote_to_bytes
 
 from h2.errors import ErrorCodes
 
+from pykata.agent.bulk import frame as bulk_frame
 from pykata.errors import AgentProtocolError, AgentRefusedError, printable
 
 if TYPE_CHECKING:
+    from pykata.agent.bulk import BulkQueue, Stderr, Stdout
     from pykata.agent.channel import Channel
 
 Headers = list[tuple[bytes, bytes]]
 
 MAX_MESSAGE = 4 * 1024 * 1024   # in either direction: agent.proto
 PREFIX = 5                      # bytes before a message
+STDIN_TAG = 0x12                # of a RunRequest: field 2, length-delimited
 PIECE = 64 * 1024               # bytes written at once, between two looks at whether the agent reads
 
 STATUS = (
@@ -53,6 +56,8 @@ class Stream:
         self._reset: int | None = None          # the code, when the peer reset the stream
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
+        self.bulk: BulkQueue | None = None
+        """Where bulk frames go; None: none may come."""
 
     # What the channel calls.
 
@@ -72,6 +77,13 @@ class Stream:
         self._buffer += data
         self._unacked += size
         self._readable.set()
+
+    def bulk_received(self, flag: int, data: bytes) -> None:
+        if self.bulk is None:
+            self.broken("sent a bulk frame that nobody asked for")
+        if not self._ended:
+            self.bulk.put(flag, data)
+            self._readable.set()
 
     def ended(self, reset: int | None) -> None:
         if self._ended and self._client_side:
@@ -102,6 +114,20 @@ class Stream:
             self._readable.clear()
             await self._readable.wait()
         return message
+
+    async def receive_any(self, limit: int) -> bytes | Stdout | Stderr | None:
+        """As :meth:`receive`, or the next piece that came in bulk frames, which is older."""
+        while self.bulk is not None:
+            if (piece := self.bulk.take()) is not None:
+                return piece
+            if (message := self._take(limit)) is not None:
+                return message
+            if self._ended or self._channel.has_failed:
+                break
+            self._acknowledge(keep=0)
+            self._readable.clear()
+            await self._readable.wait()
+        return await self.receive(limit)
 
     def raise_for_status(self) -> None:
         """Raises AgentRefusedError unless the call, which must have ended, ended well."""
@@ -169,6 +195,18 @@ class Stream:
             h2.end_stream(self.id)
         self._channel.flush(len(data))
 
+    async def send_bulk(self, flag: int, data: bytes | memoryview) -> bool:
+        """Send a bulk frame, whole or not at all. False: nobody takes it anymore."""
+        await self._channel.writable()
+        if self.is_gone:
+            return False
+        self._channel.write(bulk_frame(self.id, flag, data))
+        return True
+
+    def bulk_sent(self, data: bytes) -> None:
+        """The peer has sent a bulk frame of stdin: it is taken for the message that would say the same."""
+        self.data_received(frame(bytes((STDIN_TAG,)) + varint(len(data)) + data), 0)
+
     @property
     def was_reset(self) -> bool:
         """The peer left the call before its end."""
@@ -216,3 +254,13 @@ class Stream:
 def frame(message: bytes) -> bytes:
     """A message as gRPC sends it, not compressed."""
     return b"\0" + len(message).to_bytes(4) + message
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

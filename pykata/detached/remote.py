@@ -253,7 +253,7 @@ async def remote(name: str) -> AsyncIterator[Remote]:
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(connected(find(name)))
         sock, welcome, answer = await _attached(keeper)
-        agent = await stack.enter_async_context(connect(sock))
+        agent = await stack.enter_async_context(connect(sock, bulk=False))   # the keeper is in between
         running = Running(
             options=welcome.options, bundle=welcome.bundle, run_dir=welcome.run_dir,
             vm=RemoteVM(keeper, welcome), agent=agent, memory_limit=welcome.memory_limit, entered=welcome.entered,

@@ -47,7 +47,9 @@ def _decoded(change: Change) -> FileChange:
 
 async def export(running: Running, container: str, target: Path, max_size: int) -> str:
     """Write the changes as a layer of an image, a tar; returns its digest. The file is there when it is complete."""
-    async with place_for(target) as place, tool(running, container, "", ProcessTool.CHANGES) as process:
+    async with place_for(target) as place, tool(
+        running, container, "", ProcessTool.CHANGES, much=True
+    ) as process:
         await process.begin(Request(changes=Changes(bulk=True)), ROOT)
         await process.done()
         process.idle = False

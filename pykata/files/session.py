@@ -60,7 +60,7 @@ class Session:
     async def own(self) -> AsyncIterator[Tool]:
         """A process that isn't shared, for what takes long."""
         self.check()
-        async with tool(self.running, self.container, self.user) as mine:
+        async with tool(self.running, self.container, self.user, much=True) as mine:
             yield mine
 
     async def aclose(self) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import anyio
 
-from pykata.agent.run import Exited, RunStream, Stderr, Stdout
+from pykata.agent.run import Exited, OutputEvent, RunStream, Stderr, Stdout
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import Process, ProcessTool, Start
 from pykata.errors import AgentProtocolError, AgentTimeoutError, FileError
@@ -19,6 +19,7 @@ from pykata.running import Running
 
 MAX_ANSWER = 2 * 1024 * 1024    # bytes; content comes in pieces of at most 1 MiB
 MAX_CHUNK = 512 * 1024          # bytes of data sent as one frame
+WINDOW = 1024 * 1024            # bytes that it may send before more is wanted
 HEAD = 4                        # bytes of a frame's length
 DEADLINE = 60.0                 # seconds in which a guest that works gives any answer
 
@@ -95,12 +96,14 @@ class Tool:
 
     async def data(self) -> bytes:
         """The next piece of data that it sends; empty at the end, which is only one if nothing failed."""
-        while not self._stdout and await self._advance():
-            pass
         if self._stdout:
             piece = bytes(self._stdout)
             self._stdout.clear()
             return piece
+        while (event := await self._event()) is not None:
+            if isinstance(event, Stdout):
+                return event.data
+            self._keep(event)
         await self._check_end()
         return b""
 
@@ -142,24 +145,46 @@ class Tool:
 
     async def _advance(self) -> bool:
         """Take in what comes next; False after the end."""
-        if self._exited is not None:
+        if (event := await self._event()) is None:
             return False
+        self._keep(event)
+        return True
+
+    async def _event(self) -> OutputEvent | None:
+        """What comes next; None after the end. It makes room for more: who doesn't want any doesn't ask."""
+        if self._exited is not None:
+            return None
         async with self._running.explained():
             event = await anext(self._stream)
         match event:
             case Stdout(data):
+                self._stream.took("stdout", len(data))
+            case Stderr(data):
+                self._stream.took("stderr", len(data))
+        return event
+
+    def _keep(self, event: OutputEvent) -> None:
+        match event:
+            case Stdout(data) if len(self._stdout) + len(data) <= 2 * MAX_ANSWER:
                 self._stdout += data
             case Stderr(data) if len(self._stderr) + len(data) <= MAX_ANSWER:
                 self._stderr += data
+            case Stdout():
+                self.broken("answered without end")
             case Stderr():
                 self.broken("complained without end")
             case Exited():
                 self._exited = event
-        return True
 
     async def _send(self, data: bytes) -> None:
-        async with self._running.explained():
-            await self._stream.send_stdin(data)
+        view = memoryview(data)
+        while view and self._stream.takes_stdin:
+            if not self._stream.stdin_room:
+                await self._advance()       # the news of room come between those of output
+                continue
+            async with self._running.explained():
+                sent = await self._stream.send_some(view)
+            view = view[sent:]
 
     def _lost(self) -> FileError:
         end = self._exited
@@ -174,11 +199,15 @@ class Tool:
 
 @asynccontextmanager
 async def tool(
-    running: Running, container: str, user: str, kind: ProcessTool = ProcessTool.FILES
+    running: Running, container: str, user: str, kind: ProcessTool = ProcessTool.FILES, *, much: bool = False
 ) -> AsyncIterator[Tool]:
-    """A process of its own for files of a container, as a user of it; killed when the block is left."""
+    """A process of its own for files of a container, as a user of it; killed when the block is left.
+
+    ``much`` comes from it or goes to it: in bulk, then.
+    """
     running.check()
-    start = Start(container_id=container, process=Process(id=running.new_id("f"), user=user, tool=kind))
+    process = Process(id=running.new_id("f"), user=user, tool=kind)
+    start = Start(container_id=container, process=process, window=WINDOW if much else 0)
     # Nothing is awaited on the way out, so that a cancellation leaves nothing behind.
     async with running.agent.run(start) as stream:
         async with running.explained():

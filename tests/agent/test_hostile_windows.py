@@ -9,6 +9,7 @@ import anyio
 import pytest
 from hyperframe.frame import DataFrame, SettingsFrame, WindowUpdateFrame
 
+from pykata.agent.bulk import STDIN_WINDOW
 from pykata.agent.client import AgentClient, Room, RunStream, Stderr, Stdout
 from pykata.agent.run import MAX_WINDOW, PIECE
 from pykata.agent.stream import PREFIX
@@ -109,7 +110,7 @@ async def test_room_in_tiny_pieces_is_a_flood_that_ends() -> None:
         async with facing(sends(bytes(RunResponse(stdin_window=1)), count=3000)) as agent, agent.run(START) as command:
             for _ in range(3000):
                 assert await anext(command) == Room(1)
-            assert command.stdin_room == 64 * 1024 + 3000
+            assert command.stdin_room == STDIN_WINDOW + 3000
 
 
 @pytest.mark.parametrize("what", ["both", "stdout", "stderr"])
@@ -134,7 +135,7 @@ async def test_input_waits_for_an_agent_that_gives_no_room() -> None:
             sent = 0
             while size := await command.send_some(memoryview(bytes(PIECE))):
                 sent += size
-            assert sent == 64 * 1024, "the room that there is at first"
+            assert sent == STDIN_WINDOW, "the room that there is at first"
 
 
 async def test_an_agent_that_never_reads_what_it_is_allowed() -> None:

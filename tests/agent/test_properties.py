@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pykata.agent.channel import Channel
 from pykata.agent.client import AgentClient, Ended, Exited, OutputEvent, Room, Stderr, Stdout
 from pykata.agent.guard import BURST, FrameGuard
-from pykata.agent.run import stdio, varint
+from pykata.agent.run import stdio
 from pykata.agent.start import encoded_start
 from pykata.agent.stream import frame as grpc_message
+from pykata.agent.stream import varint
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import (
     CreateContainerRequest,
@@ -284,7 +285,7 @@ def test_varint(size: int) -> None:
 @given(st.lists(frames, max_size=30), st.lists(st.integers(1, 30), min_size=1, max_size=5))
 def test_guard_sees_the_same_in_any_pieces(pieces: list[bytes], sizes: list[int]) -> None:
     def verdict(cuts: list[int]) -> str:
-        guard = FrameGuard(clock=lambda: 0.0)
+        guard = FrameGuard(lambda *_: None, clock=lambda: 0.0)
         guard.stream_opened(1)
         data, at, turn = GREETING + b"".join(pieces), 0, 0
         try:
@@ -302,7 +303,7 @@ def test_guard_sees_the_same_in_any_pieces(pieces: list[bytes], sizes: list[int]
 
 def test_guard_lets_time_and_work_pass() -> None:
     now = 0.0
-    guard = FrameGuard(clock=lambda: now)
+    guard = FrameGuard(lambda *_: None, clock=lambda: now)
     guard.feed(GREETING)
     ping = frame(6, 0, 0, bytes(8))
     for _ in range(20):
@@ -330,6 +331,7 @@ PROCESSES = st.builds(
     st.builds(
         Start, container_id=st.text(), process=st.none() | PROCESSES, window=SIZES, detached=st.booleans(), log=SIZES,
         stdin_closed=st.booleans(), last=st.booleans(), collected=st.booleans(),
+        bulk=st.integers(0, 2**31 - 1),
         create=st.none() | st.builds(CreateContainerRequest, id=st.text()),
     )
 )  # fmt: skip

@@ -58,13 +58,13 @@ async def test_stdout_is_whole_while_stderr_is_full(sb: Sandbox) -> None:
 
 
 async def test_the_exit_comes_after_the_last_byte_of_both(sb: Sandbox) -> None:
-    script = "head -c 1500000 /dev/zero >&2 & head -c 1500000 /dev/zero; exec >&-; wait"
+    script = "head -c 8000000 /dev/zero >&2 & head -c 8000000 /dev/zero; exec >&-; wait"
     async with sb.process(BUSYBOX, sh(script)) as process:
         async with anyio.create_task_group() as group:
             group.start_soon(process.wait)
-            assert len(await process.stdout.read()) == 1_500_000
+            assert len(await process.stdout.read()) == 8_000_000
             assert process.returncode is None, "stderr has more than there is room for"
-            assert len(await process.stderr.read()) == 1_500_000
+            assert len(await process.stderr.read()) == 8_000_000
         assert process.returncode == 0
 
 

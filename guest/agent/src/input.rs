@@ -1,7 +1,7 @@
 //! What the host sends within a Run: stdin of the process, and room for its output.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -10,20 +10,22 @@ use tonic::{Status, Streaming};
 use crate::output::Sides;
 use crate::proto::run_request::Request;
 use crate::proto::run_response::Response;
-use crate::proto::{RunRequest, RunResponse};
+use crate::proto::{RunRequest, RunResponse, Start};
 use crate::run::Answers;
 use crate::stdio::Input;
+use crate::transport::inlet::{Inlet, Taking};
 use crate::validate::{self, Invalid};
 
 /// Bytes of stdin that the host may send before it is allowed more: agent.proto, `Start.window`.
 const WINDOW: usize = 64 * 1024;
-/// The host is allowed more when so much has gone to the process.
-const ENOUGH: usize = WINDOW / 2;
+/// ... where it may send it in bulk frames.
+const BULK_WINDOW: usize = 512 * 1024;
 
 /// Takes the host's requests to the end of its side of the call. With windows it never waits for the process: the
 /// host's next message may be the one that the process waits for.
 pub async fn take(
     stdin: &mut Option<Input>,
+    queue: &Queue,
     requests: &mut Streaming<RunRequest>,
     sides: &Sides,
     answers: &Answers,
@@ -31,7 +33,6 @@ pub async fn take(
     if !sides.stdout.window.is_limited() {
         return take_in_turn(stdin, requests).await;
     }
-    let queue = Queue::default();
     let (taken, ()) = tokio::join!(queue.fill(requests, sides), queue.empty(stdin, answers));
     taken
 }
@@ -82,8 +83,15 @@ async fn close(stdin: &mut Option<Input>) {
 }
 
 /// Stdin between the host and a process that may not read it.
+pub struct Queue {
+    shared: Arc<Shared>,
+    window: usize,
+    /// Bulk frames come here.
+    _taking: Option<Taking>,
+}
+
 #[derive(Default)]
-struct Queue {
+struct Shared {
     held: Mutex<Held>,
     changed: Notify,
 }
@@ -94,24 +102,65 @@ struct Held {
     /// Bytes that the host has sent and hasn't been given back as room.
     used: usize,
     closed: bool,
+    /// More came in bulk than there is room for, or after the end.
+    broken: bool,
+}
+
+impl Shared {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, data: Bytes, window: usize) -> Result<(), Invalid> {
+        let mut held = self.held();
+        if held.closed {
+            return Err(Invalid::new("stdin", "was closed before"));
+        }
+        held.used += data.len();
+        if held.used > window {
+            return Err(Invalid::new("stdin", format!("{} bytes beyond its window", held.used - window)));
+        }
+        held.pieces.push_back(data);
+        drop(held);
+        self.changed.notify_one();
+        Ok(())
+    }
 }
 
 impl Queue {
+    /// For a call that has begun, and whose number the host knows.
+    pub fn new(inlet: &Arc<Inlet>, start: &Start) -> Self {
+        let shared = Arc::new(Shared::default());
+        if start.bulk == 0 || start.window == 0 {
+            return Self { shared, window: WINDOW, _taking: None };
+        }
+        let taker = shared.clone();
+        let put = move |data| {
+            if taker.put(data, BULK_WINDOW).is_err() {
+                taker.held().broken = true;
+            }
+        };
+        Self { shared, window: BULK_WINDOW, _taking: Some(inlet.register(start.bulk, Arc::new(put))) }
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.held()
     }
 
     async fn fill(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
         let result = self.fill_until_end(requests, sides).await;
         self.held().closed = true;
-        self.changed.notify_one();
+        self.shared.changed.notify_one();
         result
     }
 
     async fn fill_until_end(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
         while let Some(request) = requests.message().await? {
             match request.request {
-                Some(Request::Stdin(data)) => self.put(data)?,
+                Some(Request::Stdin(data)) => {
+                    check_size(&data)?;
+                    self.shared.put(data, self.window)?;
+                }
                 Some(Request::StdinClosed(_)) => self.held().closed = true,
                 Some(Request::Window(more)) => {
                     sides.stdout.window.grow(more.stdout);
@@ -122,22 +171,11 @@ impl Queue {
                 }
                 other => return Err(unexpected(other).into()),
             }
-            self.changed.notify_one();
+            self.shared.changed.notify_one();
+            if self.held().broken {
+                return Err(Invalid::new("stdin", "bulk frames beyond its window, or after its end").into());
+            }
         }
-        Ok(())
-    }
-
-    fn put(&self, data: Bytes) -> Result<(), Invalid> {
-        check_size(&data)?;
-        let mut held = self.held();
-        if held.closed {
-            return Err(Invalid::new("stdin", "was closed before"));
-        }
-        held.used += data.len();
-        if held.used > WINDOW {
-            return Err(Invalid::new("stdin", format!("{} bytes beyond its window", held.used - WINDOW)));
-        }
-        held.pieces.push_back(data);
         Ok(())
     }
 
@@ -153,7 +191,7 @@ impl Queue {
                     return None;
                 }
             }
-            self.changed.notified().await;
+            self.shared.changed.notified().await;
         }
     }
 
@@ -162,7 +200,7 @@ impl Queue {
         while let Some(data) = self.next().await {
             write(stdin, &data).await;
             gone += data.len();
-            if gone >= ENOUGH {
+            if gone >= self.window / 2 {
                 self.held().used -= gone;
                 let more = Response::StdinWindow(std::mem::take(&mut gone) as u32);
                 let _ = answers.send(Ok(RunResponse { response: Some(more) })).await;

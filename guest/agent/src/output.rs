@@ -3,17 +3,19 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::proto::run_response::Response;
-use crate::proto::{Ended, RunResponse};
+use crate::proto::{Ended, RunResponse, Start};
 use crate::run::Answers;
-use crate::stdio::{self, Output, Piece};
+use crate::stdio::{self, Fill, Output, Piece};
+use crate::sys;
+use crate::transport::outlet::{self, Flag, Outlet};
 use crate::window::Window;
 
 /// How long output may gather that comes right after other output.
@@ -23,6 +25,30 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// How often a stream that nobody wants is emptied, where it brings much: it must not cost what a stream to the host does.
 const LISTLESS: Duration = Duration::from_millis(20);
 
+/// A stream that has brought so much goes on in bulk frames. What is short never gets there.
+const MUCH: usize = 256 * 1024;
+
+/// How a stream goes to the host.
+pub struct Way {
+    /// What the host takes before it says that it takes more; 0: there is no limit.
+    pub window: u32,
+    pub bulk: Option<Bulk>,
+}
+
+/// The way for much.
+pub struct Bulk {
+    outlet: Arc<Outlet>,
+    call: u32,
+}
+
+impl Bulk {
+    /// Where the host knows of it.
+    pub fn new(outlet: &Arc<Outlet>, start: &Start) -> Option<Self> {
+        let possible = start.bulk != 0 && start.window != 0;
+        possible.then(|| Self { outlet: outlet.clone(), call: start.bulk })
+    }
+}
+
 /// One stream of a process.
 pub struct Side {
     output: Output,
@@ -31,24 +57,49 @@ pub struct Side {
     pub window: Window,
     wrap: fn(Bytes) -> Response,
     end: Ended,
+    flag: Flag,
+    bulk: Option<Bulk>,
+    /// Bytes that went by gRPC; from `MUCH` on the rest goes in bulk.
+    sent: AtomicUsize,
     /// There is nothing more to come of it, and the host knows that.
     over: AtomicBool,
     told: AtomicBool,
 }
 
 impl Side {
-    pub fn stdout(output: Output, window: u32) -> Self {
-        Self::new(output, window, Response::Stdout, Ended { stdout: true, stderr: false })
+    pub fn stdout(output: Output, way: Way) -> Self {
+        Self::new(output, way, Response::Stdout, Flag::Stdout)
     }
 
-    pub fn stderr(output: Output, window: u32) -> Self {
-        Self::new(output, window, Response::Stderr, Ended { stdout: false, stderr: true })
+    pub fn stderr(output: Output, way: Way) -> Self {
+        Self::new(output, way, Response::Stderr, Flag::Stderr)
     }
 
-    fn new(output: Output, window: u32, wrap: fn(Bytes) -> Response, end: Ended) -> Self {
-        let window = Window::new(window);
-        let (over, told) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { output, ready: Mutex::default(), window, wrap, end, over, told }
+    fn new(output: Output, way: Way, wrap: fn(Bytes) -> Response, flag: Flag) -> Self {
+        Self {
+            window: Window::new(way.window),
+            bulk: way.bulk.filter(|_| !output.is_terminal()),
+            output,
+            ready: Mutex::default(),
+            wrap,
+            end: Ended { stdout: flag == Flag::Stdout, stderr: flag == Flag::Stderr },
+            flag,
+            sent: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// The way for much, once it is taken.
+    fn bulk(&self) -> Option<&Bulk> {
+        self.bulk.as_ref().filter(|_| self.sent.load(Ordering::Relaxed) == usize::MAX)
+    }
+
+    /// Sent by gRPC. True: the rest goes in bulk, which the host has still to be told.
+    fn count(&self, size: usize) -> bool {
+        let sent = self.sent.load(Ordering::Relaxed).saturating_add(size).min(usize::MAX - 1);
+        self.sent.store(sent, Ordering::Relaxed);
+        sent >= MUCH && self.bulk.is_some()
     }
 
     fn is_over(&self) -> bool {
@@ -101,11 +152,15 @@ impl Side {
             let Ok(place) = answers.reserve().await else { return };
             match self.next(room.min(stdio::PIECE)) {
                 Piece::Data(data) => {
-                    if data.len() == stdio::PIECE {
+                    if data.len() == stdio::PIECE && self.bulk.is_none() {
                         self.output.widen();
                     }
-                    self.window.spend(data.len());
+                    let (much, size) = (self.count(data.len()), data.len());
+                    self.window.spend(size);
                     place.send(Ok(RunResponse { response: Some((self.wrap)(data)) }));
+                    if much {
+                        return self.switch(answers).await;
+                    }
                 }
                 Piece::Nothing => {}
                 Piece::End => return self.over.store(true, Ordering::Relaxed),
@@ -113,10 +168,62 @@ impl Side {
         }
     }
 
+    async fn switch(&self, answers: &Answers) {
+        let Ok(place) = answers.reserve().await else { return };
+        place.send(Ok(RunResponse { response: Some(Response::Bulk(self.end)) }));
+        self.sent.store(usize::MAX, Ordering::Relaxed);
+        self.output.widen();
+        if let Some(bulk) = self.bulk() {
+            self.pump_bulk(bulk).await;
+        }
+    }
+
+    /// As `pump`, in bulk. What has left the pipe is in the outlet at once.
+    async fn pump_bulk(&self, bulk: &Bulk) {
+        loop {
+            let room = self.window.open().await;
+            self.output.readable().await;
+            if !bulk.outlet.turn().await {
+                return;
+            }
+            if self.output.waiting() < outlet::MOST {
+                sys::let_others_run(); // who writes would be interrupted at each piece, on one CPU
+            }
+            match self.put(bulk, room) {
+                Fill::Data(size) => self.window.spend(size),
+                Fill::Nothing => self.output.clear(),
+                Fill::End => return self.over.store(true, Ordering::Relaxed),
+            }
+        }
+    }
+
+    fn put(&self, bulk: &Bulk, most: usize) -> Fill {
+        let most = most.min(outlet::MOST);
+        bulk.outlet.put(bulk.call, self.flag, |frame| self.output.fill(frame, most))
+    }
+
+    /// As `drain`, in bulk.
+    async fn drain_bulk(&self, bulk: &Bulk) {
+        let mut left = self.output.waiting();
+        while left > 0 {
+            let room = self.window.open().await;
+            if !bulk.outlet.turn().await {
+                return;
+            }
+            let Fill::Data(size) = self.put(bulk, room.min(left)) else { break };
+            self.window.spend(size);
+            left = left.saturating_sub(size);
+        }
+        bulk.outlet.turn().await; // what is sent next comes after it
+    }
+
     /// Sends what is in the pipe now, and no more.
     async fn drain(&self, answers: &Answers) {
         if self.is_over() {
             return;
+        }
+        if let Some(bulk) = self.bulk() {
+            return self.drain_bulk(bulk).await;
         }
         let mut left = self.output.waiting() + self.ready().iter().map(Bytes::len).sum::<usize>();
         while left > 0 {

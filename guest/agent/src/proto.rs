@@ -364,7 +364,8 @@ pub struct Start {
     #[prost(message, optional, tag = "3")]
     pub create: ::core::option::Option<CreateContainerRequest>,
     /// Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
-    /// send 64 KiB of stdin before the agent allows more by `stdin_window`. 0: no windows but those of HTTP/2.
+    /// send 64 KiB of stdin (512 KiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
+    /// HTTP/2.
     #[prost(uint32, tag = "4")]
     pub window: u32,
     /// The process outlives the call, until it ends or its container is removed. Its stdin is empty; of what it writes to
@@ -382,10 +383,14 @@ pub struct Start {
     /// the host waits for the end alone: `started` may come some milliseconds late
     #[prost(bool, tag = "9")]
     pub collected: bool,
+    /// The number of this call's HTTP/2 stream: much output may come in bulk frames of that number, see RunResponse.bulk.
+    /// Only with `window`. 0: none may come.
+    #[prost(uint32, tag = "10")]
+    pub bulk: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunResponse {
-    #[prost(oneof = "run_response::Response", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "run_response::Response", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub response: ::core::option::Option<run_response::Response>,
 }
 /// Nested message and enum types in `RunResponse`.
@@ -406,6 +411,9 @@ pub mod run_response {
         /// bytes of stdin that may be sent in addition; only with `Start.window`
         #[prost(uint32, tag = "6")]
         StdinWindow(u32),
+        /// the rest of these streams comes in bulk frames; only with `Start.bulk`
+        #[prost(message, tag = "7")]
+        Bulk(super::Ended),
     }
 }
 /// Nothing more comes of these streams, although the process hasn't exited yet or the other one isn't drained. What

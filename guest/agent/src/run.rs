@@ -14,7 +14,7 @@ use crate::agent::Agent;
 use crate::cgroup::Cgroup;
 use crate::container::{self, Container};
 use crate::errno::Failed;
-use crate::output::{Side, Sides};
+use crate::output::{Bulk, Side, Sides, Way};
 use crate::process::berth::Berth;
 use crate::process::registry::Company;
 use crate::process::stem::Kind as StemKind;
@@ -23,6 +23,7 @@ use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
 use crate::reaper::Exit;
 use crate::stdio::{self, Input};
+use crate::transport::Beside;
 use crate::validate::{self, Invalid};
 use crate::{detach, input};
 
@@ -46,9 +47,9 @@ enum Ended {
 }
 
 /// Runs it all. What goes wrong is the call's status.
-pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest>, answers: Answers) {
+pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest>, answers: Answers, beside: Beside) {
     let mut used = Used::default();
-    if let Err(status) = try_run(&agent, start, requests, &answers, &mut used).await {
+    if let Err(status) = try_run(&agent, start, requests, (&answers, &beside), &mut used).await {
         let _ = answers.send(Err(status)).await;
     }
     // The host need not wait for what nobody sees: let the end of the call go out first.
@@ -79,7 +80,7 @@ async fn try_run(
     agent: &Arc<Agent>,
     mut start: Start,
     requests: Streaming<RunRequest>,
-    answers: &Answers,
+    (answers, beside): (&Answers, &Beside),
     used: &mut Used,
 ) -> Result<(), Status> {
     let process = start.process.take().ok_or_else(|| Invalid::new("start.process", "is missing"))?;
@@ -89,7 +90,7 @@ async fn try_run(
     }
     let Some(create) = start.create.take() else {
         let container = agent.container(&start.container_id)?;
-        let call = Call { agent, container: &container, start: &start, answers };
+        let call = Call { agent, container: &container, start: &start, answers, beside };
         let result = call.run(process, requests, start.last, used).await;
         if !start.last {
             return result;
@@ -110,7 +111,7 @@ async fn try_run(
     };
     let container = container::build(agent, prepared).await?;
     claim.publish(&container);
-    let call = Call { agent, container: &container, start: &start, answers };
+    let call = Call { agent, container: &container, start: &start, answers, beside };
     let result = call.run(process, requests, true, used).await;
     used.0 = None;
     let removed = container::remove(agent, &id).await;
@@ -202,6 +203,7 @@ struct Call<'a> {
     container: &'a Arc<Container>,
     start: &'a Start,
     answers: &'a Answers,
+    beside: &'a Beside,
 }
 
 impl Call<'_> {
@@ -256,6 +258,7 @@ impl Call<'_> {
             started = begun.started(self.agent, self.container) => started?,
             () = answers.closed() => return Ok(Ended::Cancelled),
         };
+        let queue = input::Queue::new(&self.beside.inlet, self.start); // before the host may send something
         if answer(answers, Response::Started(Started { pid: here })).await.is_err() {
             return Ok(Ended::Cancelled);
         }
@@ -266,7 +269,7 @@ impl Call<'_> {
             return Ok(Ended::Exit(exit));
         }
         let (mut stdin, sides) = self.connect(begun)?;
-        let ended = self.pass(begun, exit, &mut requests, &mut stdin, &sides, rest).await;
+        let ended = self.pass(begun, exit, &mut requests, (&mut stdin, &queue), &sides, rest).await;
         if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() && !begun.spawned.exit.is_terminated() {
             sides.abandon();
             let exit = (&mut begun.spawned.exit).await.map_err(|_| Status::internal("wait: process: lost"))?;
@@ -298,12 +301,12 @@ impl Call<'_> {
         begun: &mut Begun,
         early: Option<Exit>,
         requests: &mut Streaming<RunRequest>,
-        stdin: &mut Option<Input>,
+        (stdin, queue): (&mut Option<Input>, &input::Queue),
         sides: &Sides,
         rest: Option<&Cgroup>,
     ) -> Result<Ended, Status> {
         let answers = self.answers;
-        let input = input::take(stdin, requests, sides, answers);
+        let input = input::take(stdin, queue, requests, sides, answers);
         let mut output = Box::pin(sides.pump(answers));
         tokio::pin!(input);
         let (mut fed, mut pumped) = (false, false);
@@ -347,9 +350,9 @@ impl Call<'_> {
     fn connect(&self, begun: &mut Begun) -> Result<(Option<Input>, Sides), Failed> {
         let Streams { stdin, stdout, stderr, .. } = begun.streams(self.container)?;
         let stdout = stdout.ok_or_else(|| Failed::new("open", "stdout", rustix::io::Errno::BADF))?;
-        let window = self.start.window;
+        let way = || Way { window: self.start.window, bulk: Bulk::new(&self.beside.outlet, self.start) };
         let sides =
-            Sides { stdout: Side::stdout(stdout, window), stderr: stderr.map(|stderr| Side::stderr(stderr, window)) };
+            Sides { stdout: Side::stdout(stdout, way()), stderr: stderr.map(|stderr| Side::stderr(stderr, way())) };
         Ok((stdin, sides))
     }
 }

@@ -40,13 +40,16 @@ where
 
 /// Serves until the host closes the connection or breaks HTTP/2.
 pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper::Error> {
-    let service =
-        AgentServer::new(Rpc::new(agent)).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+    let beside = channel.beside();
+    let outlet = beside.outlet.clone();
+    let service = AgentServer::new(Rpc::new(agent, beside))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let call = service_fn(move |request: hyper::Request<Incoming>| {
         let mut service = service.clone();
         async move { Ok::<_, Infallible>(service.call(request).await.unwrap_or_else(|never| match never {})) }
     });
-    http2::Builder::new(Spawn)
+    let served = http2::Builder::new(Spawn)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
@@ -56,5 +59,7 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
         .max_local_error_reset_streams(None)
         .auto_date_header(false)
         .serve_connection(channel, call)
-        .await
+        .await;
+    outlet.close();
+    served
 }

@@ -19,11 +19,13 @@ use crate::run;
 use crate::setup::served;
 use crate::stats;
 use crate::sys;
+use crate::transport::Beside;
 use crate::validate::{self, Invalid};
 
 #[derive(Clone)]
 pub struct Rpc {
     agent: Arc<Agent>,
+    beside: Beside,
 }
 
 /// The answers of a call that goes on. Dropped when it ends, however it does; that is how the task behind it learns of
@@ -45,8 +47,9 @@ impl<T: Unpin> Stream for Answers<T> {
 }
 
 impl Rpc {
-    pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent }
+    /// `beside` is that of the connection.
+    pub fn new(agent: Arc<Agent>, beside: Beside) -> Self {
+        Self { agent, beside }
     }
 
     /// Runs in a task of its own, so that a call that is reset doesn't leave the work half-done.
@@ -126,7 +129,7 @@ impl agent_server::Agent for Rpc {
             return Err(Invalid::new("start", "has to come first").into());
         };
         let (answers, mut rest) = mpsc::channel(run::QUEUE);
-        tokio::spawn(run::run(self.agent.clone(), start, requests, answers));
+        tokio::spawn(run::run(self.agent.clone(), start, requests, answers, self.beside.clone()));
         // The headers go with the first of them: by themselves they would cost as much, here and on the host.
         let first = rest.recv().await;
         Ok(Response::new(Answers { first, rest }))

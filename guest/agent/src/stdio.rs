@@ -22,7 +22,7 @@ pub const PIECE: usize = 64 * 1024 - 64;
 
 /// Room of a pipe that turned out to carry much, and how many pieces are read of it at once: each time the process and
 /// the agent take turns costs as much as a piece does.
-const WIDE: usize = 256 * 1024;
+const WIDE: usize = 1024 * 1024;
 const AT_ONCE: usize = 4;
 
 /// A pipe, from its end to its beginning; our end won't block once it is watched.
@@ -47,6 +47,14 @@ pub struct Output {
 pub enum Piece {
     Data(Bytes),
     /// Nothing there, but somebody holds the other end.
+    Nothing,
+    End,
+}
+
+/// What filling a frame gave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fill {
+    Data(usize),
     Nothing,
     End,
 }
@@ -112,7 +120,33 @@ impl Output {
         piece
     }
 
-    fn clear(&self) {
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Reads without waiting at most `most` bytes, behind what is in the buffer, for which there must be room.
+    pub fn fill(&self, buffer: &mut Vec<u8>, most: usize) -> Fill {
+        let start = buffer.len();
+        let mut space = buffer.spare_capacity_mut();
+        space = &mut space[..most];
+        loop {
+            match rustix::io::read(self.fd.as_fd(), &mut *space) {
+                Ok(([], _)) => return Fill::End,
+                Ok((data, _)) => {
+                    let size = data.len();
+                    // SAFETY: so much has just been written behind `start`, within the capacity.
+                    unsafe { buffer.set_len(start + size) };
+                    return Fill::Data(size);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Fill::Nothing,
+                Err(_) => return Fill::End,
+            }
+        }
+    }
+
+    /// There was nothing: only what comes from now on is news.
+    pub fn clear(&self) {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         if let std::task::Poll::Ready(Ok(mut ready)) = self.fd.poll_read_ready(&mut context) {
             ready.clear_ready();

@@ -259,6 +259,12 @@ pub fn read_into(fd: BorrowedFd<'_>, buffers: &mut [Vec<u8>]) -> Result<usize, E
     Ok(read as usize)
 }
 
+/// Lets other processes have the CPU for a moment, where some want it.
+pub fn let_others_run() {
+    // SAFETY: takes nothing.
+    unsafe { libc::sched_yield() };
+}
+
 /// How many bytes wait in a pipe.
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
     let mut count: libc::c_int = 0;

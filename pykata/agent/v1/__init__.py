@@ -605,6 +605,11 @@ class RunResponse(betterproto2.Message):
     bytes of stdin that may be sent in addition; only with `Start.window`
     """
 
+    bulk: "Ended | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True, group="response")
+    """
+    the rest of these streams comes in bulk frames; only with `Start.bulk`
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "RunResponse", RunResponse)
 
@@ -789,7 +794,8 @@ class Start(betterproto2.Message):
     window: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
     """
     Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
-    send 64 KiB of stdin before the agent allows more by `stdin_window`. 0: no windows but those of HTTP/2.
+    send 64 KiB of stdin (512 KiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
+    HTTP/2.
     """
 
     detached: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
@@ -813,6 +819,12 @@ class Start(betterproto2.Message):
     collected: "bool" = betterproto2.field(9, betterproto2.TYPE_BOOL)
     """
     the host waits for the end alone: `started` may come some milliseconds late
+    """
+
+    bulk: "int" = betterproto2.field(10, betterproto2.TYPE_UINT32)
+    """
+    The number of this call's HTTP/2 stream: much output may come in bulk frames of that number, see RunResponse.bulk.
+    Only with `window`. 0: none may come.
     """
 
 

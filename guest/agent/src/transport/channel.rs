@@ -4,15 +4,19 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::preface::{self, Frames};
+use super::Beside;
+use super::inlet::Incoming;
+use super::outlet::{Boundary, HEADER_LEN, Outlet};
+use super::preface::{self, Frames, Other};
 use super::stream::Stream;
 
 /// A virtio-serial write takes at most this much, and costs an exit to the host: a frame's header and payload go together.
-const GATHER: usize = 32 * 1024;
+pub const GATHER: usize = 32 * 1024;
 /// Data of this size goes without being copied, when nothing waits before it.
 const DIRECT: usize = 16 * 1024;
 
@@ -21,8 +25,12 @@ const MOST: usize = 64 * 1024;
 
 pub struct Channel {
     stream: Stream,
-    /// Follows incoming frames on a transport that has no connections of its own.
-    frames: Option<Frames>,
+    /// Follows incoming frames.
+    frames: Frames,
+    /// The beginning of a frame's header, which nobody knows yet what it is one of.
+    begun: Vec<u8>,
+    /// The bulk frame that is coming in.
+    bulk: Incoming,
     /// No preface has come yet.
     seeking: bool,
     /// Incoming bytes to deliver before any from `fd`; after `over`, the start of the next connection.
@@ -30,13 +38,27 @@ pub struct Channel {
     over: bool,
     out: Vec<u8>,
     out_done: usize,
+    /// What else is written, between two frames of HTTP/2.
+    outlet: Arc<Outlet>,
+    boundary: Boundary,
 }
 
 impl Channel {
     /// `carry` is what was already read of this connection.
     pub fn new(stream: Stream, carry: Vec<u8>) -> Self {
-        let frames = stream.is_port().then(Frames::new);
-        Self { seeking: frames.is_some(), stream, frames, carry, over: false, out: Vec::new(), out_done: 0 }
+        Self {
+            seeking: stream.is_port(),
+            stream,
+            frames: Frames::new(),
+            begun: Vec::new(),
+            bulk: Incoming::default(),
+            carry,
+            over: false,
+            out: Vec::new(),
+            out_done: 0,
+            outlet: Arc::default(),
+            boundary: Boundary::default(),
+        }
     }
 
     /// What the connection after this one goes on with, where it came without an end of this one: the stream, and the
@@ -45,23 +67,59 @@ impl Channel {
         (self.stream.into_inner(), self.over.then_some(self.carry))
     }
 
-    /// How many of these bytes belong to this connection.
-    fn incoming(&mut self, data: &[u8]) -> usize {
-        let Some(restart) = self.frames.as_mut().and_then(|frames| frames.feed(data)) else { return data.len() };
-        let mut carry = restart.before;
-        carry.extend_from_slice(&data[restart.at..]);
+    /// Where more is written and read than HTTP/2.
+    pub fn beside(&self) -> Beside {
+        Beside { outlet: self.outlet.clone(), inlet: self.bulk.inlet() }
+    }
+
+    /// Puts together what of these bytes is HTTP/2 of this connection; how many that are.
+    fn incoming(&mut self, data: &mut [u8]) -> usize {
+        let (mut at, mut own) = (0, 0);
+        while at < data.len() {
+            at += self.bulk.take(&data[at..]);
+            let (end, next) = match self.frames.feed(&data[at..]) {
+                Some(Other::Bulk(bulk)) => {
+                    self.bulk.begin(bulk.call, bulk.size);
+                    (at + bulk.at - HEADER_LEN, at + bulk.at)
+                }
+                Some(Other::Restart(restart)) => {
+                    self.restart(restart.before, &data[at + restart.at..]);
+                    (at + restart.at, data.len())
+                }
+                None => {
+                    let end = data.len() - self.frames.unread();
+                    self.begun = data[end..].to_vec();
+                    (end, data.len())
+                }
+            };
+            data.copy_within(at..end, own);
+            own += end - at;
+            at = next;
+        }
+        own
+    }
+
+    /// The next connection begins with these bytes.
+    fn restart(&mut self, mut carry: Vec<u8>, data: &[u8]) {
+        carry.extend_from_slice(data);
         carry.append(&mut self.carry);
         (self.over, self.carry) = (true, carry);
         self.out.clear();
         self.out_done = 0;
-        restart.at
+        self.outlet.close();
     }
 
     /// Hands on bytes that were read before. False: there are none.
     fn take_carried(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
-        let mut now = std::mem::take(&mut self.carry);
-        self.carry = now.split_off(now.len().min(buf.remaining()));
-        let own = self.incoming(&now);
+        if self.carry.is_empty() {
+            return false;
+        }
+        let room = buf.remaining() - self.begun.len();
+        let mut now = std::mem::take(&mut self.begun);
+        let rest = self.carry.split_off(self.carry.len().min(room));
+        now.append(&mut self.carry);
+        self.carry = rest;
+        let own = self.incoming(&mut now);
         buf.put_slice(&now[..own]);
         own > 0
     }
@@ -74,7 +132,7 @@ impl Channel {
             if n == 0 {
                 return Poll::Ready(Ok(false));
             }
-            self.carry.extend_from_slice(written(&space, n));
+            self.carry.extend_from_slice(written(&mut space, n));
         }
         Poll::Ready(Ok(true))
     }
@@ -87,13 +145,66 @@ impl Channel {
         self.out_done = 0;
         Poll::Ready(Ok(()))
     }
+
+    /// Writes what waits beside HTTP/2, where a frame of that has ended.
+    fn poll_outlet(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outlet = self.outlet.clone();
+        let mut state = outlet.state();
+        state.remember(cx.waker());
+        while !state.rest().is_empty() && (state.is_begun() || self.boundary.is_clean()) {
+            if !self.out.is_empty() {
+                ready!(self.flush_out(cx))?;
+            }
+            let rest = state.rest();
+            let wrote = ready!(self.stream.poll_write(cx, &rest[..rest.len().min(GATHER)]))?;
+            outlet.wrote(&mut state, wrote);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Channel {
+    /// Reads the rest of a bulk frame that has begun. False: the connection has ended.
+    fn poll_bulk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        while self.bulk.left() > 0 {
+            let n = ready!(self.stream.poll_read(cx, self.bulk.space()))?;
+            if n == 0 {
+                return Poll::Ready(Ok(false));
+            }
+            // SAFETY: so much has been read into the space.
+            unsafe { self.bulk.advance(n) };
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Reads what has come; how much of it is HTTP/2. None: the connection has ended.
+    fn poll_frames(&mut self, cx: &mut Context<'_>, space: &mut [MaybeUninit<u8>]) -> Poll<io::Result<Option<usize>>> {
+        let most = space.len().min(MOST);
+        let first = self.begun.len();
+        let mut n = ready!(self.stream.poll_read(cx, &mut space[first..most]))?;
+        if n == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        for (to, from) in space.iter_mut().zip(std::mem::take(&mut self.begun)) {
+            to.write(from);
+        }
+        n += first;
+        // A port gives a page at a time. What comes after it may only be known to be there once it was asked for.
+        while n < most && self.stream.is_port() {
+            match self.stream.poll_more(&mut space[n..most]) {
+                0 => break,
+                more => n += more,
+            }
+        }
+        Poll::Ready(Ok(Some(self.incoming(written(space, n)))))
+    }
 }
 
 /// The part of a buffer that a read has just written.
-fn written(space: &[MaybeUninit<u8>], n: usize) -> &[u8] {
-    let space = &space[..n];
+fn written(space: &mut [MaybeUninit<u8>], n: usize) -> &mut [u8] {
+    let space = &mut space[..n];
     // SAFETY: `n` is what the stream has read into it.
-    unsafe { std::slice::from_raw_parts(space.as_ptr().cast(), space.len()) }
+    unsafe { std::slice::from_raw_parts_mut(space.as_mut_ptr().cast(), space.len()) }
 }
 
 impl Read for Channel {
@@ -107,25 +218,26 @@ impl Read for Channel {
         if self.over {
             return Poll::Ready(Ok(()));
         }
+        if let Poll::Ready(Err(err)) = self.poll_outlet(cx) {
+            return Poll::Ready(Err(err));
+        }
         // What was carried may hold the end.
         if self.take_carried(&mut buf) || self.over {
             return Poll::Ready(Ok(()));
         }
-        // SAFETY: only what a read has written is counted below.
-        let space = unsafe { buf.as_mut() };
-        let most = space.len().min(MOST);
-        let mut n = ready!(self.stream.poll_read(cx, &mut space[..most]))?;
-        // A port gives a page at a time. What comes after it may only be known to be there once it was asked for.
-        while n > 0 && n < most && self.stream.is_port() {
-            match self.stream.poll_more(&mut space[n..most]) {
-                0 => break,
-                more => n += more,
+        loop {
+            if !ready!(self.poll_bulk(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+            // SAFETY: only what a read has written is counted below.
+            let space = unsafe { buf.as_mut() };
+            let Some(own) = ready!(self.poll_frames(cx, space))? else { return Poll::Ready(Ok(())) };
+            if own > 0 || self.over {
+                // SAFETY: so much has been read into it.
+                unsafe { buf.advance(own) };
+                return Poll::Ready(Ok(()));
             }
         }
-        let own = self.incoming(written(&space[..most], n));
-        // SAFETY: so much has been read into it.
-        unsafe { buf.advance(own) };
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -134,22 +246,103 @@ impl Write for Channel {
         if self.over {
             return Poll::Ready(Ok(data.len())); // who would read it is gone
         }
+        if self.outlet.state().is_begun() {
+            ready!(self.poll_outlet(cx))?;
+        }
         if self.out.len() >= GATHER {
             ready!(self.flush_out(cx))?;
         }
         if self.out.is_empty() && data.len() >= DIRECT {
-            return self.stream.poll_write(cx, &data[..data.len().min(GATHER)]); // nothing to gather it with
+            let wrote = ready!(self.stream.poll_write(cx, &data[..data.len().min(GATHER)]))?; // nothing to gather it with
+            self.boundary.pass(&data[..wrote]);
+            return Poll::Ready(Ok(wrote));
         }
         let take = data.len().min(GATHER - self.out.len());
         self.out.extend_from_slice(&data[..take]);
+        self.boundary.pass(&data[..take]);
         Poll::Ready(Ok(take))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outlet.state().is_begun() {
+            ready!(self.poll_outlet(cx))?;
+        }
         self.flush_out(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.flush_out(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{outlet, preface};
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::sync::Mutex;
+
+    fn frame(kind: u8, call: u32, payload: &[u8]) -> Vec<u8> {
+        let size = payload.len() as u32;
+        [&size.to_be_bytes()[1..], &[kind, 2], &call.to_be_bytes(), payload].concat()
+    }
+
+    async fn read_all(channel: &mut Channel) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let mut space = [MaybeUninit::uninit(); 97];
+            let mut buf = hyper::rt::ReadBuf::uninit(&mut space);
+            std::future::poll_fn(|cx| Pin::new(&mut *channel).poll_read(cx, buf.unfilled())).await.expect("read");
+            if buf.filled().is_empty() {
+                return all;
+            }
+            all.extend_from_slice(buf.filled());
+        }
+    }
+
+    /// What is read as HTTP/2, and what as bulk data of the call 5.
+    async fn told_apart(all: &[u8], cut: usize) -> (Vec<u8>, Vec<u8>) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("sockets");
+        let mut channel = Channel::new(Stream::socket(ours).expect("watched"), Vec::new());
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let taker = taken.clone();
+        let _taking = channel.beside().inlet.register(
+            5,
+            Arc::new(move |data: bytes::Bytes| taker.lock().expect("not poisoned").extend_from_slice(&data)),
+        );
+        let write = async {
+            for piece in all.chunks(cut) {
+                rustix::io::write(&theirs, piece).expect("fits");
+                tokio::task::yield_now().await;
+            }
+            drop(theirs);
+        };
+        let (http2, ()) = tokio::join!(read_all(&mut channel), write);
+        let taken = taken.lock().expect("not poisoned").clone();
+        (http2, taken)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn bulk_frames_are_taken_out(frames in prop::collection::vec((0u8..3, 1usize..300), 0..10), cut in 1usize..200) {
+            let (mut all, mut bulk) = (preface::PREFACE.to_vec(), Vec::new());
+            let mut http2 = all.clone();
+            for (kind, size) in frames {
+                let payload = vec![size as u8; size];
+                match kind {
+                    0 => http2.extend(frame(0, 1, &payload)),
+                    1 => bulk.extend_from_slice(&payload),
+                    _ => {} // of a call that nobody knows
+                }
+                all.extend(frame(if kind == 0 { 0 } else { outlet::KIND }, if kind == 0 { 1 } else { 4 + u32::from(kind) }, &payload));
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("runtime");
+            let (found, taken) = runtime.block_on(told_apart(&all, cut));
+            prop_assert_eq!(found, http2);
+            prop_assert_eq!(taken, bulk);
+        }
     }
 }

@@ -1,14 +1,27 @@
 //! The byte stream to the host: a virtio-serial port, or a vsock connection where the kernel's command line names one.
 
 mod channel;
+pub mod inlet;
+pub mod outlet;
 mod preface;
 mod serial;
 mod stream;
 mod vsock;
 
 pub use channel::Channel;
+use inlet::Inlet;
+use outlet::Outlet;
+
+use std::sync::Arc;
 
 use crate::errno::Failed;
+
+/// What goes over a connection beside HTTP/2.
+#[derive(Clone)]
+pub struct Beside {
+    pub outlet: Arc<Outlet>,
+    pub inlet: Arc<Inlet>,
+}
 
 /// Where connections come from.
 pub enum Endpoint {

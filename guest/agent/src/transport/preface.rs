@@ -5,7 +5,9 @@
 //! But a client's first bytes are "PRI * HTTP/2.0...", and at a frame boundary "PRI" can't be anything else: as a frame
 //! header it would announce 5 MB, and the largest frame we allow has 16 KiB.
 
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use super::outlet;
+
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MARK: [u8; 3] = *b"PRI";
 const HEADER_LEN: usize = 9;
 
@@ -31,6 +33,22 @@ enum State {
     Payload { left: usize },
 }
 
+/// What isn't of this connection's HTTP/2.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Other {
+    Restart(Restart),
+    Bulk(Bulk),
+}
+
+/// A bulk frame's data begins.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Bulk {
+    pub call: u32,
+    pub size: usize,
+    /// Where in the data it begins, behind its header.
+    pub at: usize,
+}
+
 /// A new connection begins in the data.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Restart {
@@ -45,8 +63,16 @@ impl Frames {
         Self { state: State::Preface { left: PREFACE.len() } }
     }
 
-    /// Looks at data as it comes.
-    pub fn feed(&mut self, data: &[u8]) -> Option<Restart> {
+    /// How much of a header has come that isn't complete. The next data has to begin with it again.
+    pub fn unread(&mut self) -> usize {
+        match &mut self.state {
+            State::Header { have, .. } => std::mem::take(have),
+            _ => 0,
+        }
+    }
+
+    /// Looks at data as it comes, up to the first that is something else. The data of a bulk frame isn't looked at.
+    pub fn feed(&mut self, data: &[u8]) -> Option<Other> {
         let mut at = 0;
         while at < data.len() {
             let rest = &data[at..];
@@ -66,12 +92,17 @@ impl Frames {
                     if known >= MARK.len() && bytes[..MARK.len()] == MARK {
                         let before = bytes[..*have].to_vec();
                         *self = Self::new();
-                        return Some(Restart { before, at });
+                        return Some(Other::Restart(Restart { before, at }));
                     }
                     *have = known;
                     at += take;
                     if known == HEADER_LEN {
                         let left = usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]);
+                        if bytes[3] == outlet::KIND {
+                            let call = u32::from_be_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
+                            self.state = State::Header { have: 0, bytes: [0; HEADER_LEN] };
+                            return Some(Other::Bulk(Bulk { call, size: left, at }));
+                        }
                         self.state = match left {
                             0 => State::Header { have: 0, bytes: [0; HEADER_LEN] },
                             left => State::Payload { left },
@@ -137,9 +168,13 @@ mod tests {
             let mut frames = Frames::new();
             let mut seen = 0;
             let found = both.chunks(cut).find_map(|piece| {
-                let restart = frames.feed(piece);
-                if restart.is_none() { seen += piece.len(); }
-                restart
+                match frames.feed(piece) {
+                    Some(Other::Restart(restart)) => Some(restart),
+                    _ => {
+                        seen += piece.len();
+                        None
+                    }
+                }
             });
             let found = found.expect("the restart is found");
             prop_assert_eq!(seen + found.at - found.before.len(), first.len());

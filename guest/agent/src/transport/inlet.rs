@@ -1,0 +1,114 @@
+//! Much input, beside HTTP/2 on the same connection: bulk frames from the host, on their way to the calls they are for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+/// Who takes the data of a call.
+pub type Taker = Arc<dyn Fn(Bytes) + Send + Sync>;
+
+/// Data is handed on in pieces of at most this size.
+const PIECE: usize = 64 * 1024;
+
+/// The calls of a connection that take bulk frames, by number.
+#[derive(Default)]
+pub struct Inlet {
+    calls: Mutex<HashMap<u32, Taker>>,
+}
+
+/// A call in it, as long as this lives.
+pub struct Taking {
+    inlet: Arc<Inlet>,
+    call: u32,
+}
+
+impl Inlet {
+    fn calls(&self) -> MutexGuard<'_, HashMap<u32, Taker>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what comes for a call taken.
+    pub fn register(self: &Arc<Self>, call: u32, taker: Taker) -> Taking {
+        self.calls().insert(call, taker);
+        Taking { inlet: self.clone(), call }
+    }
+
+    /// Data of a call that has ended is dropped.
+    fn give(&self, call: u32, data: Bytes) {
+        let taker = self.calls().get(&call).cloned();
+        if let Some(taker) = taker {
+            taker(data);
+        }
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.inlet.calls().remove(&self.call);
+    }
+}
+
+/// A bulk frame that is coming in.
+#[derive(Default)]
+pub struct Incoming {
+    inlet: Arc<Inlet>,
+    call: u32,
+    left: usize,
+    data: Vec<u8>,
+}
+
+impl Incoming {
+    pub fn inlet(&self) -> Arc<Inlet> {
+        self.inlet.clone()
+    }
+
+    /// A frame begins; the one before is complete.
+    pub fn begin(&mut self, call: u32, size: usize) {
+        (self.call, self.left) = (call, size);
+    }
+
+    /// Bytes of it that are still to come.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Takes what comes next of it from the beginning of `data`; how much that was.
+    pub fn take(&mut self, data: &[u8]) -> usize {
+        let size = data.len().min(self.left);
+        self.data.extend_from_slice(&data[..size]);
+        self.took(size);
+        size
+    }
+
+    /// Where what comes next can be read to.
+    pub fn space(&mut self) -> &mut [std::mem::MaybeUninit<u8>] {
+        self.data.reserve(PIECE - self.data.len().min(PIECE - 1));
+        let most = self.left.min(PIECE);
+        let space = self.data.spare_capacity_mut();
+        let most = most.min(space.len());
+        &mut space[..most]
+    }
+
+    /// # Safety
+    /// The first `size` bytes of `space` were written.
+    pub unsafe fn advance(&mut self, size: usize) {
+        // SAFETY: as the caller promises; they are within the capacity, as `space` is.
+        unsafe { self.data.set_len(self.data.len() + size) };
+        self.took(size);
+    }
+
+    fn took(&mut self, size: usize) {
+        self.left -= size;
+        if self.left == 0 || self.data.len() >= PIECE {
+            self.hand_on();
+        }
+    }
+
+    /// What has come so far is used at once.
+    pub fn hand_on(&mut self) {
+        if !self.data.is_empty() {
+            self.inlet.give(self.call, std::mem::take(&mut self.data).into());
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Much output, beside HTTP/2 on the same connection: in frames of a kind of their own, between HTTP/2's frames.
+//!
+//! A byte that goes through gRPC is copied some five times in the agent, which under emulation is what takes the time. Here
+//! it is read from the pipe into the one buffer from which it is written. As the frames share the connection, there is
+//! no other port to be opened, authenticated, saved and found again, and whatever is sent after them comes after them.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use tokio::sync::Notify;
+
+/// The type of these frames (RFC 9113, section 5.5: extensions).
+pub const KIND: u8 = 0xb0;
+pub const HEADER_LEN: usize = 9;
+/// Largest payload. With its header, a frame is so many whole writes to a port.
+pub const MOST: usize = 8 * super::channel::GATHER - HEADER_LEN;
+
+/// Which stream a frame belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    Stdout = 0,
+    Stderr = 1,
+}
+
+/// Takes one frame at a time, from whoever waits for his turn, until the connection ends.
+#[derive(Default)]
+pub struct Outlet {
+    state: Mutex<State>,
+    free: Notify,
+}
+
+#[derive(Default)]
+pub struct State {
+    frame: Vec<u8>,
+    done: usize,
+    closed: bool,
+    /// Of the task that has the connection.
+    waker: Option<Waker>,
+}
+
+impl State {
+    pub fn remember(&mut self, waker: &Waker) {
+        if !self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            self.waker = Some(waker.clone());
+        }
+    }
+
+    /// What of the frame has still to be written.
+    pub fn rest(&self) -> &[u8] {
+        &self.frame[self.done..]
+    }
+
+    /// The frame is cut in two by whatever is written now.
+    pub fn is_begun(&self) -> bool {
+        self.done > 0
+    }
+
+    fn is_free(&self) -> bool {
+        self.frame.is_empty()
+    }
+}
+
+impl Outlet {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all is written that was given before. False: nobody is there any more who would read it.
+    pub async fn turn(&self) -> bool {
+        loop {
+            {
+                let state = self.state();
+                if state.closed || state.is_free() {
+                    return !state.closed;
+                }
+            }
+            self.free.notified().await;
+        }
+    }
+
+    /// In one's turn: sends what `fill` puts behind the header. Nothing is sent if it leaves it at that.
+    pub fn put<T>(&self, stream: u32, flag: Flag, fill: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut state = self.state();
+        let frame = &mut state.frame;
+        frame.reserve(HEADER_LEN + MOST);
+        frame.resize(HEADER_LEN, 0);
+        let filled = fill(frame);
+        let size = frame.len() - HEADER_LEN;
+        if size == 0 {
+            frame.clear();
+            drop(state);
+            self.free.notify_one(); // the turn goes to the next
+            return filled;
+        }
+        let [_, size @ ..] = (size as u32).to_be_bytes();
+        frame[..3].copy_from_slice(&size);
+        frame[3..5].copy_from_slice(&[KIND, flag as u8]);
+        frame[5..HEADER_LEN].copy_from_slice(&stream.to_be_bytes());
+        if let Some(waker) = &state.waker {
+            waker.wake_by_ref();
+        }
+        filled
+    }
+
+    /// So much of the frame was written.
+    pub fn wrote(&self, state: &mut State, size: usize) {
+        state.done += size;
+        if state.done == state.frame.len() {
+            state.frame.clear();
+            state.done = 0;
+            self.free.notify_one();
+        }
+    }
+
+    /// The connection has ended.
+    pub fn close(&self) {
+        let mut state = self.state();
+        (state.closed, state.done, state.waker) = (true, 0, None);
+        state.frame = Vec::new();
+        self.free.notify_waiters();
+    }
+}
+
+/// Follows what is written of HTTP/2, to find the places between two frames.
+#[derive(Default)]
+pub struct Boundary {
+    header: Vec<u8>,
+    payload: usize,
+}
+
+impl Boundary {
+    /// A frame may begin here.
+    pub fn is_clean(&self) -> bool {
+        self.payload == 0 && self.header.is_empty()
+    }
+
+    pub fn pass(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.payload > 0 {
+                let step = self.payload.min(data.len());
+                self.payload -= step;
+                data = &data[step..];
+                continue;
+            }
+            let step = (HEADER_LEN - self.header.len()).min(data.len());
+            self.header.extend_from_slice(&data[..step]);
+            data = &data[step..];
+            if let [high, middle, low, ..] = self.header[..]
+                && self.header.len() == HEADER_LEN
+            {
+                self.payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+                self.header.clear();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[tokio::test]
+    async fn one_frame_after_the_other() {
+        let outlet = Outlet::default();
+        assert!(outlet.turn().await);
+        outlet.put(7, Flag::Stderr, |frame| frame.extend_from_slice(b"data"));
+        let waiting = async {
+            assert!(outlet.turn().await);
+            outlet.put(9, Flag::Stdout, |_| ());
+            assert!(outlet.turn().await); // nothing was put
+        };
+        let writing = async {
+            let mut state = outlet.state();
+            assert_eq!(state.rest(), b"\0\0\x04\xb0\x01\0\0\0\x07data");
+            outlet.wrote(&mut state, 5);
+            assert!(state.is_begun());
+            outlet.wrote(&mut state, 8);
+            assert!(state.rest().is_empty() && !state.is_begun());
+        };
+        tokio::join!(waiting, writing);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_the_end() {
+        let outlet = Outlet::default();
+        outlet.put(1, Flag::Stdout, |frame| frame.push(0));
+        let (more, ()) = tokio::join!(outlet.turn(), async { outlet.close() });
+        assert!(!more && !outlet.turn().await);
+    }
+
+    proptest! {
+        #[test]
+        fn the_places_between_frames_are_found(sizes in prop::collection::vec(0usize..300, 1..8), cut in 1usize..40) {
+            let (mut all, mut ends) = (Vec::new(), vec![0]);
+            for size in sizes {
+                all.extend_from_slice(&(size as u32).to_be_bytes()[1..]);
+                all.resize(all.len() + 6 + size, 0xff);
+                ends.push(all.len());
+            }
+            let (mut boundary, mut at) = (Boundary::default(), 0);
+            for piece in all.chunks(cut) {
+                boundary.pass(piece);
+                at += piece.len();
+                prop_assert_eq!(boundary.is_clean(), ends.contains(&at));
+            }
+        }
+    }
+}
