@@ -22,7 +22,7 @@ pub const PIECE: usize = 64 * 1024 - 64;
 
 /// Room of a pipe that turned out to carry much, and how many pieces are read of it at once: each time the process and
 /// the agent take turns costs as much as a piece does.
-const WIDE: usize = 1024 * 1024;
+const WIDE: usize = 512 * 1024;
 const AT_ONCE: usize = 4;
 
 /// A pipe, from its end to its beginning; our end won't block once it is watched.
