@@ -33,8 +33,10 @@ pub struct Channel {
     bulk: Incoming,
     /// No preface has come yet.
     seeking: bool,
-    /// Incoming bytes to deliver before any from `fd`; after `over`, the start of the next connection.
+    /// Incoming bytes that come before any from `stream`; after `over`, the start of the next connection.
     carry: Vec<u8>,
+    /// HTTP/2 of this connection for which there was no room yet.
+    ready: Vec<u8>,
     over: bool,
     out: Vec<u8>,
     out_done: usize,
@@ -53,6 +55,7 @@ impl Channel {
             begun: Vec::new(),
             bulk: Incoming::default(),
             carry,
+            ready: Vec::new(),
             over: false,
             out: Vec::new(),
             out_done: 0,
@@ -109,19 +112,22 @@ impl Channel {
         self.outlet.close();
     }
 
-    /// Hands on bytes that were read before. False: there are none.
-    fn take_carried(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
-        if self.carry.is_empty() {
-            return false;
-        }
-        let room = buf.remaining() - self.begun.len();
-        let mut now = std::mem::take(&mut self.begun);
-        let rest = self.carry.split_off(self.carry.len().min(room));
-        now.append(&mut self.carry);
-        self.carry = rest;
-        let own = self.incoming(&mut now);
-        buf.put_slice(&now[..own]);
-        own > 0
+    /// Looks at the bytes that were carried.
+    fn sort_carried(&mut self) {
+        let mut all = std::mem::take(&mut self.begun);
+        all.append(&mut self.carry);
+        let own = self.incoming(&mut all);
+        all.truncate(own);
+        self.ready = all;
+    }
+
+    /// Hands on what is known to be HTTP/2. False: there is nothing.
+    fn take_ready(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
+        let rest = self.ready.split_off(self.ready.len().min(buf.remaining()));
+        buf.put_slice(&self.ready);
+        let some = !self.ready.is_empty();
+        self.ready = rest;
+        some
     }
 
     /// Reads until a preface is there, which is then carried.
@@ -178,9 +184,17 @@ impl Channel {
     }
 
     /// Reads what has come; how much of it is HTTP/2. None: the connection has ended.
+    ///
+    /// The beginning of a header goes in front of it, and there may be no more room than for that.
     fn poll_frames(&mut self, cx: &mut Context<'_>, space: &mut [MaybeUninit<u8>]) -> Poll<io::Result<Option<usize>>> {
         let most = space.len().min(MOST);
         let first = self.begun.len();
+        if most < 2 * HEADER_LEN {
+            let mut space = [MaybeUninit::uninit(); 8 * HEADER_LEN];
+            let n = ready!(self.stream.poll_read(cx, &mut space))?;
+            self.carry.extend_from_slice(written(&mut space, n));
+            return Poll::Ready(Ok((n > 0).then_some(0)));
+        }
         let mut n = ready!(self.stream.poll_read(cx, &mut space[first..most]))?;
         if n == 0 {
             return Poll::Ready(Ok(None));
@@ -215,26 +229,25 @@ impl Read for Channel {
                 return Poll::Ready(Ok(())); // the end, before it began
             }
         }
-        if self.over {
+        if self.over && self.ready.is_empty() {
             return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(Err(err)) = self.poll_outlet(cx) {
             return Poll::Ready(Err(err));
         }
-        // What was carried may hold the end.
-        if self.take_carried(&mut buf) || self.over {
-            return Poll::Ready(Ok(()));
-        }
         loop {
-            if !ready!(self.poll_bulk(cx))? {
+            if !self.over && !self.carry.is_empty() {
+                self.sort_carried(); // it may hold the end
+            }
+            if self.take_ready(&mut buf) || self.over || !ready!(self.poll_bulk(cx))? {
                 return Poll::Ready(Ok(()));
             }
             // SAFETY: only what a read has written is counted below.
             let space = unsafe { buf.as_mut() };
             let Some(own) = ready!(self.poll_frames(cx, space))? else { return Poll::Ready(Ok(())) };
-            if own > 0 || self.over {
-                // SAFETY: so much has been read into it.
-                unsafe { buf.advance(own) };
+            // SAFETY: so much has been read into it.
+            unsafe { buf.advance(own) };
+            if own > 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -264,9 +277,7 @@ impl Write for Channel {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.outlet.state().is_begun() {
-            ready!(self.poll_outlet(cx))?;
-        }
+        ready!(self.poll_outlet(cx))?; // what waited for the end of a frame, which was only now written
         self.flush_out(cx)
     }
 
@@ -288,16 +299,19 @@ mod tests {
         [&size.to_be_bytes()[1..], &[kind, 2], &call.to_be_bytes(), payload].concat()
     }
 
+    /// Reads into what is left of a buffer, as hyper does: at times that is less than a header.
     async fn read_all(channel: &mut Channel) -> Vec<u8> {
-        let mut all = Vec::new();
+        let (mut all, mut room) = (Vec::new(), 0);
         loop {
+            room = if room == 0 { 97 } else { room };
             let mut space = [MaybeUninit::uninit(); 97];
-            let mut buf = hyper::rt::ReadBuf::uninit(&mut space);
+            let mut buf = hyper::rt::ReadBuf::uninit(&mut space[..room]);
             std::future::poll_fn(|cx| Pin::new(&mut *channel).poll_read(cx, buf.unfilled())).await.expect("read");
             if buf.filled().is_empty() {
                 return all;
             }
             all.extend_from_slice(buf.filled());
+            room -= buf.filled().len();
         }
     }
 

@@ -66,15 +66,18 @@ impl Outlet {
     }
 
     /// Waits until all is written that was given before. False: nobody is there any more who would read it.
+    ///
+    /// All who wait are woken: who is first may have nothing to send, or only have waited for the others' end.
     pub async fn turn(&self) -> bool {
         loop {
+            let free = self.free.notified(); // hears of what happens from here on
             {
                 let state = self.state();
                 if state.closed || state.is_free() {
                     return !state.closed;
                 }
             }
-            self.free.notified().await;
+            free.await;
         }
     }
 
@@ -88,8 +91,6 @@ impl Outlet {
         let size = frame.len() - HEADER_LEN;
         if size == 0 {
             frame.clear();
-            drop(state);
-            self.free.notify_one(); // the turn goes to the next
             return filled;
         }
         let [_, size @ ..] = (size as u32).to_be_bytes();
@@ -108,7 +109,7 @@ impl Outlet {
         if state.done == state.frame.len() {
             state.frame.clear();
             state.done = 0;
-            self.free.notify_one();
+            self.free.notify_waiters();
         }
     }
 
@@ -179,6 +180,18 @@ mod tests {
             assert!(state.rest().is_empty() && !state.is_begun());
         };
         tokio::join!(waiting, writing);
+    }
+
+    #[tokio::test]
+    async fn who_lets_the_turn_pass_holds_up_nobody() {
+        let outlet = Outlet::default();
+        outlet.put(1, Flag::Stdout, |frame| frame.push(0));
+        let writing = async {
+            let mut state = outlet.state();
+            let size = state.rest().len();
+            outlet.wrote(&mut state, size);
+        };
+        assert_eq!(tokio::join!(outlet.turn(), outlet.turn(), writing), (true, true, ()));
     }
 
     #[tokio::test]
