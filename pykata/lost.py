@@ -9,6 +9,7 @@ import anyio
 
 from pykata.concurrency import alongside
 from pykata.errors import BootError, ShareLostError
+from pykata.fs.helper import NO_NAMESPACE, not_permitted
 from pykata.hypervisors.base import VM
 from pykata.spec import Attachment
 
@@ -37,6 +38,8 @@ async def explained(attached: Attachment) -> AsyncIterator[None]:
         yield
     except BootError as error:
         if attached.lost and (why := await _first(attached)) is not None:
+            if NO_NAMESPACE in why:
+                raise not_permitted(why) from error
             raise BootError(f"{error.message}; {why}", console=error.console) from error
         raise
 

@@ -81,7 +81,7 @@ def enter_namespaces(ids: int) -> None:
                 file.write(f"0 0 {ids}")
         os.write(go[1], b"x")
         os._exit(0)
-    check("unshare", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+    check("no user namespace can be made", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
     if uid == 0:
         os.write(ready[1], b"x")
         os.close(go[1])

@@ -12,8 +12,8 @@ import anyio.to_thread
 from attrs import field, frozen
 
 from pykata import host, spec
-from pykata.errors import ConfigError
-from pykata.fs.helper import entered
+from pykata.errors import ConfigError, HostError
+from pykata.fs.helper import NO_NAMESPACE, entered, not_permitted
 from pykata.fs.shelf import SHELF, SharedRoot, open_shelf, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount
 
@@ -57,7 +57,11 @@ class NineP(SharedRoot):
                     env=host.TOOL_ENV, kill=host.KILL))  # fmt: skip
             said = host.LastWords(process, "who shares images")
             stack.push_async_callback(said.stop)
-            descriptor = await anyio.to_thread.run_sync(open_shelf, run_dir)
+            try:
+                descriptor = await anyio.to_thread.run_sync(open_shelf, run_dir)
+            except HostError as exc:
+                why = await said.ended()        # it has ended, or is of no use
+                raise (not_permitted(why) if NO_NAMESPACE in why else HostError(f"{exc.message}; {why}")) from exc
             stack.callback(os.close, descriptor)
             yield Attachment(
                 devices=(spec.NineP(SHELF, root, readonly=True, descriptor=descriptor),),
