@@ -2,7 +2,8 @@
 
 Each answers a command. The CPU's idle share is that of the whole machine, so it says something only if nothing else
 runs on it; below it is what the sandboxes themselves use. Memory is what the host has less than before (MemAvailable),
-which counts all: the machines, the template, this program, the kernel's own.
+which counts all: the machines, the template, this program, the kernel's own. They keep little translated code, as in
+docs/guides/density.md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import anyio
 import pykata
 from benchmarks._table import Row, main, row
 from benchmarks.memory import pss
+from pykata.hypervisors.qemu import QEMU
 
 IMAGE = "builtin:busybox"
 IDLE = 10.0
 """Seconds that idling is watched."""
 SETTLING = 5.0
 """Seconds between the last command and that."""
+HYPERVISOR = QEMU(accel="tcg", agent="serial", code_cache=6)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -47,6 +50,21 @@ def ticks(pid: int) -> int:
     """What a process has used of the CPUs."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def started(stack: AsyncExitStack, template: pykata.Template, count: int) -> list[pykata.Sandbox]:
+    """So many sandboxes, which are left with the ``stack``; two are on their way at a time."""
+    sandboxes = [template.sandbox() for _ in range(count)]
+    limit = anyio.CapacityLimiter(len(os.sched_getaffinity(0)))
+
+    async def start(sandbox: pykata.Sandbox) -> None:
+        async with limit:
+            await stack.enter_async_context(sandbox)
+
+    async with anyio.create_task_group() as group:
+        for sandbox in sandboxes:
+            group.start_soon(start, sandbox)
+    return sandboxes
 
 
 async def answers(sandboxes: list[pykata.Sandbox]) -> int:
@@ -80,12 +98,12 @@ async def measure(count: int) -> list[Row]:
     """Rows for what so many take."""
     rows, before = [], available()
     async with AsyncExitStack() as stack:
-        made = pykata.Template(IMAGE, isolation="emulated", setup=[["echo", "warm"]])
+        made = pykata.Template(IMAGE, isolation="emulated", setup=[["echo", "warm"]], hypervisor=HYPERVISOR)
         template = await stack.enter_async_context(made)
         first = await stack.enter_async_context(template.sandbox())
         await answers([first])      # what is imported and allocated once is there by now
         own = own_memory()
-        sandboxes = [await stack.enter_async_context(template.sandbox()) for _ in range(count)]
+        sandboxes = await started(stack, template, count)
         pids = [sandbox._open.vm.pid for sandbox in sandboxes]
         rows.append(row("this program's own, for each", "KiB", [(own_memory() - own) * 1024 / count]))
         await idling(pids)

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import define
+
 from pykata.background import Background
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
@@ -251,13 +253,14 @@ async def single_process(
     from pykata.requests import container_request, start_request
     from pykata.rootfs import prepared
 
-    async with prepared(running, image, pull) as rootfs, _new_or_waiting(running, rootfs.image) as (identity, fresh):
+    async with prepared(running, image, pull) as rootfs, _new_or_waiting(running, rootfs.image) as own:
         config = rootfs.image.config
         args = what.argv(config)
-        create = None if fresh else container_request(running, identity, rootfs)
-        start = start_request(running, identity, args, what, user=config.user, create=create, last=fresh)
+        create = None if own.fresh else container_request(running, own.id, rootfs)
+        start = start_request(running, own.id, args, what, user=config.user, create=create, last=own.fresh)
         async with started(running, start) as process:
             yield process
+        own.is_gone = process.ended     # the agent ends such a call well when it has removed the container
 
 
 @asynccontextmanager
@@ -293,12 +296,24 @@ async def detached(running: Running, start: Start) -> Background:
     )
 
 
+@define
+class _Own:
+    """A container for one process. ``fresh``: it is there already. ``is_gone``: it is known to be removed."""
+
+    id: str
+    fresh: bool
+    is_gone: bool = False
+
+
 @asynccontextmanager
-async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[tuple[str, bool]]:
-    """The id of a container, and whether it is there already."""
+async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[_Own]:
     fresh = running.take_fresh(image)
-    async with _removed(running, fresh or running.new_id("c")) as identity:
-        yield identity, fresh is not None
+    own = _Own(fresh or running.new_id("c"), fresh is not None)
+    try:
+        yield own
+    finally:
+        if not own.is_gone:
+            await finish(remove_container(running, own.id))
 
 
 @asynccontextmanager

@@ -185,7 +185,7 @@ async def test_a_machine_that_dies_before_the_command_runs(
     faults[moment] = fault
 
     async def use() -> pykata.Completed:
-        if moment != "CreateContainer":
+        if moment not in ("CreateContainer", "RemoveContainer"):
             return await sb.run(BUSYBOX, ["echo", "hi"])
         async with sb.container(BUSYBOX) as container:
             return await container.run(["echo", "hi"])
@@ -223,7 +223,8 @@ async def test_a_timeout_in_a_guest_that_hangs_has_its_output_and_breaks_the_san
 @pytest.mark.usefixtures("impatient")
 async def test_a_container_that_cannot_be_removed_breaks_the_sandbox() -> None:
     async with Sandbox(FakeHypervisor(faults={"RemoveContainer": "hang"}), FakeFs()) as sandbox:
-        assert (await sandbox.run(BUSYBOX, ["echo", "hi"])).stdout == "hi\n"
+        async with sandbox.container(BUSYBOX) as container:
+            assert (await container.run(["echo", "hi"])).stdout == "hi\n"
         with pytest.raises(AgentTimeoutError, match="RemoveContainer"):
             await sandbox.run(BUSYBOX, ["true"])
 

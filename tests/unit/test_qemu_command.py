@@ -115,6 +115,11 @@ def test_disks_are_raw_and_their_descriptors_in_sets() -> None:
     assert handles.all() == (30, 31, 32, 33, 40, 41, 42)
 
 
+def test_how_much_translated_code_is_kept() -> None:
+    assert options_of(build(spec()), "-accel") == ["tcg,tb-size=64"]
+    assert options_of(build(spec(), code_cache=6), "-accel") == ["tcg,tb-size=6"]
+
+
 def test_vsock() -> None:
     end = socket.socket.__new__(socket.socket)
     with Path("/dev/null").open("rb", buffering=0) as device:
@@ -144,6 +149,8 @@ def test_kernel_arguments() -> None:
     ({"disk_slots": 7}, r"disk_slots=7 is not a number from 0 to 6 \(machine='q35' has room for more\)"),
     ({"disk_slots": -1}, "disk_slots=-1 is not"),
     ({"disk_slots": True}, "disk_slots=True is not"),
+    ({"code_cache": 3}, "code_cache=3 is not a number of MiB from 4 to 2047"),
+    ({"code_cache": "64"}, "code_cache='64' is not"),
     ({"disk_slots": "3"}, "disk_slots='3' is not"),
 ])  # fmt: skip
 def test_options_that_cant_be_right(options: dict[str, Any], said: str) -> None:

@@ -162,9 +162,17 @@ async def test_more_containers_than_disk_slots_wait_for_one(sb: Sandbox) -> None
     assert sorted(done) == sorted(f"{number}\n" for number in range(3 * slots))
 
 
-async def test_a_run_is_one_call_and_its_removal(sb: Sandbox) -> None:
+async def test_a_run_is_one_call(sb: Sandbox) -> None:
     machine(sb).agent.requests.clear()
     await sb.run(BUSYBOX, ["true"])
+    assert [type(request) for request in machine(sb).agent.requests] == [v1.RunRequest]
+    assert not machine(sb).agent.containers
+
+
+async def test_a_run_that_is_left_early_sees_to_its_container(sb: Sandbox) -> None:
+    machine(sb).agent.requests.clear()
+    async with sb.process(BUSYBOX, ["cat"]):
+        pass
     assert [type(request) for request in machine(sb).agent.requests] == [v1.RunRequest, v1.RemoveContainerRequest]
 
 

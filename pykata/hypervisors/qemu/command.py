@@ -35,7 +35,7 @@ ACCELS: Mapping[Accel, str] = {
     "kvm": "kvm",
     # Translated code may take a gigabyte by default, and it is the guest that fills it. Python starts no slower with 64
     # MiB (with 16, by a quarter).
-    "tcg": "tcg,tb-size=64",
+    "tcg": "tcg,tb-size={}",
 }
 BUS: Mapping[Machine, str] = {"microvm": "device", "q35": "pci"}        # virtio-blk-device, virtio-blk-pci
 TRANSPORTS: Mapping[Machine, int] = {"microvm": 8, "q35": 28}           # virtio devices that fit, without ACPI
@@ -79,6 +79,7 @@ def command(
     reclaim: bool,
     tsc_khz: int | None,
     ksm: bool = False,
+    code_cache: int = 64,
 ) -> list[str]:
     """The argv for a virtual machine. Starts nothing and opens nothing."""
     bus = BUS[machine]
@@ -94,7 +95,7 @@ def command(
         "-machine", _machine(machine, spec, ksm=ksm),
         *_memory(spec),
         "-bios", FIRMWARE[machine],
-        "-accel", ACCELS[accel],
+        "-accel", ACCELS[accel].format(code_cache),
         "-cpu", CPUS[accel],
         "-smp", str(spec.cpus),
         "-m", f"{spec.memory}M",

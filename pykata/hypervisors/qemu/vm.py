@@ -177,12 +177,14 @@ class QemuVM(VM):
 
 @asynccontextmanager
 async def start(
-    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool, ksm: bool
+    binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *, slots: int, reclaim: bool, ksm: bool, code_cache: int
 ) -> AsyncIterator[QemuVM]:
     """Run a virtual machine for as long as the block runs. The guest boots while QEMU sets up its control channel."""
     async with AsyncExitStack() as stack:
         try:
-            vm = await _started(stack, binary, machine, accel, spec, slots=slots, reclaim=reclaim, ksm=ksm)
+            vm = await _started(
+                stack, binary, machine, accel, spec, slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache
+            )
         except PykataError:
             raise
         except OSError as exc:      # no descriptors are left, say
@@ -192,7 +194,7 @@ async def start(
 
 async def _started(
     stack: AsyncExitStack, binary: Path, machine: Machine, accel: Accel, spec: VMSpec, *,
-    slots: int, reclaim: bool, ksm: bool,
+    slots: int, reclaim: bool, ksm: bool, code_cache: int,
 ) -> QemuVM:  # fmt: skip
     """A machine whose QEMU answers. What belongs to it is on the ``stack``."""
     khz = accels.tsc_khz() if accel == "tcg" else None
@@ -202,7 +204,10 @@ async def _started(
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
     with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
-        argv = command(binary, machine, accel, spec, given, slots=slots, reclaim=reclaim, ksm=ksm, tsc_khz=khz)
+        argv = command(
+            binary, machine, accel, spec, given,
+            slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache, tsc_khz=khz,
+        )  # fmt: skip
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
                              identity=identity, kill=host.KILL)
