@@ -19,9 +19,12 @@ GET = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n"
 
 async def reached_nothing(world: Lab) -> None:
     """Nothing came to anybody, and what is allowed works still: what was sent before that has been decided."""
-    world.world.received.clear()
+    before = b"".join(world.world.received.get((GOOD, 443), []))
     await allowed(world)
     assert set(world.world.received) == {(GOOD, 443)}
+    came = b"".join(world.world.received[GOOD, 443])
+    assert (came[: len(before)], len(came) - len(before)) == (before, len(client_hello()))
+    assert b"evil" not in came
 
 
 async def allowed(world: Lab) -> None:

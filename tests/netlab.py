@@ -32,7 +32,7 @@ from pykata.spec import NetworkEvent
 
 MAC, GATEWAY_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 GUEST, GATEWAY, GUEST6, GATEWAY6 = "10.81.7.2", "10.81.7.1", "fd81:7::2", "fd81:7::1"
-NEIGHBOUR = "10.81.7.3"
+NEIGHBOUR, HOST = "10.81.7.3", "10.81.7.9"
 # Addresses that the internet could have: in these namespaces they are on the loopback interface of the world.
 GOOD, OTHER, THIRD, FOURTH, GOOD6 = "20.0.0.1", "20.0.0.2", "20.0.0.3", "20.0.0.4", "2a00:1450::1"
 ETH_P_ALL = 3
@@ -218,6 +218,28 @@ async def surroundings(path: Path, resolver: tuple[str, int]) -> AsyncIterator[t
         world = World(outside)
         await stack.enter_async_context(_servers(world))
         yield inside, world, await stack.enter_async_context(_resolver(*resolver))
+
+
+@asynccontextmanager
+async def neighbourhood(path: Path, resolver: tuple[str, int]) -> AsyncIterator[tuple[Netns, World, Resolver]]:
+    """The world for a host, which is a namespace: the caller goes :func:`~pykata.net.netns.inside`.
+
+    Its loopback has a name server, the world is at the end of its ``up0``, and a service of its own listens.
+    """
+    async with AsyncExitStack() as stack:
+        home = await stack.enter_async_context(netns.made(path / "home"))
+        outside = await stack.enter_async_context(netns.made())
+        async with netlink(home) as kernel:
+            await kernel.add("up0", "veth", peer={"ifname": "world", "net_ns_fd": outside.fd})
+            await _end(kernel, "up0", MAC, (f"{HOST}/24", f"{GUEST6}/64"), 1500)
+            index = (await kernel.link("up0")).index
+            await kernel.add_route(dst="0.0.0.0/0", gateway=GATEWAY)
+            await kernel.add_route(dst="::/0", gateway=GATEWAY6, oif=index)
+        await _outside(outside, 1500)
+        world = World(outside)
+        await stack.enter_async_context(_servers(world))
+        with netns.inside(home):
+            yield home, world, await stack.enter_async_context(_resolver(*resolver))
 
 
 async def _links(guest: Netns, sandbox: Netns, world: Netns, *, bridge: bool, mtu: int) -> Tap:

@@ -29,6 +29,11 @@ class Wanted:
     hosts: Mapping[str, str] = field(factory=dict)
     hostname: str = ""
 
+    @property
+    def restricts(self) -> bool:
+        """Does it matter what is in a guest's frames? Then they must be what they look like: see :func:`.tap.tap`."""
+        return self.policy is not None and self.policy.restricts
+
 
 class NetworkStrategy(ABC):
     """A way to connect the guest: a frozen value with its options.

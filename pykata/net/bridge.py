@@ -155,7 +155,8 @@ class Bridge(NetworkStrategy):
         name = link_name(run_dir, "t0")
         async with AsyncExitStack() as stack:
             listeners = stack.enter_context(bound(wanted.ports))
-            made = await stack.enter_async_context(tap(netns, name, mtu=interface.mtu or 1500, master=master))
+            mine = tap(netns, name, mtu=interface.mtu or 1500, master=master, vnet_header=not wanted.restricts)
+            made = await stack.enter_async_context(mine)
             if self.isolated:
                 async with netlink(netns) as kernel:
                     await kernel.isolate(made.index)

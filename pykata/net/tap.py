@@ -46,12 +46,16 @@ def link_name(run_dir: Path, suffix: str) -> str:
 
 
 @asynccontextmanager
-async def tap(netns: Netns, name: str, *, mtu: int = 1500, master: int | None = None) -> AsyncIterator[Tap]:
+async def tap(
+    netns: Netns, name: str, *, mtu: int = 1500, master: int | None = None, vnet_header: bool = True
+) -> AsyncIterator[Tap]:
     """A tap in the namespace, switched on; a port of the bridge ``master`` if that is given.
 
-    Raises NotPermittedError, NetworkError.
+    With ``vnet_header`` the guest leaves checksums and cutting into segments to the host: it says where a checksum
+    belongs, and when the frame leaves the host, two bytes there are written over, be they a port or an address. So it
+    is off where frames have to be what they look like. Raises NotPermittedError, NetworkError.
     """
-    fd = open_tap(netns, name)
+    fd = open_tap(netns, name, vnet_header=vnet_header)
     try:
         async with netlink(netns) as kernel:
             link = await kernel.link(name)

@@ -85,7 +85,8 @@ async def redirected(
             taps = []
             for number, each in enumerate(found):
                 await _check_free(kernel, each)
-                beside = tap(netns, link_name(run_dir, f"t{number}"), mtu=each.link.mtu)
+                name = link_name(run_dir, f"t{number}")
+                beside = tap(netns, name, mtu=each.link.mtu, vnet_header=not wanted.restricts)
                 taps.append(await stack.enter_async_context(beside))
             both = list(zip(taps, found, strict=True))
             tapped = [Tapped(made, one.link.mac, one.addresses, one.link.name) for made, one in both]

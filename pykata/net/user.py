@@ -133,11 +133,11 @@ class UserNetwork(NetworkStrategy):
             program = await self.program()
             command = self._command(program, ipv6=ipv6)
             made, words = await stack.enter_async_context(rootless(program.name, command, UPLINK))
-            inside = await stack.enter_async_context(tap(made, TAP, mtu=MTU))
+            inside = await stack.enter_async_context(tap(made, TAP, mtu=MTU, vnet_header=not wanted.restricts))
             interface = _interface(_new_mac(), ipv6=ipv6)
             guarding = await stack.enter_async_context(_guarded(run_dir, inside, interface, wanted))
             # A policy refuses them itself, unless they are what it allows.
-            free = self.host or (wanted.policy is not None and wanted.policy.restricts)
+            free = self.host or wanted.restricts
             async with netlink(made) as kernel:
                 refused = () if free else (*METADATA, *outside.addresses)
                 await self._connect(kernel, inside.index, refused, ipv6=ipv6)

@@ -6,18 +6,27 @@ Its interfaces are taps of its own, and what goes into one comes out of the tap 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 from pykata.net import netns
 from pykata.net.netlink import netlink
 from pykata.net.netns import Netns
-from pykata.net.tap import tap
+from pykata.net.tap import IFF_VNET_HDR, tap
 from pykata.spec import Attachment, Interface, Nic
 from tests.worlds import run
 
 MOST = 66_000
+TUNGETIFF = 0x800454D2
+
+
+def has_vnet_header(fd: int) -> bool:
+    """Is there a virtio_net_hdr in front of each frame of this tap?"""
+    flags: int = struct.unpack_from("H", fcntl.ioctl(fd, TUNGETIFF, bytes(40)), 16)[0]
+    return bool(flags & IFF_VNET_HDR)
 
 
 @asynccontextmanager
@@ -26,9 +35,12 @@ async def stand_in(attachment: Attachment) -> AsyncIterator[Netns]:
     nics = {each.mac: each for each in attachment.devices if isinstance(each, Nic)}
     async with netns.made() as made, AsyncExitStack() as stack:
         for interface in attachment.interfaces:
-            own = await stack.enter_async_context(tap(made, interface.name, mtu=interface.mtu or 1500))
+            other = nics[interface.mac].fds[0]
+            headers = has_vnet_header(other)
+            own = tap(made, interface.name, mtu=interface.mtu or 1500, vnet_header=headers)
+            mine = await stack.enter_async_context(own)
             await _set_up(made, interface)
-            stack.enter_context(_pumped(own.fd, nics[interface.mac].fds[0]))
+            stack.enter_context(_pumped(mine.fd, other))
         yield made
 
 
