@@ -11,14 +11,17 @@ from pathlib import Path
 
 from pykata.guest import find_bundle
 from pykata.guest.cpio import character_device, directory, newc, program
+from pykata.hypervisors.qemu import aio
 from pykata.hypervisors.qemu.accel import tsc_khz
 
+QEMU = Path(shutil.which("qemu-system-x86_64") or "qemu-system-x86_64")
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MOUNTS = {
     "disk": "mount -t ext4 /dev/vda /m",
     "virtio-fs": "mount -t virtiofs fs /m",
     "virtio-fs, cache=always": "mount -t virtiofs fs /m",
     "9p": "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap fs /m",
+    "9p, cache=always": "mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose fs /m",
 }
 INIT = """#!/bin/busybox sh
 busybox mount -t devtmpfs dev /dev; busybox mount -t proc proc /proc
@@ -65,7 +68,8 @@ async def _daemon(way: str, place: Path, folder: Path) -> asyncio.subprocess.Pro
 
 def _qemu(way: str, place: Path, folder: Path, memory: int, kernel: Path, initrd: Path) -> list[str]:
     devices: Mapping[str, list[str]] = {
-        "disk": ["-drive", f"if=none,id=d,format=raw,file={place}", "-device", "virtio-blk-device,drive=d"],
+        "disk": ["-drive", f"if=none,id=d,format=raw,file={place},aio={aio.choose(QEMU)}",
+                 "-device", "virtio-blk-device,drive=d"],
         "virtio-fs": ["-chardev", f"socket,id=c,path={folder}/bare.sock",
                       "-device", "vhost-user-fs-device,chardev=c,tag=fs,queue-size=1024"],
         "9p": ["-fsdev", f"local,id=f,path={place},security_model=none",
@@ -73,7 +77,7 @@ def _qemu(way: str, place: Path, folder: Path, memory: int, kernel: Path, initrd
     }  # fmt: skip
     backend = json.dumps({"qom-type": "memory-backend-memfd", "id": "ram", "size": memory << 20, "share": True})
     return [
-        "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", "-m", str(memory), "-object", backend,
+        str(QEMU), "-nodefaults", "-display", "none", "-no-reboot", "-m", str(memory), "-object", backend,
         "-machine", "microvm,acpi=off,rtc=on,x-option-roms=off,memory-backend=ram", "-accel", "tcg,tb-size=64",
         "-cpu", "max,-erms,-fsrm", "-global", "virtio-mmio.force-legacy=false", "-bios", "qboot.rom",
         "-kernel", str(kernel), "-initrd", str(initrd), "-serial", "stdio", *devices[way.partition(",")[0]],
@@ -83,4 +87,4 @@ def _qemu(way: str, place: Path, folder: Path, memory: int, kernel: Path, initrd
 
 def is_possible() -> bool:
     """Whether this machine has what it takes."""
-    return os.access(VIRTIOFSD, os.X_OK) and shutil.which("qemu-system-x86_64") is not None
+    return os.access(VIRTIOFSD, os.X_OK) and QEMU.is_absolute()

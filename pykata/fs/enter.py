@@ -1,20 +1,19 @@
-"""Run by virtiofsd's launch as a program of its own, ``python -I -S enter.py PLAN PROGRAM ARGUMENT...``: it imports
-nothing of pykata.
+"""Run by virtiofsd's launch as a program of its own: it imports nothing of pykata, and little else, for a guest waits.
+
+``python -I -S enter.py ROOT SHELF COUNT SHARE... PROGRAM ARGUMENT...``, where each of COUNT shares is four words: name,
+path, "ro" or "rw", "dir" or "file".
 
 It goes into a user and a mount namespace, puts the shared directories and files side by side into a tmpfs, each with
 its own read-only flag, and becomes the daemon, which then sees nothing else. A daemon that a guest breaks into has no
 capability of the host's; and what is read-only is so by the host's kernel, whatever the guest's thinks.
 
-With a "shelf" in the plan, a listening socket, a process stays there that puts further directories beside them, for as
-long as who asked for it keeps the connection. Without a PROGRAM there is only that process, and no daemon.
+SHELF is "-", or the number of a listening socket: then a process stays there that puts further directories beside
+them, for as long as who asked for it keeps the connection. Without a PROGRAM there is only that process, and no daemon.
 """
 
 import ctypes
-import json
 import os
 import resource
-import select
-import socket
 import struct
 import sys
 
@@ -38,24 +37,31 @@ class FailedError(Exception):
 
 
 def main() -> None:
-    plan = json.loads(sys.argv[1])
+    root, shelf, shares, program = read(sys.argv[1:])
     parent = os.getppid()
     try:
         raise_limit()
         # What is shelved is read-only, and may be anybody's.
-        enter_namespaces(IDS if plan["shelf"] is None else ALL_IDS)
+        enter_namespaces(IDS if shelf is None else ALL_IDS)
         check("prctl", libc.prctl(PR_SET_PDEATHSIG, SIGKILL))      # the change of credentials cleared it
         if os.getppid() != parent:
             sys.exit(1)
-        shelf = plan["shelf"]
-        inside = build(plan["root"], plan["shares"], shared=shelf is not None)
-        if shelf is not None and keeps_shelf(sys.argv[2:]):
-            Shelf(plan["root"], inside, shelf).keep()
+        inside = build(root, shares, shared=shelf is not None)
+        if shelf is not None and keeps_shelf(program):
+            Shelf(root, inside, shelf).keep()
         if shelf is not None:
             os.set_inheritable(shelf, False)
-        os.execv(sys.argv[2], sys.argv[2:])
+        os.execv(program[0], program)
     except (FailedError, OSError) as exc:
         sys.exit(f"{exc}")
+
+
+def read(words: list[str]) -> tuple[str, int | None, list[list[str]], list[str]]:
+    """The root, the shelf's descriptor, the shares, and the program."""
+    root, shelf, count, *rest = words
+    end = 4 * int(count)
+    shares = [rest[at : at + 4] for at in range(0, end, 4)]
+    return root, None if shelf == "-" else int(shelf), shares, rest[end:]
 
 
 def raise_limit() -> None:
@@ -143,14 +149,19 @@ class Shelf:
     """
 
     def __init__(self, root: str, inside: int, listener: int) -> None:
+        import socket  # it takes as long as all the rest does, and the daemon has no use for it
+
         self.root = root
         self.inside = inside
         self.listener = socket.socket(fileno=listener)
         self.names: dict[tuple[int, ...], str] = {}
         self.users: dict[str, int] = {}
         self.connections: dict[int, tuple[socket.socket, str]] = {}
+        self.send_fds = socket.send_fds
 
     def keep(self) -> None:
+        import select
+
         os.chdir("/")
         poll = select.poll()
         poll.register(self.listener, select.POLLIN)
@@ -174,7 +185,7 @@ class Shelf:
                 return False
             if asked == b"/":
                 tree = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                socket.send_fds(connection, [b"+"], [tree])
+                self.send_fds(connection, [b"+"], [tree])
                 os.close(tree)
                 return True
             try:

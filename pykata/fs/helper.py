@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -28,13 +27,8 @@ def entered(
     root: Path, shares: Sequence[Shared], shelf: socket.socket | None, program: Sequence[str] = ()
 ) -> list[str]:
     """The argv of ``program`` in namespaces in which ``shares`` are side by side below ``root``: see enter.py."""
-    plan = {
-        "root": str(root),
-        "shares": [
-            (share.name, os.fsdecode(share.path), "ro" if share.readonly else "rw",
-             "dir" if share.path.is_dir() else "file")
-            for share in shares
-        ],
-        "shelf": None if shelf is None else shelf.fileno(),
-    }  # fmt: skip
-    return [sys.executable, "-I", "-S", str(ENTER), json.dumps(plan), *program]
+    words = [str(root), "-" if shelf is None else str(shelf.fileno()), str(len(shares))]
+    for share in shares:
+        kind = "dir" if share.path.is_dir() else "file"
+        words += [share.name, os.fsdecode(share.path), "ro" if share.readonly else "rw", kind]
+    return [sys.executable, "-I", "-S", str(ENTER), *words, *program]

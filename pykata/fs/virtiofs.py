@@ -143,6 +143,8 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
             # -o takes a comma for its own, and no name of the user's is among these.
             "-o", f"source={root}",
             "-o", f"cache={cache}",
+            # What nobody else changes can wait in the guest until the file is closed, or written out.
+            *(("-o", "writeback") if cache == "always" else ()),
             "-o", "sandbox=namespace",
             # Each share is a filesystem of its own in the guest, too: or files of two could look like one.
             "-o", "announce_submounts",
@@ -154,6 +156,7 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
         f"--fd={listener}",
         f"--shared-dir={root}",
         f"--cache={'never' if cache == 'none' else cache}",
+        *(("--writeback",) if cache == "always" else ()),
         "--sandbox=namespace",
         "--announce-submounts",
         "--xattr",

@@ -171,7 +171,8 @@ async def test_qcow2_as_an_image(qcow2: Path, empty: Path) -> None:
 def test_what_qemu_is_told() -> None:
     node = image_node("n", 7, Disk("d", Path("/d"), "qcow2", readonly=False))
     assert (node["driver"], node["backing"]) == ("qcow2", None), "it opens no file that the image names"
-    assert node["file"] == {"driver": "file", "filename": "/dev/fdset/7", "read-only": False, "locking": "off"}
+    assert node["file"] == {"driver": "file", "filename": "/dev/fdset/7", "read-only": False, "locking": "off",
+                            "aio": "threads"}  # fmt: skip
     assert "backing" not in image_node("n", 7, Disk("d", Path("/d")))
     device = image_node("n", 7, Disk("d", Path("/d"), "qcow2", is_device=True))["file"]
     assert isinstance(device, dict)

@@ -120,6 +120,13 @@ def test_how_much_translated_code_is_kept() -> None:
     assert options_of(build(spec(), code_cache=6), "-accel") == ["tcg,tb-size=6"]
 
 
+@pytest.mark.parametrize("aio", ["io_uring", "threads"])
+def test_how_disks_are_waited_for(aio: str) -> None:
+    argv = build(spec(Disk("a", Path("/a")), Disk("b", Path("/b"), "qcow2")), aio=aio)
+    files = [node["file"] for value in options_of(argv, "-blockdev") if "file" in (node := json.loads(value))]
+    assert [file["aio"] for file in files] == [aio, "threads"]
+
+
 def test_vsock() -> None:
     end = socket.socket.__new__(socket.socket)
     with Path("/dev/null").open("rb", buffering=0) as device:

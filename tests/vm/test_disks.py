@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -89,6 +90,23 @@ async def test_qcow2_as_root_filesystem(qcow2: Path) -> None:
             assert (done.stdout, done.stderr) == ("the disk\nx\n", "")
             assert (await sb.run(image, ["cat", "/etc/what"])).stdout == "the disk\n"
     assert await anyio.Path(qcow2).read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["io_uring", "threads"])
+async def test_by_io_uring_and_threads(root: Path, tmp_path: Path, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def choose(binary: Path) -> Any:
+        asked.append(how)
+        return how
+
+    monkeypatch.setattr("pykata.hypervisors.qemu.aio.choose", choose)
+    async with sandbox(volumes={"/v": DiskImage(tmp_path / "disk", size="8M")}) as sb:
+        script = "dd if=/dev/zero of=/v/x bs=64k count=64 2>/dev/null; sync; md5sum < /v/x"
+        assert (await sb.run(f"disk:{root}", ["sh", "-c", "cat /etc/what"], check=True)).stdout == "the disk\n"
+        done = await sb.run(BUSYBOX, sh(script), check=True)
+    assert done.stdout.split()[0] == hashlib.md5(bytes(4 << 20)).hexdigest()
+    assert asked == [how]
 
 
 async def test_a_block_device_as_root_filesystem(loop: Path, mapped: Path) -> None:

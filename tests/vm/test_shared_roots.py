@@ -16,7 +16,7 @@ import pytest
 from pykata import ConfigError, HostError, NineP, Sandbox, ShareLostError, VirtioFS
 from tests.images_fixtures import CAPABILITY
 from tests.vm.test_image_trees import WALKER
-from tests.vm.test_volumes import daemons, sh
+from tests.vm.test_volumes import daemons, known_daemons, sh
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="hardware: only root can make owners and device nodes")
 
@@ -159,13 +159,17 @@ async def test_many_containers_at_once(fs: str, archive: Path) -> None:
     assert sorted(outputs) == [f"content\n{number}\n" for number in range(6)]
 
 
-async def test_a_daemon_that_is_killed_ends_the_machine(archive: Path) -> None:
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("daemon", known_daemons())
+async def test_a_daemon_that_is_killed_ends_the_machine(
+    archive: Path, daemon: str, which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
     async with sandbox("virtiofs") as sb:
         script = sh("echo begun; while :; do head -c 100000 bin/busybox > /tmp/x; echo . ; done")
         async with sb.process(f"tar:{archive}", script) as process:
             assert (await anext(process.stdout)).startswith(b"begun\n")
-            (daemon, *_) = sorted(daemons())
-            os.kill(daemon, signal.SIGKILL)
+            os.kill(sorted(daemons())[which], signal.SIGKILL)
             with pytest.raises(ShareLostError):
                 await process.wait()
         with pytest.raises(ShareLostError, match=r"was ended, because virtiofsd .*"):

@@ -32,6 +32,12 @@ def sh(script: str) -> list[str]:
     return ["sh", "-c", script]
 
 
+def known_daemons() -> list[str]:
+    """Each virtiofsd of this host: QEMU's, the one written in Rust, and the one that the environment names."""
+    places = (os.environ.get("PYKATA_VIRTIOFSD"), "/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+    return sorted({os.path.realpath(path) for path in places if path and os.access(path, os.X_OK)})
+
+
 def daemons() -> list[int]:
     """The processes of each virtiofsd of this test."""
     return [
@@ -130,7 +136,11 @@ async def test_9p(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", [0, -1])
-async def test_a_daemon_that_is_killed_ends_the_machine(tmp_path: Path, which: int) -> None:
+@pytest.mark.parametrize("daemon", known_daemons())
+async def test_a_daemon_that_is_killed_ends_the_machine(
+    tmp_path: Path, daemon: str, which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
     async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
         async with sb.process(BUSYBOX, sh("echo begun; while :; do echo x > /v/file; cat /v/file; done")) as process:
             assert (await anext(process.stdout)).startswith(b"begun\n")
@@ -156,6 +166,20 @@ async def test_caches(tmp_path: Path) -> None:
     volumes: dict[str, Any] = {f"/{cache}": Bind(tmp_path, cache=cache) for cache in ("auto", "always", "none")}
     async with Sandbox(isolation="emulated", volumes=volumes) as sb:
         assert (await sb.run(BUSYBOX, sh("cat /auto/f /always/f /none/f"), check=True)).stdout == "f\n" * 3
+
+
+@pytest.mark.parametrize("daemon", known_daemons())
+async def test_what_waits_in_the_guest_is_there_when_the_file_is_closed(
+    tmp_path: Path, daemon: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
+    async with Sandbox(isolation="emulated", volumes={"/v": Bind(tmp_path, cache="always")}) as sb:
+        async with sb.process(BUSYBOX, sh("echo 1 > /v/a; echo 2 >> /v/a; exec 3> /v/b; echo 3 >&3; echo; cat")) as cat:
+            await anext(cat.stdout)
+            assert (tmp_path / "a").read_text() == "1\n2\n"
+        # Killed, and its file was never closed by itself.
+        await sb.run(BUSYBOX, ["true"], check=True)
+        assert (tmp_path / "b").read_text() == "3\n"
 
 
 @pytest.mark.parametrize("via", ["virtiofs", "9p"])

@@ -15,6 +15,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from pykata.hypervisors.qemu.aio import Aio
 from pykata.spec import MIB, Accel, Disk, Nic, NineP, SerialTransport, VhostFs, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
@@ -80,6 +81,7 @@ def command(
     tsc_khz: int | None,
     ksm: bool = False,
     code_cache: int = 64,
+    aio: Aio = "threads",
 ) -> list[str]:
     """The argv for a virtual machine. Starts nothing and opens nothing."""
     bus = BUS[machine]
@@ -110,8 +112,8 @@ def command(
         *_agent(bus, spec, given.agent),
         # Memory that the guest frees goes back to the host within seconds. It costs no boot time that can be measured.
         *(device(f"virtio-balloon-{bus}", **{"free-page-reporting": True}) if reclaim else ()),
-        *_disks(bus, spec, given.disks),
-        *_slots(bus, slots, spec.saved.slots if spec.saved else {}, given.slots),
+        *_disks(bus, spec, given.disks, aio),
+        *_slots(bus, slots, spec.saved.slots if spec.saved else {}, given.slots, aio),
         *_nics(bus, spec),
         *_shares(bus, spec, given.shares),
         *_directories(bus, spec, given.directories),
@@ -184,18 +186,20 @@ def _agent(bus: str, spec: VMSpec, descriptor: int) -> Iterator[str]:
         yield from device(f"vhost-vsock-{bus}", **{"guest-cid": transport.cid, "vhostfd": str(descriptor)})
 
 
-def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...]) -> Iterator[str]:
+def _disks(bus: str, spec: VMSpec, descriptors: tuple[tuple[int, ...], ...], aio: Aio) -> Iterator[str]:
     disks = [one for one in spec.devices if isinstance(one, Disk)]
     for number, (disk, group) in enumerate(zip(disks, descriptors, strict=True)):
         for descriptor in group:
             yield from ("-add-fd", f"fd={descriptor},set={number}")
-        yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, disk)))
+        yield from ("-blockdev", json.dumps(image_node(f"disk{number}", number, disk, aio)))
         # An error of the host's, such as a full filesystem, is one of the guest's too: by default QEMU pauses for it.
         errors = {"rerror": "report", "werror": "report"}
         yield from device(f"virtio-blk-{bus}", id=f"disk{number}", drive=f"disk{number}", serial=disk.tag, **errors)
 
 
-def _slots(bus: str, count: int, disks: Mapping[int, Disk], plugged: Mapping[int, int]) -> Iterator[str]:
+def _slots(
+    bus: str, count: int, disks: Mapping[int, Disk], plugged: Mapping[int, int], aio: Aio
+) -> Iterator[str]:
     """Disks without content, whose content is exchanged while the machine runs: see :mod:`.slots`."""
     for number in range(count):
         yield from ("-blockdev", json.dumps(empty_node(number)))
@@ -203,7 +207,7 @@ def _slots(bus: str, count: int, disks: Mapping[int, Disk], plugged: Mapping[int
         if number in plugged:
             drive = node_name(number)
             yield from ("-add-fd", f"fd={plugged[number]},set={SLOT_FDSETS + number}")
-            yield from ("-blockdev", json.dumps(image_node(drive, SLOT_FDSETS + number, disks[number])))
+            yield from ("-blockdev", json.dumps(image_node(drive, SLOT_FDSETS + number, disks[number], aio)))
         yield from device(
             f"virtio-blk-{bus}", id=slot_name(number), drive=drive, serial=slot_name(number),
             **{"num-queues": 1, "discard": False, "write-zeroes": False},
@@ -274,12 +278,14 @@ def empty_node(number: int) -> dict[str, object]:
     return {"driver": "null-co", "node-name": empty_name(number), "size": EMPTY_SIZE, "read-only": True}
 
 
-def image_node(name: str, fdset: int, disk: Disk) -> dict[str, object]:
+def image_node(name: str, fdset: int, disk: Disk, aio: Aio = "threads") -> dict[str, object]:
     """An image behind the descriptors of an fdset; both drivers named, so that no content can choose another.
 
-    A qcow2 that names a file that it was written over gets none (blockdev-add, BlockdevOptionsGenericCOWFormat).
+    A qcow2 that names a file that it was written over gets none (blockdev-add, BlockdevOptionsGenericCOWFormat). It is
+    left to threads: by io_uring, a QEMU that was killed more often took tables with it that the last writes need.
     """
     driver = "host_device" if disk.is_device else "file"
-    file = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": disk.readonly, "locking": "off"}
+    file = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": disk.readonly, "locking": "off",
+            "aio": aio if disk.format == "raw" else "threads"}  # fmt: skip
     alone = {"backing": None} if disk.format == "qcow2" else {}
     return {"driver": disk.format, "node-name": name, "read-only": disk.readonly, "file": file, **alone}

@@ -20,6 +20,7 @@ from attrs import define
 
 from pykata.errors import ConfigError, HostError, VMError
 from pykata.host import finish
+from pykata.hypervisors.qemu.aio import Aio
 from pykata.hypervisors.qemu.command import empty_name, image_node, node_name, slot_name
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.spec import Disk, DiskFormat
@@ -48,8 +49,9 @@ class Slots:
     ``started_with`` are the disks that it has in slots from its start on, and keeps: by number.
     """
 
-    def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Disk]) -> None:
+    def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Disk], aio: Aio = "threads") -> None:
         self._qmp = qmp
+        self._aio = aio
         self._free = [number for number in reversed(range(count)) if number not in started_with]
         self._plugged = {
             _key(os.stat(disk.path), disk): _kept(number, disk) for number, disk in started_with.items()
@@ -133,7 +135,7 @@ class Slots:
         finally:
             os.close(descriptor)
         try:
-            await self._qmp.execute("blockdev-add", image_node(name, fdset, disk))
+            await self._qmp.execute("blockdev-add", image_node(name, fdset, disk, self._aio))
         finally:
             # The node has its own duplicate; QEMU forgets the set when that is closed.
             await self._qmp.execute("remove-fd", {"fdset-id": fdset})

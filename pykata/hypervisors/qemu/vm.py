@@ -19,7 +19,9 @@ from pykata import host
 from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, PykataError, VMDiedError, last_line
 from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
+from pykata.hypervisors.qemu import aio as aios
 from pykata.hypervisors.qemu import state, version
+from pykata.hypervisors.qemu.aio import Aio
 from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
@@ -35,7 +37,7 @@ class QemuVM(VM):
     """A running QEMU."""
 
     def __init__(
-        self, process: host.HostProcess, accel: Accel, control: socket.socket, spec: VMSpec, slots: int
+        self, process: host.HostProcess, accel: Accel, control: socket.socket, spec: VMSpec, slots: int, aio: Aio
     ) -> None:
         self.pid = process.pid
         self.accel = accel
@@ -46,7 +48,7 @@ class QemuVM(VM):
         self._complaints = Tail(host.TAIL)
         self._events: dict[str, Mapping[str, object]] = {}
         self._qmp = QMP(control, self._note)
-        self._slots = Slots(self._qmp, slots, spec.saved.slots if spec.saved else {})
+        self._slots = Slots(self._qmp, slots, spec.saved.slots if spec.saved else {}, aio)
         # Another machine couldn't have the same disks, nics and shared directories, nor QEMU save all of them.
         self.can_be_saved = accel == "tcg" and isinstance(spec.transport, SerialTransport) and not spec.devices
         self._memory = spec.memory * MIB
@@ -198,6 +200,7 @@ async def _started(
 ) -> QemuVM:  # fmt: skip
     """A machine whose QEMU answers. What belongs to it is on the ``stack``."""
     khz = accels.tsc_khz() if accel == "tcg" else None
+    aio = aios.choose(binary)
     groups = accels.kvm_groups() if accel == "kvm" else ()
     identity = stack.enter_context(host.ephemeral_identity(groups=groups))
     lent = await stack.enter_async_context(_lent(spec, identity))
@@ -206,7 +209,7 @@ async def _started(
     with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
         argv = command(
             binary, machine, accel, spec, given,
-            slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache, tsc_khz=khz,
+            slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache, tsc_khz=khz, aio=aio,
         )  # fmt: skip
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
@@ -217,7 +220,7 @@ async def _started(
     for share in spec.devices:
         if isinstance(share, VhostFs):
             share.connection.close()
-    vm = QemuVM(process, accel, ours, spec, slots)
+    vm = QemuVM(process, accel, ours, spec, slots, aio)
     stack.push_async_callback(lambda: host.finish(vm.stop()))
     with anyio.move_on_after(spec.boot_timeout) as patience:
         await vm.ready(binary)
