@@ -122,7 +122,7 @@ class Bridge(NetworkStrategy):
         async with (
             joined(self.network, subnet=self.subnet, ipv6=self.ipv6, host=self.host) as member,
             answering(member) as server,
-            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member), known) as made,
+            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member), known, member.plan.own) as made,
         ):
             with named(member, wanted.hostname):
                 yield made if made.nameservers else made + Attachment(nameservers=(server,))
@@ -141,14 +141,16 @@ class Bridge(NetworkStrategy):
                 gateway = gateway or str(network.ip)
             routes = (Route("::/0" if ":" in gateway else "0.0.0.0/0", gateway),) if gateway else ()
             interface = Interface(mac_of(addresses[0]), GUEST, mtu=bridge.mtu, addresses=addresses, routes=routes)
-            made = await stack.enter_async_context(self._port(run_dir, wanted, netns, self.bridge, interface))
+            theirs = [each.partition("/")[0] for each in own]
+            port = self._port(run_dir, wanted, netns, self.bridge, interface, own=theirs)
+            made = await stack.enter_async_context(port)
             servers = tuple(each for each, _ in servers_of_host() if not each.startswith(("127.", "::1")))
             yield made if made.nameservers else made + Attachment(nameservers=servers)
 
     @asynccontextmanager
     async def _port(
         self, run_dir: Path, wanted: Wanted, netns: Netns, bridge: str, interface: Interface,
-        known: Callable[[str], Sequence[str]] = lambda _: (),
+        known: Callable[[str], Sequence[str]] = lambda _: (), own: Sequence[str] = (),
     ) -> AsyncIterator[Attachment]:  # fmt: skip
         async with netlink(netns) as kernel:
             master = (await kernel.link(bridge)).index
@@ -160,7 +162,7 @@ class Bridge(NetworkStrategy):
             if self.isolated:
                 async with netlink(netns) as kernel:
                     await kernel.isolate(made.index)
-            tapped = Tapped(made, interface.mac, interface.addresses)
+            tapped = Tapped(made, interface.mac, interface.addresses, own=own)
             kept = await stack.enter_async_context(guarding(run_dir, [tapped], wanted, known=known))
             # From where the bridge is, which has an address in the guest's network.
             published = await stack.enter_async_context(relayed(listeners, netns, interface.addresses))

@@ -57,6 +57,12 @@ class Plan:
         return str(self.network[number + self.network.num_addresses // 2])
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """Addresses that are no guest's: the gateway's, those of name servers, the host's end."""
+        upper = list(self.network.subnets())[1]
+        return (self.gateway, str(upper), *([self.gateway6] if self.subnet6 else []))
+
+    @property
     def gateway6(self) -> str:
         return str(IPv6Network(self.subnet6)[1])
 

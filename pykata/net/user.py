@@ -35,6 +35,7 @@ GATEWAY, GUEST, BITS = "10.0.2.2", "10.0.2.15", 24
 GATEWAY6, GUEST6, BITS6 = "fd00:0:0:2::2", "fd00:0:0:2::15", 64
 OURS, OUT, DNS = "10.0.3.1", "10.0.3.2", "10.0.3.3"
 OURS6, OUT6 = "fd00::1", "fd00::2"
+OWN = (GATEWAY, GATEWAY6, f"{OUT}/{BITS}", f"{OUT6}/{BITS6}")
 UPLINK, TAP = "up0", "guest0"
 
 OLDEST_PASST = "20240101"
@@ -210,7 +211,7 @@ async def _guarded(run_dir: Path, tap: Tap, interface: Interface, wanted: Wanted
         return
     from pykata.net.policy.enforce import Tapped, enforced  # takes a while, and few come here
 
-    async with enforced(run_dir, [Tapped(tap, interface.mac, interface.addresses)], wanted) as attachment:
+    async with enforced(run_dir, [Tapped(tap, interface.mac, interface.addresses, own=OWN)], wanted) as attachment:
         yield attachment
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from pykata_cli import main
 
-from pykata import BuildEvent, BuildFailedError, Recipe, Sandbox, build_image, remove_image, sync
+from pykata import BuildEvent, BuildFailedError, Network, Recipe, Sandbox, build_image, remove_image, sync
 from pykata.images import resolve
+from tests.outside import outside
 
 pytestmark = pytest.mark.usefixtures("places")
 
@@ -80,6 +82,21 @@ async def test_a_cache_with_a_colon_in_its_path(
     monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "of:all"))
     assert await made(BUSYBOX.run("echo a > /a"), sb) == [(1, "run echo a > /a")]
     assert (await sb.run("app:dev", ["cat", "/a"])).stdout == "a\n"
+
+
+async def test_a_policy_holds_while_commands_run(places: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"from outside\n")
+
+    async with outside() as there, there.tcp(serve, 8000), there.tcp(serve, 8001):
+        sandbox = Sandbox(isolation="emulated", network=Network(allow=[f"{there.address}:8000"]))
+        fetch = f"nc {there.address} 8000 < /dev/null > /fetched"
+        await build_image(BUSYBOX.run(fetch), "app:dev", sandbox=sandbox)
+        for denied in (f"nc {there.address} 8001 < /dev/null", "nslookup evil.example"):
+            with pytest.raises(BuildFailedError, match=r"refused|NXDOMAIN|can't resolve"):
+                await build_image(BUSYBOX.run(fetch).run(denied), "other:dev", sandbox=sandbox)
+    async with Sandbox(isolation="emulated") as plain:
+        assert (await plain.run("app:dev", ["cat", "/fetched"])).stdout == "from outside\n"
 
 
 async def test_on_an_image_with_layers(sb: Sandbox, demo_image: str) -> None:

@@ -24,12 +24,14 @@ class Tapped:
     """A tap, and who is behind it. ``uplink`` is an interface of the tap's namespace: what comes in at one of the two
     goes out of the other, as far as the policy lets it, and nothing else may redirect either, for tc would do so before
     nftables sees it. Without, frames go where they would go anyway: the tap is a port of a bridge, or they are routed.
+    ``own`` are addresses and networks of what connects the guest: gateways, their name servers.
     """
 
     tap: Tap
     mac: str
     addresses: Sequence[str]
     uplink: str = ""
+    own: Sequence[str] = ()
 
 
 @asynccontextmanager
@@ -54,7 +56,7 @@ async def enforced(
         guards = [
             await stack.enter_async_context(guarded(each.tap, Guarded(
                 run_dir=run_dir, mac=each.mac, addresses=each.addresses, policy=policy, uplink=each.uplink,
-                dns=wanted.dns, upstream=upstream, known=known,
+                dns=wanted.dns, upstream=upstream, known=known, own=each.own,
             ), events, pins)) for each in taps
         ]  # fmt: skip
         yield Attachment(
@@ -77,11 +79,6 @@ class Policing:
         self._policy = policy
         self._guards = guards
         self._events = events
-
-    @property
-    def lost_events(self) -> int:
-        """How many events readers were too slow for."""
-        return self._events.lost
 
     @property
     def remembered(self) -> int:

@@ -30,10 +30,14 @@ class Key(NamedTuple):
     name: str
 
 
+LOST = Key("denied", "flood", "events that came faster than they were read, and are lost", "", "", 0, "")
+
+
 @define(eq=False)
 class _Reader:
     events: deque[NetworkEvent]
     woken: asyncio.Event = field(factory=asyncio.Event)
+    lost: int = 0
 
 
 class Events:
@@ -46,8 +50,6 @@ class Events:
         """How often what was told lately has happened since."""
         self._flush: asyncio.TimerHandle | None = None
         self._closed = False
-        self.lost = 0
-        """Events that a reader was too slow for."""
 
     @property
     def remembered(self) -> int:
@@ -86,17 +88,20 @@ class Events:
         event = NetworkEvent(time=time.time(), count=count, **key._asdict())
         self._past.append(event)
         for reader in self._readers:
-            self.lost += len(reader.events) == REMEMBERED
+            reader.lost += len(reader.events) == REMEMBERED
             reader.events.append(event)
             reader.woken.set()
 
     async def read(self) -> AsyncIterator[NetworkEvent]:
-        """What is remembered, then what comes, until it is closed."""
+        """What is remembered, then what comes, until it is closed. Who is too slow is told how many are lost."""
         reader = _Reader(deque(self._past, maxlen=REMEMBERED))
         self._readers.add(reader)
         try:
             while True:
                 while reader.events:
+                    if reader.lost:
+                        count, reader.lost = reader.lost, 0
+                        yield NetworkEvent(time=time.time(), count=count, **LOST._asdict())
                     yield reader.events.popleft()
                 if self._closed:
                     return

@@ -16,7 +16,7 @@ from attrs import frozen
 from pykata.host import finish
 from pykata.net.policy import dns, resolve
 from pykata.net.policy.actions import Guest
-from pykata.net.policy.addresses import Address
+from pykata.net.policy.addresses import Address, IPNetwork, is_hosts_own
 from pykata.net.policy.connection import Flow
 from pykata.net.policy.decide import Judge
 from pykata.net.policy.elements import Change, flow_key
@@ -47,7 +47,8 @@ class Guarded:
 
     ``uplink`` is the interface that frames go on to, or "" where they go where they would go anyway. ``dns`` are the
     guest's name servers, asked from here if ``upstream`` names no others. ``known`` says where those names lead that
-    DNS needn't know.
+    DNS needn't know. ``own`` are addresses and networks of what connects the guest: as the host's own, they are reached
+    only if they are named themselves.
     """
 
     run_dir: Path
@@ -58,6 +59,7 @@ class Guarded:
     dns: Sequence[str] = ()
     upstream: Sequence[resolve.Server] = ()
     known: Callable[[str], Sequence[str]] = lambda _: ()
+    own: Sequence[str] = ()
 
 
 @asynccontextmanager
@@ -85,7 +87,8 @@ class TapGuard:
         guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers)
         self._pipes = pipes
         self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
-        self._inspector = Inspector(Judge(about.policy), guest, self, pins, lambda name: addresses(about.known(name)))
+        judge = Judge(about.policy, _owning([ipaddress.ip_network(each, strict=False) for each in about.own]))
+        self._inspector = Inspector(judge, guest, self, pins, lambda name: addresses(about.known(name)))
         self._events = events
         self._sets: dict[Flow, set[str]] = {}       # the kernel's, in which there is something of a flow
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,6 +206,12 @@ class TapGuard:
 def addresses(texts: Sequence[str]) -> tuple[Address, ...]:
     """Addresses, without the lengths of prefixes that they may have."""
     return tuple(ipaddress.ip_address(text.partition("/")[0]) for text in texts)
+
+
+def _owning(networks: Sequence[IPNetwork]) -> Callable[[Address], bool]:
+    return lambda address: is_hosts_own(address) or any(
+        address.version == each.version and address in each for each in networks
+    )
 
 
 def _key(flow: Flow) -> bytes:
