@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AsyncExitStack
+from io import BytesIO
 
 import anyio
 from attrs import define, field
@@ -28,13 +29,13 @@ class Sink:
     limit: int
     callback: Callback | None = None
     truncated: bool = False
-    kept: bytearray = field(factory=bytearray)
+    kept: BytesIO = field(factory=BytesIO)      # what it holds needs no copy to be had as bytes
 
     async def drain(self) -> None:
         """Take all that has come so far."""
         while piece := self.output.take():
-            room = self.limit - len(self.kept)
-            self.kept += piece[:room]
+            room = self.limit - self.kept.tell()
+            self.kept.write(piece[:room])
             self.truncated |= len(piece) > room
             if self.callback is not None and inspect.isawaitable(told := self.callback(piece)):
                 await told
@@ -77,8 +78,8 @@ class Collector:
             exit_code=self.process.returncode,
             reason=reason,
             signal=(exited.signal or None) if exited else None,
-            stdout_bytes=bytes(self.stdout.kept),
-            stderr_bytes=bytes(self.stderr.kept),
+            stdout_bytes=self.stdout.kept.getvalue(),
+            stderr_bytes=self.stderr.kept.getvalue(),
             truncated=self.stdout.truncated or self.stderr.truncated,
             oom_kills=exited.oom_kills if exited else 0,
             error=error,

@@ -6,12 +6,10 @@ import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from pykata.agent.v1 import ProcessTool
 from pykata.errors import AgentProtocolError
 from pykata.files.failures import error
-from pykata.files.pack import PIECE
 from pykata.files.paths import text
 from pykata.files.tool import tool
 from pykata.files.transfer import Place, place_for, received
@@ -53,21 +51,21 @@ async def export(running: Running, container: str, target: Path, max_size: int) 
         await process.begin(Request(changes=Changes(bulk=True)), ROOT)
         await process.done()
         process.idle = False
-        return await received(process, lambda file: _store(file, place, max_size), target)
+        return await received(process, lambda pieces: _store(pieces, place, max_size), target)
 
 
-def _store(file: IO[bytes], place: Place, max_size: int) -> str:
+def _store(pieces: Iterator[bytes], place: Place, max_size: int) -> str:
     digest = hashlib.sha256()
     with place.create() as out:
-        for piece in _bounded(file, max_size):
+        for piece in _bounded(pieces, max_size):
             digest.update(piece)
             out.write(piece)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _bounded(file: IO[bytes], max_size: int) -> Iterator[bytes]:
+def _bounded(pieces: Iterator[bytes], max_size: int) -> Iterator[bytes]:
     size = 0
-    while piece := file.read(PIECE):
+    for piece in pieces:
         size += len(piece)
         if size > max_size:
             raise error(errno.EFBIG, "export the changes of", ROOT, hint=f"more than {max_size} bytes: raise max_size=")

@@ -1,7 +1,7 @@
 """Trees of files between the host and a container, as tars on their way and unpacked at their end.
 
-Host files are read and written in a thread, at the other end of a pipe. Whatever ends the transfer closes our end, and
-that ends the thread; we never leave before it has ended.
+Host files are read in a thread at the other end of a pipe, and written in one that is handed the pieces. Whatever ends
+the transfer ends what the thread gets or may write, and that ends the thread; we never leave before it has ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar, cast
@@ -22,11 +22,12 @@ from attrs import define
 from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingError, HostError
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
+from pykata.files.handover import Handover
 from pykata.files.pack import PIECE, write_file, write_tree
 from pykata.files.session import Session
 from pykata.files.tool import Tool
 from pykata.files.values import Transfer
-from pykata.host import PipeReader, PipeWriter, finish
+from pykata.host import PipeReader, finish
 
 PIPE_SIZE = 1024 * 1024
 
@@ -89,7 +90,7 @@ async def download(session: Session, path: bytes, target: Path, bounds: Bounds) 
         await tool.done()
         tool.idle = False
         extractor = Extractor(place.top, bounds, place.passing, place.made)
-        return await received(tool, lambda file: extractor.extract(iter(lambda: file.read(PIECE), b"")), target)
+        return await received(tool, extractor.extract, target)
 
 
 @asynccontextmanager
@@ -124,25 +125,25 @@ async def _sent(
     return _result(work, source)
 
 
-async def received(tool: Tool, take: Callable[[IO[bytes]], T], target: Path) -> T:
+async def received(tool: Tool, take: Callable[[Iterator[bytes]], T], target: Path) -> T:
     """Pass on to a thread what a tool sends; returns what ``take`` makes of it there.
 
     A failure of the guest is raised even if ``take`` found nothing wrong; what it made must then be worth nothing.
     """
-    reader, writer = _pipe()
-    pipe = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
+    pieces = Handover()
 
     def taken() -> T:
-        with os.fdopen(reader, "rb", buffering=0) as file:
-            return take(cast(IO[bytes], file))
+        try:
+            return take(iter(pieces))
+        finally:
+            pieces.refuse()
 
     work = _in_thread(taken)
     try:
-        with suppress(anyio.BrokenResourceError):       # the thread has refused it, and says why
-            while piece := await tool.data():
-                await pipe.send(piece)
+        while (piece := await tool.data()) and await pieces.put(piece):
+            pass                    # the thread that takes no more says why
     finally:
-        pipe.close()                # the thread, if it isn't done, finds the archive cut off
+        pieces.end()                # the thread, if it isn't done, finds the archive cut off
         await finish(_ended(work))
         work.exception()
     return _result(work, target)
