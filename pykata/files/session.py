@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 
-from pykata.files.tool import Tool, tool
+from pykata.errors import AgentProtocolError
+from pykata.files.tool import LostError, Tool, tool
 from pykata.files.v1 import Attributes, Request, Response
 from pykata.host import finish
 from pykata.running import Running
@@ -30,17 +31,26 @@ class Session:
         self._tool: Tool | None = None
 
     async def ask(self, request: Request, path: bytes) -> Response:
-        """An operation with one answer. Raises :class:`FileError`."""
-        async with self._ready() as shared:
-            return await shared.ask(request, path)
+        """An operation that changes nothing, with one answer. Raises :class:`FileError`.
+
+        The container may kill the process at any time; then another one is asked, once. What changes something isn't
+        asked for again, since nobody knows whether it was done.
+        """
+        try:
+            return await self._asked(request, path)
+        except LostError:
+            return await self._asked(request, path)
 
     async def attributes(self, request: Request, path: bytes) -> Attributes:
-        """An operation that is answered with a file's attributes."""
+        """An operation that changes nothing, and is answered with a file's attributes."""
+        response = await self.ask(request, path)
+        if response.attributes is None:
+            raise AgentProtocolError("the guest's process for files sent another answer than a file's attributes")
+        return response.attributes
+
+    async def _asked(self, request: Request, path: bytes) -> Response:
         async with self._ready() as shared:
-            response = await shared.ask(request, path)
-            if response.attributes is None:
-                shared.broken("sent another answer than a file's attributes")
-            return response.attributes
+            return await shared.ask(request, path)
 
     async def done(self, request: Request, path: bytes) -> None:
         """An operation that is only said to be done."""

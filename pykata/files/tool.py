@@ -24,6 +24,10 @@ HEAD = 4                        # bytes of a frame's length
 DEADLINE = 60.0                 # seconds in which a guest that works gives any answer
 
 
+class LostError(FileError):
+    """The process ended before it answered: what it was asked for may have been done."""
+
+
 class Tool:
     """One such process. At most one task may use it at a time. Made by :func:`tool`."""
 
@@ -186,12 +190,12 @@ class Tool:
                 sent = await self._stream.send_some(view)
             view = view[sent:]
 
-    def _lost(self) -> FileError:
+    def _lost(self) -> LostError:
         end = self._exited
         how = "ended" if end is None or not end.signal else f"was killed by signal {end.signal}"
         if end is not None and end.oom_killed:
             how = "was killed: the container has no memory left"
-        return FileError(
+        return LostError(
             f"the process that works on the container's files {how}", errno=errno.EIO, strerror="cut off",
             filename=self._path.decode("utf-8", "surrogateescape"),
         )  # fmt: skip
