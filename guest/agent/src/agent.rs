@@ -116,9 +116,9 @@ impl Agent {
         }
     }
 
-    pub fn end_setup(&self, ready: Option<Ready>) {
+    pub fn end_setup(&self, ready: Option<Arc<Ready>>) {
         self.state().setup = match ready {
-            Some(ready) => Setup::Done(Arc::new(ready)),
+            Some(ready) => Setup::Done(ready),
             None => Setup::None,
         };
     }

@@ -50,7 +50,7 @@ pub enum BootError {
 
 /// The whole life of PID 1. It ends only in failure; the kernel then panics, and the VM with it.
 pub fn pid1() -> i32 {
-    let kernel_ns = sys::boottime_ns();
+    let kernel_ns = sys::now_ns(libc::CLOCK_BOOTTIME);
     if rustix::process::getpid() != rustix::process::Pid::INIT {
         let _ = rustix::io::write(rustix::stdio::stderr(), b"pykata-agent runs as PID 1 of a pykata guest only\n");
         return 2;
@@ -84,7 +84,7 @@ async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> 
     let cmdline = std::fs::read_to_string("/proc/cmdline").step("read", "/proc/cmdline")?;
     let signals = reaper::child_signals()?;
     let endpoint = Endpoint::open(&cmdline).await?;
-    guest.agent_ns = sys::boottime_ns();
+    guest.agent_ns = sys::now_ns(libc::CLOCK_BOOTTIME);
     log!("serving after {} us", (guest.agent_ns - guest.kernel_ns) / 1000);
     let agent = Arc::new(Agent::new(guest, Slots::new().step("map", "slots")?));
     let reaping = agent.clone();
@@ -194,11 +194,19 @@ fn protect() -> Result<(), Failed> {
     sys::keep_heap();
     let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
     setrlimit(Resource::Nofile, files).step("setrlimit", "files")?;
-    std::fs::write("/proc/sys/kernel/threads-max", MAX_TASKS.to_string()).step("write", "threads-max")?;
-    // As every distribution has it: nobody is led astray by another user's links in /tmp.
-    for name in ["protected_symlinks", "protected_hardlinks"] {
-        std::fs::write(format!("/proc/sys/fs/{name}"), "1").step("write", name)?;
-    }
     // Half of what threads-max was at the kernel's start, by user: containers are limited by their cgroups instead.
     setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).step("setrlimit", "processes")
+}
+
+/// What the kernel shall keep to once there are containers.
+pub fn set_sysctls() -> Result<(), Failed> {
+    sysctl("kernel/threads-max", &MAX_TASKS.to_string())?;
+    // As every distribution has it: nobody is led astray by another user's links in /tmp.
+    sysctl("fs/protected_symlinks", "1")?;
+    sysctl("fs/protected_hardlinks", "1")
+}
+
+fn sysctl(name: &str, value: &str) -> Result<(), Failed> {
+    let file = rustix::fs::open(format!("/proc/sys/{name}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    rustix::io::write(file.step("open", name)?, value.as_bytes()).step("write", name).map(drop)
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -275,8 +276,16 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
     }
 }
 
-/// Nanoseconds of `CLOCK_BOOTTIME`.
-pub fn boottime_ns() -> i64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+/// What a clock shows, by the C library: rustix would look up the vDSO for itself, code that a guest executes for this alone.
+pub fn time_of(clock: libc::clockid_t) -> Timespec {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec to the pointer.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    Timespec { tv_sec: now.tv_sec, tv_nsec: now.tv_nsec }
+}
+
+/// The same in nanoseconds.
+pub fn now_ns(clock: libc::clockid_t) -> i64 {
+    let now = time_of(clock);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }

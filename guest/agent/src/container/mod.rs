@@ -118,6 +118,7 @@ pub async fn prepare(mut request: proto::CreateContainerRequest) -> Result<Prepa
 pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, Status> {
     let ready = agent.ready()?;
     let Prepared { config, lowers, mounted, .. } = prepared;
+    ready.complete()?;
     agent.guest.cgroups.follow_memory()?;
     rootfs::make_lower_dirs(lowers.len() + config.rootfs.data.len())?;
     let cgroup = agent.guest.cgroups.cgroup.child(&config.id)?;

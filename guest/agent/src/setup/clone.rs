@@ -1,14 +1,14 @@
 //! The Clone call: makes a guest that goes on from a saved one another guest.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
-use rustix::time::{ClockId, clock_gettime};
 use tonic::Status;
 
 use super::names::{self, Names};
-use super::{Ready, clock, entropy, identity};
+use super::{clock, entropy, identity};
 use crate::agent::Agent;
 use crate::container::{Container, inside};
 use crate::errno::{Failed, Step};
@@ -44,7 +44,7 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     if is_another {
         let names = ready.names.of_another(&request.hostname, identity::machine_id_of(id)?);
         rename(agent, &ready.names, &names)?;
-        agent.end_setup(Some(Ready { names, disks: ready.disks.clone() }));
+        agent.end_setup(Some(Arc::new(ready.of_another(names))));
         identity::set_generation(generation)?; // who sees this change finds the rest changed
     }
     if request.signal != 0 {
@@ -53,8 +53,7 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     if is_another {
         agent.go_first(false)?;
     }
-    let now = clock_gettime(ClockId::Realtime);
-    Ok(proto::CloneResponse { generation, unix_time_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec })
+    Ok(proto::CloneResponse { generation, unix_time_ns: sys::now_ns(libc::CLOCK_REALTIME) })
 }
 
 fn rename(agent: &Agent, old: &Names, new: &Names) -> Result<(), Failed> {

@@ -10,11 +10,14 @@ mod netlink;
 pub mod served;
 mod volumes;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tonic::Status;
 
 use crate::agent::Agent;
+use crate::boot;
+use crate::errno::Failed;
+use crate::log;
 use crate::proto;
 use crate::stats::Memory;
 use crate::sys;
@@ -25,7 +28,45 @@ use names::Names;
 pub struct Ready {
     pub names: Names,
     pub disks: Arc<volumes::Disks>,
+    rest: Arc<Rest>,
 }
+
+/// What nobody needs before there is a container: it is done while the host gets the first one ready, which would find the
+/// guest idle, or when that comes, if it was faster.
+#[derive(Default)]
+struct Rest(Mutex<bool>);
+
+impl Ready {
+    /// The same with other names.
+    fn of_another(&self, names: Names) -> Self {
+        Self { names, disks: self.disks.clone(), rest: self.rest.clone() }
+    }
+
+    /// Has the rest done.
+    pub fn complete(&self) -> Result<(), Failed> {
+        let mut done = self.rest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*done {
+            net::loopback_up()?;
+            boot::set_sysctls()?;
+            *done = true;
+        }
+        Ok(())
+    }
+
+    /// Does it as soon as nobody else has anything to do. Without success it is tried again for the first container, which
+    /// is told of the failure.
+    async fn complete_later(self: Arc<Self>) {
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+        }
+        if let Err(failed) = self.complete() {
+            log!("setup: {failed}");
+        }
+    }
+}
+
+/// So often others have their turn before the rest is begun: the answer goes through several tasks on its way to the host.
+const TURNS: usize = 8;
 
 /// A request that has been checked as a whole, before anything was changed.
 struct Plan {
@@ -58,22 +99,25 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     names::set_hostname(&request.hostname)?;
     identity::set_generation(0)?;
     let names = plan.names.of_another("", identity::machine_id()?);
-    net::apply(&plan.interfaces).await?;
+    if !plan.interfaces.is_empty() {
+        net::apply(&plan.interfaces).await?;
+    }
     let disks = Arc::new(volumes::mount_all(plan.volumes).await?);
-    Ok(Ready { names, disks })
+    Ok(Ready { names, disks, rest: Arc::default() })
 }
 
 /// The call itself: once, and again only if it failed.
 pub async fn call(agent: &Agent, request: proto::SetupRequest) -> Result<proto::SetupResponse, Status> {
     agent.begin_setup()?;
     let ready = match apply(request).await {
-        Ok(ready) => ready,
+        Ok(ready) => Arc::new(ready),
         Err(status) => {
             agent.end_setup(None);
             return Err(status);
         }
     };
-    agent.end_setup(Some(ready));
+    agent.end_setup(Some(ready.clone()));
+    tokio::spawn(ready.complete_later());
     let memory = Memory::read()?;
     Ok(proto::SetupResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,6 +126,6 @@ pub async fn call(agent: &Agent, request: proto::SetupRequest) -> Result<proto::
         agent_ns: agent.guest.agent_ns,
         memory_total: memory.total,
         memory_available: memory.available,
-        now_ns: sys::boottime_ns(),
+        now_ns: sys::now_ns(libc::CLOCK_BOOTTIME),
     })
 }

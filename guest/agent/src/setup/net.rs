@@ -145,9 +145,6 @@ fn parse_mac(field: &'static str, text: &str) -> Result<[u8; 6], Invalid> {
 /// Sets up the loopback and all interfaces, waiting for those that aren't there yet.
 pub async fn apply(interfaces: &[Interface]) -> Result<(), NetError> {
     loopback_up()?;
-    if interfaces.is_empty() {
-        return Ok(());
-    }
     let netlink = Netlink::open().step("socket", "netlink")?;
     let mut found = Vec::with_capacity(interfaces.len());
     for interface in interfaces {

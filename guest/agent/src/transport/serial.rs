@@ -1,7 +1,6 @@
 //! A virtio-serial port, found by its name.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +16,8 @@ use crate::{sys, uevent};
 
 const NAME: &str = "pykata.agent.0";
 const PORTS: &str = "/sys/class/virtio-ports";
+/// A port is numbered like its virtio device.
+const USUAL: usize = 9;
 
 pub struct Port {
     device: PathBuf,
@@ -50,21 +51,21 @@ impl Port {
     }
 }
 
-/// The device of the port with our name.
+/// The device of the port with our name. Those that most guests have are asked first, by their names: to read a directory
+/// takes code that a guest needs for nothing else on its way to the first container.
 fn look(ports: &Path) -> Option<PathBuf> {
-    for entry in fs::read_dir(ports).ok()?.flatten() {
-        match fs::read_to_string(entry.path().join("name")) {
-            Ok(name) if name.trim_end() == NAME => {
-                let device = Path::new("/dev").join(entry.file_name());
-                return device.exists().then_some(device);
-            }
-            Ok(_) => {}
-            // The name comes in a message after the port itself, and is announced by an event of its own.
-            Err(err) if err.kind() == ErrorKind::NotFound => {}
-            Err(_) => {}
-        }
-    }
-    None
+    let usual = (0..USUAL).map(|number| format!("vport{number}p1"));
+    let found = usual.into_iter().find(|port| is_ours(ports, port)).or_else(|| {
+        let all = fs::read_dir(ports).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        all.into_iter().find(|port| is_ours(ports, port))
+    })?;
+    let device = Path::new("/dev").join(found);
+    device.exists().then_some(device)
+}
+
+/// The name comes in a message after the port itself, and is announced by an event of its own.
+fn is_ours(ports: &Path, port: &str) -> bool {
+    fs::read_to_string(ports.join(port).join("name")).is_ok_and(|name| name.trim_end() == NAME)
 }
 
 /// A port says HUP for as long as the host has not opened its side. tokio takes a HUP as final, so the port is watched

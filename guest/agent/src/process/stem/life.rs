@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
 };
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 
 use super::super::lookup::{Command, NotExecuted};
 use super::super::orders::{self, Orders};
@@ -30,7 +30,7 @@ const FILES: [&CStr; 2] = [c"/etc/passwd", c"/etc/group"];
 
 /// Becomes a stem: what each process of this kind becomes, up to its streams.
 pub fn run(container: &Container, kind: &Kind, socket: OwnedFd, told: &Told) -> ! {
-    let began = clock_gettime(ClockId::RealtimeCoarse);
+    let began = sys::time_of(libc::CLOCK_REALTIME_COARSE);
     if sys::setns(container.pidfd(), libc::CLONE_NEWPID).is_err() {
         sys::exit_now(1);
     }
