@@ -22,7 +22,9 @@ impl Disks {
     /// Writes what is only in memory: nobody unmounts them before the machine ends.
     pub fn sync(&self) {
         for disk in &self.0 {
-            if let Err(errno) = rustix::fs::syncfs(disk) {
+            // The first makes the journal whole, and then writes what is in it to its place. Only the second has the
+            // disk keep that: who mounts it without the journal sees nothing else.
+            if let Err(errno) = rustix::fs::syncfs(disk).and_then(|()| rustix::fs::syncfs(disk)) {
                 log!("a volume isn't written: {errno}");
             }
         }
