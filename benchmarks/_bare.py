@@ -15,7 +15,7 @@ from pykata.hypervisors.qemu import aio
 from pykata.hypervisors.qemu.accel import tsc_khz
 
 QEMU = Path(shutil.which("qemu-system-x86_64") or "qemu-system-x86_64")
-VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+VIRTIOFSD = os.environ.get("PYKATA_VIRTIOFSD", "/usr/lib/qemu/virtiofsd")
 MOUNTS = {
     "disk": "mount -t ext4 /dev/vda /m",
     "virtio-fs": "mount -t virtiofs fs /m",
@@ -57,9 +57,9 @@ async def run(way: str, place: Path, work: str, folder: Path, memory: int = 512)
 
 
 async def _daemon(way: str, place: Path, folder: Path) -> asyncio.subprocess.Process:
-    cache = ["cache=always", "-o", "writeback"] if "always" in way else ["cache=auto"]
+    cache = "cache=always,writeback" if "always" in way else "cache=auto"
     process = await asyncio.create_subprocess_exec(
-        VIRTIOFSD, "-f", f"--socket-path={folder}/bare.sock", "-o", f"source={place}", "-o", *cache, "-o", "xattr",
+        VIRTIOFSD, "-f", f"--socket-path={folder}/bare.sock", "-o", f"source={place},{cache},xattr",
         stderr=asyncio.subprocess.DEVNULL)
     while not (folder / "bare.sock").exists():      # noqa: ASYNC110  it says nothing when it listens
         await asyncio.sleep(0.01)
