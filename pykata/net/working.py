@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,7 @@ async def working(run_dir: Path) -> Working:
     why = _privileged()
     found |= dict.fromkeys(PRIVILEGED, why)
     found["policy"] = _lacks("nft", "nftables")
+    found["ping with user"] = _no_ping()
     return Working(found, via)
 
 
@@ -46,6 +48,15 @@ def _privileged() -> str:
     except HostError as error:
         return error.message
     return "" if os.access(TUN, os.R_OK | os.W_OK) else f"{TUN} can't be opened"
+
+
+def _no_ping() -> str:
+    """Why a guest's ping gets no answer by a program without privileges, which is no error but silence (icmp(7))."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP):
+            return ""
+    except OSError:
+        return "the host doesn't allow it to this user's group: sysctl -w net.ipv4.ping_group_range='0 2147483647'"
 
 
 def _lacks(tool: str, package: str) -> str:

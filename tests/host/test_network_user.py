@@ -24,7 +24,7 @@ from pykata import (
     ToolTooOldError,
     UserNetwork,
 )
-from pykata.net import rootless
+from pykata.net import netns, rootless
 from pykata.net.base import Wanted
 from pykata.net.policy.rules import policy_of
 from pykata.net.ports import parse_ports
@@ -69,6 +69,17 @@ async def test_what_works_is_found_by_doing_it(tmp_path: Path) -> None:
     found = await working(tmp_path)
     assert found.lacks["none"] == found.lacks["user"] == found.lacks["tcfilter"] == ""
     assert found.via == "slirp4netns"
+
+
+async def test_whether_a_guest_may_ping_is_said(tmp_path: Path) -> None:
+    setting = Path("/proc/sys/net/ipv4/ping_group_range")
+    async with netns.made() as made:
+        with netns.inside(made):
+            for groups, said in (("1 0", "sysctl -w net.ipv4.ping_group_range="), ("0 2147483647", "")):
+                setting.write_text(groups)  # noqa: ASYNC240 - of this thread's namespace
+                lacks = (await working(tmp_path)).lacks["ping with user"]
+                assert said in lacks
+                assert bool(lacks) == bool(said)
 
 
 async def test_a_program_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
