@@ -41,10 +41,13 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 async def interleaved(rounds: int, *samples: Sample) -> list[list[float]]:
-    """Measure each in turn, ``rounds`` times: what else the machine does then hits all of them alike."""
+    """Measure each in turn, ``rounds`` times: what else the machine does then hits all of them alike.
+
+    Every other round goes backwards, so that none always comes after the same.
+    """
     values: list[list[float]] = [[] for _ in samples]
-    for _ in range(rounds):
-        for into, sample in zip(values, samples, strict=True):
+    for number in range(rounds):
+        for into, sample in list(zip(values, samples, strict=True))[:: -1 if number % 2 else 1]:
             into.append(await sample())
     return values
 

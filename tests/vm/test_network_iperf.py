@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.net import KINDS, end_of, make_image
+from benchmarks.net import end_of, make_image
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["tcfilter", "macvtap", "bridge"])
 async def test_data_passes_both_ways(kind: str) -> None:
     await make_image()
     async with end_of(kind, by_hand=False) as end:
