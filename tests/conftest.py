@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,9 @@ def _forbidden(why: object) -> bool:
 
 # --- what a failing test shows ---
 
-MACHINES = pytest.StashKey[list[Any]]()
+MACHINES = pytest.StashKey[deque[Any]]()
+LAST_MACHINES = 16
+"""So many of a test's machines are in its report: one of a thousand would keep a lot."""
 
 
 def _of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
@@ -127,7 +130,7 @@ def _of_error(error: BaseException | None) -> Iterator[tuple[str, str]]:
 
 
 def _of_machines(item: pytest.Item) -> Iterator[tuple[str, str]]:
-    machines: list[Any] = item.stash.get(MACHINES, [])
+    machines = item.stash.get(MACHINES, deque[Any]())
     for number, running in enumerate(machines, 1):
         yield f"console of virtual machine {number}", running.vm.console()
         yield f"timeline of virtual machine {number}", str(running.timings)
@@ -144,7 +147,7 @@ def virtual_machine(
     import pykata.sandbox
 
     monkeypatch.setenv("PYKATA_BUNDLE", str(request.getfixturevalue("bundle").path))
-    machines: list[Any] = []
+    machines: deque[Any] = deque(maxlen=LAST_MACHINES)
     request.node.stash[MACHINES] = machines
     boot = pykata.boot.boot
 
@@ -158,7 +161,7 @@ def virtual_machine(
 class _Recorded:
     """A boot whose machine is remembered."""
 
-    def __init__(self, inner: Any, machines: list[Any]) -> None:
+    def __init__(self, inner: Any, machines: deque[Any]) -> None:
         self._inner = inner
         self._machines = machines
 

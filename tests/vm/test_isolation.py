@@ -87,6 +87,10 @@ async def test_root_in_a_container_may_not(sb: Sandbox, script: str) -> None:
     assert done.reason in ("exit", "signal"), "and the guest lives"
 
 
+async def test_an_idle_kernel_does_not_look_after_itself(sb: Sandbox) -> None:
+    assert (await out(sb, "cd /proc/sys/vm; cat compaction_proactiveness stat_interval")).split() == ["0", "60"]
+
+
 async def test_no_process_of_the_guest_is_seen(sb: Sandbox) -> None:
     seen = (await out(sb, "for p in /proc/[0-9]*; do cat $p/comm; done")).split()
     assert set(seen) <= {"cat", "init", "sh"}

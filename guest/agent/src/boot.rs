@@ -201,6 +201,10 @@ fn protect() -> Result<(), Failed> {
 /// What the kernel shall keep to once there are containers.
 pub fn set_sysctls() -> Result<(), Failed> {
     sysctl("kernel/threads-max", &MAX_TASKS.to_string())?;
+    // Else the kernel looks twice a second whether memory is fragmented, and each second whether its counters can be summed
+    // up. An idle guest should sleep, and one that goes on from a saved one has something else to do first.
+    sysctl("vm/compaction_proactiveness", "0")?;
+    sysctl("vm/stat_interval", "60")?;
     // As every distribution has it: nobody is led astray by another user's links in /tmp.
     sysctl("fs/protected_symlinks", "1")?;
     sysctl("fs/protected_hardlinks", "1")
