@@ -30,6 +30,7 @@ from pykata.running import DEATH_NOTICE, Running
 from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
 from pykata.transport import connect
 from pykata.volumes import FsspecVolume
+from pykata.waiting import expecting
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -60,6 +61,8 @@ async def boot(options: Options) -> AsyncIterator[Running]:
     check_isolation(options)
     async with AsyncExitStack() as stack:
         running = await _started(stack, begun)
+        if not options.bare:
+            await stack.enter_async_context(expecting(running))
         try:
             yield running
         finally:

@@ -25,6 +25,7 @@ from pykata.spec import Image, PullPolicy, Terminal
 
 if TYPE_CHECKING:
     from pykata.agent.v1 import Start
+    from pykata.rootfs import Prepared
 
 KEPT_LOG = 64 * 1024
 """Bytes of the output of a background process that are kept at most: agent.proto."""
@@ -224,16 +225,18 @@ def saved_container(running: Running, identity: str, image: Image, *, fresh: boo
 
 
 @asynccontextmanager
-async def fresh_container(running: Running, image: str) -> AsyncIterator[None]:
-    """A container for whoever goes on from this sandbox: nothing has run in it, and a process waits for its command."""
+async def fresh_container(running: Running, rootfs: Prepared) -> AsyncIterator[None]:
+    """A container that nothing has run in, and in which a process waits for a command."""
     from pykata.requests import container_request
-    from pykata.rootfs import prepared
 
-    async with prepared(running, image) as rootfs, _removed(running, running.new_id("c")) as identity:
-        async with running.explained():
-            await running.agent.create_container(container_request(running, identity, rootfs, for_others=True))
+    async with _removed(running, running.new_id("c")) as identity:
         running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
-        yield
+        try:
+            async with running.explained():
+                await running.agent.create_container(container_request(running, identity, rootfs, waits=True))
+            yield
+        finally:
+            running.containers.pop(identity, None)
 
 
 def inherited(running: Running) -> list[Container]:
@@ -261,6 +264,8 @@ async def single_process(
         async with started(running, start) as process:
             yield process
         own.is_gone = process.ended     # the agent ends such a call well when it has removed the container
+    if running.waiting is not None:
+        running.waiting.ran(rootfs.image)
 
 
 @asynccontextmanager
@@ -307,7 +312,7 @@ class _Own:
 
 @asynccontextmanager
 async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[_Own]:
-    fresh = running.take_fresh(image)
+    fresh = await running.take_fresh(image)
     own = _Own(fresh or running.new_id("c"), fresh is not None)
     try:
         yield own

@@ -19,6 +19,7 @@ from pykata.container import fresh_container
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.host import finish
 from pykata.options import check_count
+from pykata.rootfs import prepared
 from pykata.sandbox import Sandbox
 from pykata.templates import Template
 
@@ -229,7 +230,8 @@ class Pool:
         """So many containers of the template's image that nothing has run in."""
         running = sandbox._open
         for _ in range(count - sum(one.fresh for one in running.containers.values())):
-            await sandbox._stack.enter_async_context(fresh_container(running, self._template.image))
+            rootfs = await sandbox._stack.enter_async_context(prepared(running, self._template.image))
+            await sandbox._stack.enter_async_context(fresh_container(running, rootfs))
 
     async def _tell(self, error: Exception) -> None:
         """A start failed: who has waited longest is told. If nobody waits, the next attempt does."""

@@ -56,15 +56,15 @@ def mount_message(mount: Mount, serials: Mapping[str, str]) -> v1.Mount:
 
 
 def container_request(
-    running: Running, container: str, rootfs: Prepared, *, for_others: bool = False
+    running: Running, container: str, rootfs: Prepared, *, waits: bool = False
 ) -> v1.CreateContainerRequest:
     """A container on a plugged root filesystem.
 
-    One that is made ``for_others`` has nothing of this sandbox's own in it, and a process that waits for its command.
+    In one that ``waits``, a process waits for its command.
     """
     options = running.options
     config = rootfs.image.config
-    env = {"PATH": DEFAULT_PATH, **config.env, **({} if for_others else options.env)}
+    env = {"PATH": DEFAULT_PATH, **config.env, **options.env}
     return v1.CreateContainerRequest(
         id=container,
         rootfs=v1.Rootfs(
@@ -78,7 +78,7 @@ def container_request(
             memory_limit=running.memory_limit,
             volumes=[v1.Volume(**asdict(place)) for place in places(options.volumes)],
         ),
-        waiting=v1.Process(id="waiting", user=rootfs.image.config.user) if for_others else None,
+        waiting=v1.Process(id="waiting", user=rootfs.image.config.user) if waits else None,
     )  # fmt: skip
 
 

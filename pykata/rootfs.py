@@ -32,7 +32,14 @@ async def prepared(running: Running, reference: str, pull: PullPolicy | None = N
     ``pull`` None is as the sandbox has it.
     """
     image = await found(running.options, running.bundle, reference, pull)
-    running.uses(image)
+    await running.uses(image)
+    async with plugged(running, image) as prepared:
+        yield prepared
+
+
+@asynccontextmanager
+async def plugged(running: Running, image: Image) -> AsyncIterator[Prepared]:
+    """The same of an image that was found."""
     async with AsyncExitStack() as stack:
         attachment = await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
         serials = {

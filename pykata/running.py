@@ -23,6 +23,7 @@ from pykata.spec import Disk, Image, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
+    from pykata.waiting import Waiting
 
 DEATH_NOTICE = 5.0
 """Seconds between the end of the agent's connection and the end of the VMM: a panicking kernel still writes why."""
@@ -60,6 +61,10 @@ class Running:
     """Of a container among them, that a template's setup has set up."""
     on_first_image: Callable[[Image], None] | None = None
     """Told which image is the first that is used."""
+    waiting: Waiting | None = None
+    """For the next run of an image that is run again and again."""
+    making: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
+    """Held while a container is made that nobody waits for: nothing else shall find it half made."""
     namespace: str = ""
     """In each id, so that several processes can use one sandbox."""
     _numbers: count[int] = field(factory=lambda: count(1))
@@ -84,15 +89,25 @@ class Running:
         if self.broken is not None:
             raise self.broken.with_traceback(None)      # else each raise makes the traceback longer
 
-    def take_fresh(self, image: Image) -> str | None:
-        """The id of a container of this very image in which nothing has run yet, if there is one: the caller's now."""
+    def fresh(self, image: Image) -> str | None:
+        """The id of a container of this very image in which nothing has run yet, if there is one."""
         for one in self.containers.values():
             if one.fresh and (one.digest, one.config, one.disk) == (image.digest, image.config, self.options.disk):
-                return self.containers.pop(one.id).id
+                return one.id
         return None
 
-    def uses(self, image: Image) -> None:
+    async def take_fresh(self, image: Image) -> str | None:
+        """The same; it is the caller's now. One that is just being made is waited for."""
+        async with self.making:
+            found = self.fresh(image)
+            if found is not None:
+                del self.containers[found]
+            return found
+
+    async def uses(self, image: Image) -> None:
         """A container of this image is about to be made."""
+        if self.waiting is not None:
+            await self.waiting.makes_room(image)
         if self.on_first_image is not None:
             tell, self.on_first_image = self.on_first_image, None
             tell(image)

@@ -423,7 +423,9 @@ class Sandbox:
 
     async def pause(self) -> None:
         """Stop the guest's CPUs and timers. It takes no CPU time until :meth:`resume`, and no call gets an answer."""
-        await self._open.vm.pause()
+        running = self._open
+        async with running.making:
+            await running.vm.pause()
 
     async def resume(self) -> None:
         """Go on after :meth:`pause`, with the right time."""

@@ -41,13 +41,15 @@ async def as_it_is(running: Running, start: Start, *, signal: int = 0) -> AsyncI
         raise ConfigError("this sandbox can't be saved",
                           hint="it takes emulation, an agent on a serial port, and no network or directory of the host")
     async with AsyncExitStack() as stack:
-        try:
-            async with running.explained():
-                await running.agent.hold(True)
-            vm = await stack.enter_async_context(running.vm.saved())
-        finally:
-            await finish(_let_go(running))
-        yield origin(running, vm, start, running.agent.greeting, signal=signal)
+        async with running.making:
+            try:
+                async with running.explained():
+                    await running.agent.hold(True)
+                vm = await stack.enter_async_context(running.vm.saved())
+            finally:
+                await finish(_let_go(running))
+            found = origin(running, vm, start, running.agent.greeting, signal=signal)
+        yield found
 
 
 async def _let_go(running: Running) -> None:

@@ -125,6 +125,8 @@ async def bare_with(options: Options, bare: Origin, image: str) -> AsyncIterator
 @asynccontextmanager
 async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator[None]:
     """A container in which a process waits for its first command; ``warm``, after another one of its image was used."""
+    from pykata.rootfs import prepared
+
     async with AsyncExitStack() as stack:
         async with AsyncExitStack() as used:
             if warm:
@@ -132,7 +134,8 @@ async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator
                 # In a container of its own: nothing shall have run in the one that waits.
                 other = await used.enter_async_context(kept_container(running, image))
                 await other.shell(":")      # an image may have none
-            await stack.enter_async_context(fresh_container(running, image))
+            rootfs = await stack.enter_async_context(prepared(running, image))
+            await stack.enter_async_context(fresh_container(running, rootfs))
         yield
 
 

@@ -119,7 +119,7 @@ async def test_the_guide_to_templates(capsys: pytest.CaptureFixture[str]) -> Non
     assert said[0] in ("boot\na fresh container", "template\na fresh container")
     assert said[1] == "model"
     assert said[2].startswith("pykata-")
-    assert said[3:] == ["work", "work", ""]
+    assert said[3:] == ["at once", "work", "work", ""]
 
 
 @pytest.mark.vm

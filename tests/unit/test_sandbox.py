@@ -443,9 +443,10 @@ async def test_check_tells_what_it_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_check_reports_what_fails_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("PYKATA_BUNDLE", str(tmp_path / "nowhere"))
-    monkeypatch.setenv("PYKATA_RUN", str(tmp_path / "file" / "run"))
-    report = await pykata.check(FakeHypervisor())
+    with monkeypatch.context() as patch:        # undone before the bundle of fakes is
+        patch.setenv("PYKATA_BUNDLE", str(tmp_path / "nowhere"))
+        patch.setenv("PYKATA_RUN", str(tmp_path / "file" / "run"))
+        report = await pykata.check(FakeHypervisor())
     by_name = {item.name: item for item in report.items}
     assert not report.ok
     assert not by_name["directories"].ok
