@@ -64,9 +64,11 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
                 if bare is not None:
                     await first_image.prepare(with_image, begun.options, record, bare)
     for folder in folders:
-        origin = await stack.enter_async_context(template_cache.loaded(folder))
-        if origin is None:
-            continue
+        async with AsyncExitStack() as using:
+            origin = await using.enter_async_context(template_cache.loaded(folder))
+            if origin is None:
+                continue        # and what others load from there isn't held by us
+            stack.push_async_exit(using.pop_all())
         try:
             return await _attempt(stack, begun, origin)
         except BootTimeoutError:

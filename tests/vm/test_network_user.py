@@ -18,6 +18,7 @@ import pytest
 from pykata import Network, Rate, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from tests.outside import Outside, got, outside
+from tests.vm.conftest import shared
 
 BUSYBOX = "builtin:busybox"
 NAMES = {"db.example": "192.0.2.77", "web.corp.example": "192.0.2.78"}
@@ -43,10 +44,8 @@ async def sb(bundle: Bundle, beyond: Outside, anyio_backend: str) -> AsyncIterat
         UserNetwork(ipv6=True), ports=["80", "[::1]:0:80"], dns=[beyond.address], search=["corp.example"],
         hosts={"db_1": "10.0.0.5"},
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYKATA_BUNDLE", str(bundle.path))
-        async with Sandbox(isolation="emulated", hostname="guest", network=network) as sandbox:
-            yield sandbox
+    async with shared(bundle, hostname="guest", network=network) as sandbox:
+        yield sandbox
 
 
 async def sh(sb: Sandbox, script: str) -> str:

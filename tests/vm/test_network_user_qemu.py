@@ -14,6 +14,7 @@ import pytest
 from pykata import Network, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from tests.outside import Outside, got, outside
+from tests.vm.conftest import shared
 
 BUSYBOX = "builtin:busybox"
 CONTENT = os.urandom(1 << 16) * 64
@@ -41,10 +42,8 @@ async def beyond(anyio_backend: str) -> AsyncIterator[Outside]:
 async def sb(bundle: Bundle, beyond: Outside, anyio_backend: str) -> AsyncIterator[Sandbox]:
     """A sandbox that the tests of this file use, one after the other."""
     network = Network(UserNetwork(via="qemu"), ports=[80], dns=[beyond.address])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYKATA_BUNDLE", str(bundle.path))
-        async with Sandbox(isolation="emulated", network=network) as sandbox:
-            yield sandbox
+    async with shared(bundle, network=network) as sandbox:
+        yield sandbox
 
 
 async def sh(sb: Sandbox, script: str) -> str:
