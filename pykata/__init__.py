@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from pykata.net.running import RunningNetwork
     from pykata.net.tcfilter import TCFilter
     from pykata.net.user import UserNetwork
+    from pykata.net.vhost_user import VhostUser
     from pykata.pool import Pool, PoolStats
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
@@ -231,6 +232,7 @@ __all__ = [
     "UserNetwork",
     "VMDiedError",
     "VMError",
+    "VhostUser",
     "VirtioFS",
     "VolumeInUseError",
     "build_bundle",
@@ -276,6 +278,7 @@ _HOMES = {
     "pykata.net.running": "RunningNetwork",
     "pykata.net.tcfilter": "TCFilter",
     "pykata.net.user": "UserNetwork",
+    "pykata.net.vhost_user": "VhostUser",
     "pykata.probe": "CheckItem CheckReport check",
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",

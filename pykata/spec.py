@@ -79,6 +79,21 @@ class VhostFs:
 
 
 @frozen
+class VhostNet:
+    """A virtio network device whose packets a switch moves (vhost-user).
+
+    ``place`` is a descriptor (O_PATH) of the socket to which the VMM connects, to be led to the switch. ``queues`` are
+    pairs of them. Without ``offload`` the guest makes all checksums itself, and sends no packet that has to be cut up.
+    """
+
+    tag: str
+    mac: str
+    place: int
+    queues: int = 1
+    offload: bool = True
+
+
+@frozen
 class NineP:
     """A directory that the VMM itself serves by 9p: at a path, or an open one (``descriptor``), as it is."""
 
@@ -88,7 +103,7 @@ class NineP:
     descriptor: int | None = None
 
 
-Device = Disk | Nic | VhostFs | NineP
+Device = Disk | Nic | VhostFs | VhostNet | NineP
 
 VOLUMES = "/run/pykata/volumes"
 """Where the agent mounts volumes in the guest, out of any container's sight."""

@@ -29,6 +29,7 @@ OURS = {
         "none": "pykata.net.none:NoNetwork",
         "tcfilter": "pykata.net.tcfilter:TCFilter",
         "user": "pykata.net.user:UserNetwork",
+        "vhostuser": "pykata.net.vhost_user:VhostUser",
     },
 }
 

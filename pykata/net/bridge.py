@@ -13,12 +13,13 @@ from attrs import field, frozen
 
 from pykata.errors import ConfigError, NetworkError
 from pykata.host import finish, locked
+from pykata.net.addresses import checked_addresses, checked_gateway, mac_of
 from pykata.net.base import NetworkStrategy, Wanted
 from pykata.net.guarding import guarding
 from pykata.net.leases import forget_unused, lease
 from pykata.net.netlink import Link, Netlink, netlink
 from pykata.net.netns import Netns, opened, require
-from pykata.net.owned import BRIDGE, Member, joined, mac_of, place
+from pykata.net.owned import BRIDGE, Member, joined, place
 from pykata.net.policy.enforce import Tapped
 from pykata.net.policy.resolve import servers_of_host
 from pykata.net.relay import bound, relayed
@@ -27,23 +28,6 @@ from pykata.spec import Attachment, Interface, Route
 
 GUEST = "eth0"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
-
-
-def _addresses(value: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise ConfigError(f"addresses={value!r} is not a list", hint='such as ["10.0.0.5/24"]')
-    try:
-        found = tuple(ipaddress.ip_interface(each) for each in value)
-    except ValueError as exc:
-        raise ConfigError(f"addresses={list(value)!r}: {exc}") from exc
-    return tuple(each.with_prefixlen for each in found)
-
-
-def _gateway(value: str) -> str:
-    try:
-        return str(ipaddress.ip_address(value)) if value else ""
-    except ValueError as exc:
-        raise ConfigError(f"gateway={value!r} is no address") from exc
 
 
 def _network(value: str) -> str:
@@ -89,8 +73,8 @@ class Bridge(NetworkStrategy):
     enforces: ClassVar[bool] = True
 
     bridge: str = field(default="", alias="name")
-    addresses: tuple[str, ...] = field(default=(), converter=_addresses, kw_only=True)
-    gateway: str = field(default="", converter=_gateway, kw_only=True)
+    addresses: tuple[str, ...] = field(default=(), converter=checked_addresses, kw_only=True)
+    gateway: str = field(default="", converter=checked_gateway, kw_only=True)
     netns: str | Path | None = field(default=None, kw_only=True)
     network: str = field(default="default", converter=_network, kw_only=True)
     subnet: str = field(default="", converter=_subnet, kw_only=True)

@@ -21,6 +21,7 @@ from attrs import asdict, frozen
 from pykata.errors import NetworkError, PykataError
 from pykata.host import finish, locked, run_root
 from pykata.net import nat
+from pykata.net.addresses import mac_of
 from pykata.net.leases import held, lease
 from pykata.net.netlink import Netlink, netlink
 from pykata.net.netns import Netns, inside, opened, pinned, unpin
@@ -74,12 +75,6 @@ class Plan:
     def numbers(self) -> range:
         """Of the guests; 1 is the gateway."""
         return range(2, self.network.num_addresses // 2 - 1)
-
-
-def mac_of(address: str) -> str:
-    """One that goes with the address: who has it next is found where the last one was."""
-    packed = ipaddress.ip_interface(address).packed[-4:]
-    return ":".join(f"{each:02x}" for each in (0x02, 0x70, *packed))
 
 
 @frozen

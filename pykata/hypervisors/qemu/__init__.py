@@ -99,7 +99,7 @@ class QEMU(Hypervisor):
             name="qemu",
             disk_slots=self._slots(),
             filesystems=("block", "virtiofs", "9p"),
-            networks=("none", "user", "tcfilter", "bridge", "macvtap", "cni"),
+            networks=("none", "user", "tcfilter", "bridge", "macvtap", "cni", "vhostuser"),
             templates=self._can_save(),
             max_cpus=64,        # of the guest's kernel, CONFIG_NR_CPUS
         )

@@ -16,7 +16,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from pykata.hypervisors.qemu.aio import Aio
-from pykata.spec import MIB, Accel, Disk, Nic, NineP, SerialTransport, VhostFs, VMSpec, VsockTransport
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, SerialTransport, VhostFs, VhostNet, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
@@ -39,6 +39,8 @@ ACCELS: Mapping[Accel, str] = {
     "tcg": "tcg,tb-size={}",
 }
 BUS: Mapping[Machine, str] = {"microvm": "device", "q35": "pci"}        # virtio-blk-device, virtio-blk-pci
+OFFLOADS = ("csum", "guest_csum", "gso", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo", "host_tso4", "host_tso6",
+            "host_ecn", "host_ufo")
 TRANSPORTS: Mapping[Machine, int] = {"microvm": 8, "q35": 28}           # virtio devices that fit, without ACPI
 
 
@@ -115,6 +117,7 @@ def command(
         *_disks(bus, spec, given.disks, aio),
         *_slots(bus, slots, spec.saved.slots if spec.saved else {}, given.slots, aio),
         *_nics(bus, spec),
+        *_switches(bus, spec),
         *_shares(bus, spec, given.shares),
         *_directories(bus, spec, given.directories),
     ]  # fmt: skip
@@ -224,6 +227,21 @@ def _nics(bus: str, spec: VMSpec) -> Iterator[str]:
         yield from device(f"virtio-net-{bus}", netdev=f"net{number}", mac=nic.mac, **rom)
 
 
+def _switches(bus: str, spec: VMSpec) -> Iterator[str]:
+    nics = [one for one in spec.devices if isinstance(one, VhostNet)]
+    for number, nic in enumerate(nics):
+        # By a path: QEMU gives descriptors to nobody on a connection that it was handed.
+        yield from ("-chardev", f"socket,id=switch{number},path=/proc/self/fd/{nic.place}")
+        backend = {"type": "vhost-user", "id": f"switched{number}", "chardev": f"switch{number}", "queues": nic.queues}
+        yield from ("-netdev", json.dumps(backend))
+        options: dict[str, object] = {} if nic.offload else dict.fromkeys(OFFLOADS, False)
+        if nic.queues > 1:
+            options["mq"] = True
+        if bus == "pci":
+            options |= {"romfile": "", "vectors": 2 * nic.queues + 2}
+        yield from device(f"virtio-net-{bus}", netdev=f"switched{number}", mac=nic.mac, **options)
+
+
 def _memory(spec: VMSpec) -> Iterator[str]:
     if _is_shared(spec):
         # The daemon reads and writes the guest's memory itself, so it must be a file that both can map.
@@ -232,7 +250,7 @@ def _memory(spec: VMSpec) -> Iterator[str]:
 
 
 def _is_shared(spec: VMSpec) -> bool:
-    return any(isinstance(one, VhostFs) for one in spec.devices)
+    return any(isinstance(one, VhostFs | VhostNet) for one in spec.devices)
 
 
 def _shares(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[str]:

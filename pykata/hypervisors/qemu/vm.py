@@ -26,7 +26,7 @@ from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
-from pykata.spec import MIB, Accel, Disk, Nic, NineP, SavedVM, SerialTransport, VhostFs, VMSpec
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, SavedVM, SerialTransport, VhostFs, VhostNet, VMSpec
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,10 @@ def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[
             ),
             shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
             directories=lent,
-            nics=tuple(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
+            nics=(
+                *(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
+                *(nic.place for nic in spec.devices if isinstance(nic, VhostNet)),
+            ),
             slots={number: opened(disk.path) for number, disk in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip
 
