@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Iterator
-
 import anyio
 import pytest
 from hyperframe.frame import DataFrame, SettingsFrame, WindowUpdateFrame
@@ -26,23 +23,16 @@ from pykata.agent.v1 import (
     Terminal,
 )
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, AgentTimeoutError
+from tests.agent.conftest import MUCH
 from tests.agent.peer import OK_TRAILERS, Peer, Script, data, facing
 
+pytestmark = pytest.mark.usefixtures("bounded_memory")
+
 GUARD = 60.0                    # seconds; only a hang takes that long
-MUCH = 24 * 1024 * 1024         # bytes of memory that no agent may cost the host
 WINDOW = 64 * 1024
 START = Start(container_id="c", process=Process(id="p", args=["true"]), window=WINDOW)
 STARTED = bytes(RunResponse(started=Started(pid=1)))
 OUT, ERR = bytes(RunResponse(stdout=bytes(16_000))), bytes(RunResponse(stderr=bytes(16_000)))
-
-
-@pytest.fixture(autouse=True)
-def bounded_memory() -> Iterator[None]:
-    tracemalloc.start(1)
-    yield
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < MUCH
 
 
 def sends(*messages: bytes, count: int = 1, end: bool = False) -> Script:
