@@ -229,14 +229,15 @@ async def fresh_container(running: Running, rootfs: Prepared) -> AsyncIterator[N
     """A container that nothing has run in, and in which a process waits for a command."""
     from pykata.requests import container_request
 
-    async with _removed(running, running.new_id("c")) as identity:
-        running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
-        try:
-            async with running.explained():
-                await running.agent.create_container(container_request(running, identity, rootfs, waits=True))
-            yield
-        finally:
-            running.containers.pop(identity, None)
+    identity = running.new_id("c")
+    running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
+    try:
+        async with running.explained():
+            await running.agent.create_container(container_request(running, identity, rootfs, waits=True))
+        yield
+    finally:
+        if running.containers.pop(identity, None) is not None:      # else it is theirs who took it
+            await finish(remove_container(running, identity))
 
 
 def inherited(running: Running) -> list[Container]:

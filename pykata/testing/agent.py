@@ -218,7 +218,7 @@ class FakeAgent:
         try:
             await self._run_in(self._container(start.container_id), start, start.process, call)
         finally:
-            if start.create is not None:
+            if start.create is not None or start.last:
                 self.containers.pop(start.container_id, None)
 
     async def _run_in(self, container: FakeContainer, start: v1.Start, request: v1.Process, call: Call) -> None:

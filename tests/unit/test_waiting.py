@@ -87,3 +87,20 @@ async def test_one_that_cannot_be_made_is_nobody_s_trouble(sb: Sandbox, monkeypa
         assert await settled(sb) == []
     assert (await sb.run(BUSYBOX, ["echo", "well"])).stdout == "well\n"
     assert len(await settled(sb)) == 1
+
+
+async def test_one_that_was_taken_is_left_to_who_took_it(sb: Sandbox, other: str) -> None:
+    for _ in range(2):
+        await sb.run(BUSYBOX, ["echo"])
+    (waiting,) = await settled(sb)
+    async with sb.process(BUSYBOX, ["cat"]) as process:
+        await sb.run(BUSYBOX, ["echo"])     # another is made
+        await settled(sb)
+        assert waiting in agents(sb)
+        await sb.run(other, ["echo"])       # and has to go
+        await settled(sb)
+        assert waiting in agents(sb)
+        await process.stdin.send(b"alive\n")
+        await process.stdin.aclose()
+        assert await process.wait() == 0
+    assert waiting not in agents(sb)
