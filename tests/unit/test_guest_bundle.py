@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -112,16 +111,6 @@ def test_a_damaged_bundle_in_the_cache_does_not_hide_the_others(cache: Path, ins
     good = make_bundle(cache / f"{host_arch()}-a")
     (make_bundle(cache / f"{host_arch()}-b") / "manifest.json").write_text("{")
     assert find_bundle().path == good
-
-
-def test_finding_takes_less_than_5_ms(cache: Path) -> None:
-    make_bundle(cache / f"{host_arch()}-a", tree=tree_hash(ROOT, host_arch()))
-    took = []
-    for _ in range(20):
-        start = time.perf_counter()
-        find_bundle()
-        took.append(time.perf_counter() - start)
-    assert min(took) < 0.005
 
 
 def test_the_wheel_carries_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

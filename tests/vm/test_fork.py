@@ -10,13 +10,19 @@ from pathlib import Path
 import anyio
 import pytest
 
-from pykata import Sandbox
+from pykata import Container, Sandbox
 from pykata.errors import ConfigError, SavedDamagedError, SavedElsewhereError
 from tests.vm.conftest import BUSYBOX
 
 COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i >> /count; echo $i; sleep 0.1; done"
 
 TELL = "cat /file /run/pykata/generation; hostname; until [ -s /told ]; do sleep 0.1; done; cat /told"
+
+
+async def goes_on(container: Container, log: str) -> None:
+    """What writes numbered lines into this file has written another one."""
+    wait = f"last=$(tail -n 1 {log}); until [ \"$(tail -n 1 {log})\" != \"$last\" ]; do sleep 0.1; done"
+    await container.run(["sh", "-c", wait], timeout=60, check=True)
 
 
 def sandbox(**options: object) -> Sandbox:
@@ -41,9 +47,7 @@ async def test_processes_go_on_in_all(template: str) -> None:
             assert (file, told) == ("parents", "told")
             assert int(generation) > 0
             assert name == child.options.hostname != parent.options.hostname
-            before = int((await inside.run(["tail", "-n", "1", "/count"])).stdout)
-            await anyio.sleep(0.5)
-            assert int((await inside.run(["tail", "-n", "1", "/count"])).stdout) > before
+            await goes_on(inside, "/count")
         assert (await c.run(["ls", "/told"])).exit_code != 0        # nobody told the parent's
         last = int((await c.run(["tail", "-n", "1", "/count"])).stdout)
         # Its output is the parent's still, and whole.
@@ -80,9 +84,7 @@ async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
         assert again.timings.start == "snapshot"
         inside = again.containers[c.id]
         assert (await inside.run(["ls", "/later"])).exit_code != 0
-        before = int((await inside.run(["tail", "-n", "1", "/count"])).stdout)
-        await anyio.sleep(0.5)
-        assert int((await inside.run(["tail", "-n", "1", "/count"])).stdout) > before
+        await goes_on(inside, "/count")
         assert abs(int((await inside.run(["date", "+%s"])).stdout) - time.time()) < 60
     with pytest.raises(SavedElsewhereError, match="memory '256', here '128'"):
         async with Sandbox.restore(tmp_path / "copy", isolation="emulated", memory=128):
@@ -106,7 +108,7 @@ async def test_a_copy_executes_nothing_before_its_clock_is_right(tmp_path: Path)
         await anyio.sleep(3)
         logged = (await c.run(["cat", "/log"])).stdout.splitlines()
     async with Sandbox.restore(tmp_path / "saved", isolation="emulated") as again:
-        await anyio.sleep(0.5)
+        await goes_on(again.containers[c.id], "/log")
         copied = (await again.containers[c.id].run(["cat", "/log"])).stdout.splitlines()
 
     def started(line: str) -> float:
