@@ -51,7 +51,8 @@ class Disk:
 class Nic:
     """A virtio network device. ``backend`` is QEMU's ``-netdev`` as a JSON-able mapping, without its id.
 
-    ``beside`` are others, with their ids, that the backend leads to.
+    ``beside`` are others, with their ids, that the backend leads to. ``through`` is a command that becomes the one
+    after it, which is the VMM's.
     """
 
     tag: str
@@ -59,6 +60,7 @@ class Nic:
     backend: Mapping[str, object]
     fds: tuple[int, ...] = ()
     beside: tuple[Mapping[str, object], ...] = ()
+    through: tuple[str, ...] = ()
 
 
 @frozen

@@ -139,18 +139,20 @@ async def spawn(
     env: Mapping[str, str] = NO_ENV,
     cwd: Path | None = None,
     identity: Identity | None = None,
+    through: Sequence[str] = (),
     kill: KillPolicy = TERM,
 ) -> AsyncIterator[HostProcess]:
     """Run a program for as long as the block runs, then end it by the ``kill`` policy and reap it.
 
     It leads a session of its own (Ctrl-C at the terminal is ours to handle), gets no environment but ``env`` and no
-    descriptors but stdio and ``pass_fds``. Raises :class:`~pykata.errors.ToolMissingError`; what goes wrong later in
-    starting it is an exit code of 126 or 127.
+    descriptors but stdio and ``pass_fds``. ``through`` is a command that becomes the one after it, before privileges
+    are given up. Raises :class:`~pykata.errors.ToolMissingError`; what goes wrong later in starting it is an exit code
+    of 126 or 127.
     """
     program = shutil.which(argv[0])
     if program is None:
         raise ToolMissingError(f"{argv[0]} is not a program")
-    command = [*_setpriv(identity), str(program), *map(str, argv[1:])]
+    command = [*through, *_setpriv(identity), str(program), *map(str, argv[1:])]
     log.debug("spawn: %s", shlex.join(command))
     # There is no await between here and the try: a process that isn't owned never exists. Popen blocks for the ~1 ms
     # of a vfork and execve.
