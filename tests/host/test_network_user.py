@@ -128,7 +128,7 @@ async def test_where_nothing_is_installed_it_is_left_to_qemu(
         assert port.host
         (nic,) = attachment.devices
         assert isinstance(nic, Nic)
-        assert nic.beside[0]["hostfwd"] == [{"str": f"tcp:127.0.0.1:{port.host}-10.0.2.15:80"}]
+        assert nic.backend["hostfwd"] == [{"str": f"tcp:127.0.0.1:{port.host}-10.0.2.15:80"}]
         assert "slirp4netns" in caplog.text
         with socket.create_server(("127.0.0.1", port.host)):
             pass        # QEMU can listen there, which sets SO_REUSEADDR as this does, and nobody who doesn't
