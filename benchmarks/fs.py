@@ -13,6 +13,7 @@ round gives: the machine may be twice as fast in one as in another. "More than b
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -46,11 +47,12 @@ Found = dict[tuple[str, str], list[float]]
 async def measure(rounds: int) -> list[Row]:
     """Rows for each kind of work in each place, and for the starts."""
     found, floor = Found(), Found()
+    begun = random.randrange(2)         # rounds may be runs of their own
     with tempfile.TemporaryDirectory(dir=os.environ.get("PYKATA_BENCH_DIR")) as top:
         for number in range(rounds):
             for way in PLACES:
                 if ONLY in (way, ""):
-                    await _both(way, Path(top), found, floor, ours_first=number % 2 == 0)
+                    await _both(way, Path(top), found, floor, ours_first=(begun + number) % 2 == 0)
     rows = [_compared(f"{name}: {way}", found[name, way], floor[name, way]) for way, name in _measured(found)]
     return rows + (await _starts(rounds) if ONLY in ("starts", "") else [])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
-from pykata.host import find_tool, run_tool
+from pykata.host import find_tool, loop_of, run_tool, where_written
 from pykata.images.disk import read_head
 from pykata.images.qcow2 import MAGIC as QCOW2
 from pykata.images.qcow2 import Qcow2Error
@@ -28,6 +28,7 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
     descriptor = await _opened(volume)
     try:
         _lock(descriptor, volume)
+        _check_this_machine(descriptor, volume)
         kind = _kind(descriptor, volume)
         options = ("ro", *(("noload",) if kind == "ext4" else ())) if volume.readonly else ()
         device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor))
@@ -81,6 +82,15 @@ def _lock(descriptor: int, volume: DiskImage) -> None:
             f"the disk {volume.path} is in use by another sandbox",
             hint="only one may write to a disk, and nobody else read it then; a directory can be shared",
         ) from None
+
+
+def _check_this_machine(descriptor: int, volume: DiskImage) -> None:
+    if place := where_written(descriptor):
+        raise VolumeInUseError(f"the disk {volume.path} is mounted for writing by this machine, at {place}",
+                               hint="unmount it first; several may read it once nobody writes to it")
+    if not volume.readonly and (device := loop_of(descriptor)):
+        raise VolumeInUseError(f"the disk {volume.path} is in use by this machine, as {device}",
+                               hint=f"losetup --detach {device}, or take it readonly=True")
 
 
 async def _make(volume: DiskImage) -> None:

@@ -19,7 +19,7 @@
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
     │   ├── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
-    │   └── VolumeInUseError              another sandbox has a volume that can't be shared
+    │   └── VolumeInUseError              another sandbox, or this machine, has a disk and one would write
     ├── BundleError                       the guest bundle (kernel, initrd)
     │   ├── BundleMissingError
     │   ├── BundleDamagedError
@@ -164,7 +164,7 @@ class SavedElsewhereError(HostError):
 
 
 class VolumeInUseError(HostError):
-    """Another sandbox, in whatever process, has the disk, and one of the two would write to it."""
+    """Another sandbox, in whatever process, or this machine itself has the disk, and one of them would write to it."""
 
 
 class BundleError(PykataError):

@@ -97,12 +97,16 @@ class VhostNet:
 
 @frozen
 class NineP:
-    """A directory that the VMM itself serves by 9p: at a path, or an open one (``descriptor``), as it is."""
+    """A directory that the VMM itself serves by 9p: at a path, or an open one (``descriptor``), as it is.
+
+    If it ``is_whole``, all that is below it is of one filesystem.
+    """
 
     tag: str
     path: Path
     readonly: bool = False
     descriptor: int | None = None
+    is_whole: bool = False
 
 
 Device = Disk | Nic | VhostFs | VhostNet | NineP

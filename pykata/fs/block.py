@@ -89,7 +89,7 @@ def stem(digest: str) -> str:
 def ready(image: Image) -> Iterator[Attachment]:
     """An image that is a disk, as it is. Nobody writes to it as a volume while the block runs.
 
-    Raises :class:`~pykata.errors.VolumeInUseError` if somebody does already.
+    Raises :class:`~pykata.errors.VolumeInUseError` if somebody does already, or this machine has it mounted for that.
     """
     assert image.disk is not None
     disk = Disk(TAG, image.disk, image.disk_format, is_device=image.disk_is_device)
@@ -112,6 +112,9 @@ def _shared(path: Path) -> Iterator[None]:
         raise HostError(f"can't open the disk {path}: {exc.strerror}") from exc
     try:
         _lock(descriptor, path)
+        if place := host.where_written(descriptor):
+            raise VolumeInUseError(f"the disk {path} is mounted for writing by this machine, at {place}",
+                                   hint=f"an image must stay as it is while it is used: mount -o remount,ro {place}")
         yield
     finally:
         os.close(descriptor)

@@ -73,7 +73,8 @@ class NineP(SharedRoot):
 def directory(tag: str, path: Path, *, readonly: bool, cache: str) -> Attachment:
     """A directory, mounted as ``tag`` below :data:`~pykata.spec.VOLUMES`."""
     mount = _mount(tag, readonly=readonly, cache=cache)
-    return Attachment(devices=(spec.NineP(tag, path, readonly),), mounts=(mount,))
+    device = spec.NineP(tag, path, readonly, is_whole=host.is_one_filesystem(path))
+    return Attachment(devices=(device,), mounts=(mount,))
 
 
 def _mount(tag: str, *, readonly: bool, cache: str) -> Mount:

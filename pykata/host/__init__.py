@@ -11,10 +11,12 @@ from pykata.host.capacity import Room, Use, in_use, room
 from pykata.host.cleanup import finish
 from pykata.host.daemon import start_daemon
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, short_name, state_dir
+from pykata.host.disk_users import loop_of, where_written
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
 from pykata.host.memory import copy_file, copy_range, extents, memory_file, seal
+from pykata.host.mounts import is_one_filesystem
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
     DEVNULL,
@@ -67,10 +69,12 @@ __all__ = [
     "finish",
     "in_use",
     "is_at",
+    "is_one_filesystem",
     "lent_directory",
     "lock_byte",
     "locked",
     "locked_one_of",
+    "loop_of",
     "memory_file",
     "open_lock",
     "remove_unfinished",
@@ -86,4 +90,5 @@ __all__ = [
     "state_dir",
     "trim_cache",
     "try_lock",
+    "where_written",
 ]

@@ -156,16 +156,17 @@ def test_9p_where_there_is_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.Monk
         check_volumes({"/a": Bind(__file__, via="9p")})
 
 
-@pytest.mark.parametrize("readonly", [True, False])
-def test_what_qemu_is_told_of_9p(readonly: bool) -> None:
+@pytest.mark.parametrize(("readonly", "is_whole"), [(True, False), (False, False), (False, True)])
+def test_what_qemu_is_told_of_9p(readonly: bool, is_whole: bool) -> None:
     end = socket.socket.__new__(socket.socket)
-    share = NineP("9p0", Path("/x,y"), readonly)
+    share = NineP("9p0", Path("/x,y"), readonly, is_whole=is_whole)
     spec = VMSpec(Path("k"), Path("i"), SerialTransport(end, end), devices=(share,))
     argv = command(Path("qemu"), "microvm", "tcg", spec, Descriptors((30, 31), 32, 33, directories=(60,)), slots=1,
                    reclaim=True, tsc_khz=None)
     (fsdev,) = [value for option, value in pairwise(argv) if option == "-fsdev"]
     assert fsdev.startswith("local,id=directory0,path=/proc/self/fd/60,security_model=none")
     assert fsdev.endswith(",readonly=on") == readonly
+    assert f",multidevs={'forbid' if is_whole else 'remap'}" in fsdev
     devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
     assert {"driver": "virtio-9p-device", "fsdev": "directory0", "mount_tag": "9p0"} in devices
 

@@ -135,6 +135,22 @@ async def test_9p(tmp_path: Path) -> None:
     assert (tmp_path / "in" / "x").read_text() == "from the host\n"
 
 
+async def test_9p_of_two_filesystems(tmp_path: Path) -> None:
+    """Their inode numbers may be the same, and a guest must not take one file for another."""
+    (tmp_path / "v/below").mkdir(parents=True)
+    await anyio.run_process(["mount", "-t", "tmpfs", "below", str(tmp_path / "v/below")])
+    try:
+        (tmp_path / "v/below/f").write_text("of a tmpfs\n")
+        (tmp_path / "v/f").write_text("of a disk\n")
+        async with Sandbox(isolation="emulated", volumes={"/v": Bind(tmp_path / "v", via="9p")}) as sb:
+            done = await sb.run(BUSYBOX, sh("cat /v/f /v/below/f; stat -c %d:%i /v/f /v/below/f"), check=True)
+    finally:
+        await anyio.run_process(["umount", str(tmp_path / "v/below")])
+    first, second, *numbers = done.stdout.splitlines()
+    assert (first, second) == ("of a disk", "of a tmpfs")
+    assert numbers[0] != numbers[1]
+
+
 @pytest.mark.parametrize("which", [0, -1])
 @pytest.mark.parametrize("daemon", known_daemons())
 async def test_a_daemon_that_is_killed_ends_the_machine(
