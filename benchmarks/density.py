@@ -98,7 +98,7 @@ async def measure(count: int) -> list[Row]:
     """Rows for what so many take."""
     rows, before = [], available()
     async with AsyncExitStack() as stack:
-        made = pykata.Template(IMAGE, isolation="emulated", setup=[["echo", "warm"]], hypervisor=HYPERVISOR)
+        made = pykata.Template(IMAGE, isolation="emulated", setup=[["echo", "warm"]], hypervisor=HYPERVISOR, spares=0)
         template = await stack.enter_async_context(made)
         first = await stack.enter_async_context(template.sandbox())
         await answers([first])      # what is imported and allocated once is there by now

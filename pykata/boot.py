@@ -60,6 +60,8 @@ async def boot(options: Options) -> AsyncIterator[Running]:
     begun = Begun(options, time.monotonic())
     check_isolation(options)
     async with AsyncExitStack() as stack:
+        if options.spares is not None:
+            stack.enter_context(options.spares.replacing())
         running = await _started(stack, begun)
         if not options.bare:
             await stack.enter_async_context(expecting(running))
@@ -114,12 +116,17 @@ class Machine:
     bundle: Bundle
     attachment: Attachment
     spec: VMSpec
+    vm: VM | None = None                # one that was started before it was known for whom
+    agent: AgentClient | None = None    # in it, if it doesn't stand still
 
 
 async def attached(
     stack: AsyncExitStack, options: Options, saved: SavedVM | None = None, *, paused: bool = False
 ) -> Machine:
-    """Run directory, network, shared files and transport, on the ``stack``."""
+    """Run directory, network, shared files and transport, on the ``stack``; or a machine that has all that."""
+    if saved is not None and options.spares is not None and (spare := options.spares.take(saved)) is not None:
+        stack.push_async_exit(spare.stack)
+        return spare.machine
     bundle = find_bundle()
     stack.enter_context(in_use(bundle))
     directory = await stack.enter_async_context(run_dir())
@@ -178,8 +185,7 @@ async def up(
         slot = time.monotonic()
         try:
             with anyio.fail_after(options.boot_timeout):
-                async with explained(machine.attachment):
-                    vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+                vm = await _running(stack, options, machine)
                 console.append(vm)
                 await stack.enter_async_context(ended_with(vm, machine.attachment))
                 return slot, vm, await talk(vm)
@@ -189,6 +195,14 @@ async def up(
                 f"the guest's agent didn't answer within {options.boot_timeout:g} s", console=said,
                 hint="raise boot_timeout on a busy host; the error's console shows how far the guest came",
             ) from late  # fmt: skip
+
+
+async def _running(stack: AsyncExitStack, options: Options, machine: Machine) -> VM:
+    if (vm := machine.vm) is None:
+        async with explained(machine.attachment):
+            return await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+    vm.spawned_at = vm.ready_at = time.monotonic()      # as far as this sandbox is concerned
+    return vm
 
 
 @asynccontextmanager

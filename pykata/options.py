@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
@@ -17,6 +18,9 @@ from pykata.net.none import NoNetwork
 from pykata.origin import Origin
 from pykata.spec import Isolation, Progress, PullPolicy, Registries, TemplatePolicy, Terminal
 from pykata.volumes import Bind, Checked, Tmpfs
+
+if TYPE_CHECKING:
+    from pykata.spares import Spares
 
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
@@ -187,6 +191,7 @@ class Options:
     progress: Progress | None = None
     template: TemplatePolicy = "auto"
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
+    spares: Spares | None = field(default=None, repr=False)     # machines that have loaded it
     snapshot: Path | None = None                                # the same, on disk
     bare: bool = False                                          # from a template without containers
     volumes: Mapping[str, Checked] = field(factory=dict)
@@ -229,4 +234,4 @@ class Options:
 
 def forked(options: Options, origin: Origin) -> Options:
     """Those of a sandbox that goes on from one with these."""
-    return evolve(options, origin=origin, snapshot=None, hostname=new_hostname())
+    return evolve(options, origin=origin, spares=None, snapshot=None, hostname=new_hostname())

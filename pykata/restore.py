@@ -149,9 +149,7 @@ async def restored(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Runni
     machine = await attached(stack, begun.options, origin.vm, paused=origin.is_busy)
 
     async def talk(vm: VM) -> AgentClient:
-        return await _taken_over(
-            stack, vm, machine, begun.options, origin.greeting, parked=origin.parked, signal=origin.signal
-        )
+        return await taken_over(stack, vm, machine, begun.options, origin)
 
     slot, vm, agent = await up(stack, begun.options, machine, talk)
     timings = evolve(_timings(begun, slot, vm), start=origin.start)
@@ -176,14 +174,19 @@ def _running(
     )  # fmt: skip
 
 
-async def _taken_over(
-    stack: AsyncExitStack, vm: VM, machine: Machine, options: Options, greeting: bytes, *, parked: bool, signal: int = 0
+async def taken_over(
+    stack: AsyncExitStack, vm: VM, machine: Machine, options: Options, origin: Origin
 ) -> AgentClient:
     """The agent of a saved guest, after that has become another guest than the others."""
+    if (agent := machine.agent) is None:
+        connection = connected(vm, _port(machine).host, greeting=origin.greeting, parked=origin.parked)
+        agent = await stack.enter_async_context(connection)
+    return await _another(vm, machine, agent, options, origin.signal)
+
+
+async def _another(vm: VM, machine: Machine, agent: AgentClient, options: Options, signal: int = 0) -> AgentClient:
     from pykata.agent.v1 import CloneRequest
 
-    connection = connected(vm, _port(machine).host, greeting=greeting, parked=parked)
-    agent = await stack.enter_async_context(connection)
     try:
         request = CloneRequest(hostname=options.hostname, entropy=os.urandom(64), signal=signal)
         # One that stands still goes on when the request is there: the agent is the first to run, and takes it.
@@ -209,7 +212,8 @@ async def _making(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
             answer = await set_up(vm, first, evolve(begun.options, hostname=NOBODY), Attachment())
             greeting = await first.park()
         await _keep(vm, kind, greeting, memory_limit(answer))
-        agent = await _taken_over(stack, vm, machine, begun.options, greeting, parked=True)
+        agent = await stack.enter_async_context(connected(vm, _port(machine).host, greeting=greeting, parked=True))
+        await _another(vm, machine, agent, begun.options)
         return agent, memory_limit(answer)
 
     slot, vm, (agent, limit) = await up(stack, begun.options, machine, talk)

@@ -116,6 +116,8 @@ class Running:
         """A command wrote something; the first time is one of the timings."""
         if self.timings.first_output is None:
             self.timings = evolve(self.timings, first_output=time.monotonic() - self.entered)
+            if self.options.spares is not None:
+                self.options.spares.refill()
 
     async def why(self, error: AgentError) -> PykataError:
         """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""

@@ -388,7 +388,8 @@ class Timings:
     """Where the time of a start went, in seconds from entering the sandbox; what didn't happen is None.
 
     ``start`` is which way it went: the guest was booted, or goes on from one that was saved (without ``kernel`` and
-    ``agent``, then). ``why`` is why it was booted where a template could have been.
+    ``agent``, then; a machine that a template has kept ready is there as soon as there is a slot). ``why`` is why it
+    was booted where a template could have been.
     """
 
     slot: float | None = None           # the boot got its slot

@@ -11,10 +11,11 @@ from attrs import evolve
 
 from pykata.container import Container, fresh_container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
-from pykata.options import Options, check_cmd, check_env, check_seconds, forked
+from pykata.options import Options, check_cmd, check_count, check_env, check_seconds, forked
 from pykata.origin import NOBODY, Origin
 from pykata.running import Running
 from pykata.sandbox import Sandbox
+from pykata.spares import Spares, kept_ready
 
 Setup = Callable[[Container], Awaitable[object]]
 
@@ -33,15 +34,21 @@ class Template:
     same in all of them with whatever runs in it. It is set up by commands, each of which must succeed, or by an async
     function of the :class:`Container`, whose processes in the background live on in each sandbox.
 
+    ``spares`` machines are kept ready, so that a sandbox needn't wait for one to be started; one that was taken is
+    replaced. With 0 a start takes longer, and there is nothing that nobody uses.
+
     ``options`` are those of :class:`Sandbox`. ``env`` is that of the setup's commands alone: each sandbox has its own.
     Nothing of the maker's gets into the template but what the setup puts there.
 
     Entering raises what entering a Sandbox raises, and :class:`CommandFailedError` for a setup that failed.
     """
 
-    def __init__(self, image: str, *, setup: Sequence[Sequence[str]] | Setup | None = None, **options: Any) -> None:
+    def __init__(
+        self, image: str, *, setup: Sequence[Sequence[str]] | Setup | None = None, spares: int = 1, **options: Any
+    ) -> None:
         self.image = image
         """What its containers are made from."""
+        self._count = 0 if spares == 0 and not isinstance(spares, bool) else check_count("spares", spares)
         self._setup = setup if callable(setup) or setup is None else [check_cmd(each, "setup") or () for each in setup]
         if options.setdefault("template", "auto") not in ("auto", "off"):
             raise ConfigError("a template can't be made from another one")
@@ -56,19 +63,23 @@ class Template:
         self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={}, bare=True)
         self._stack = AsyncExitStack()
         self._origin: Origin | None = None
+        self._spares: Spares | None = None
 
     async def __aenter__(self) -> Self:
         if self._origin is not None:
             raise SandboxClosedError("this template is entered already", hint="one block makes it, and many use it")
         async with AsyncExitStack() as stack:
-            self._origin = await self._made(stack)
+            origin = await self._made(stack)
+            kept = kept_ready(forked(self._sandbox.options, origin), origin, self._count)
+            self._spares = await stack.enter_async_context(kept)
+            self._origin = origin
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._origin = None
+        self._origin = self._spares = None
         await self._stack.__aexit__(kind, error, trace)
 
     def sandbox(
@@ -80,7 +91,7 @@ class Template:
         """
         if self._origin is None:
             raise SandboxClosedError("this template is not open", hint="use it inside its 'async with' block")
-        options = forked(self._sandbox.options, self._origin)
+        options = evolve(forked(self._sandbox.options, self._origin), spares=self._spares)
         return Sandbox._of(evolve(options, env=check_env(env), timeout=check_seconds("timeout", timeout)))
 
     async def _made(self, stack: AsyncExitStack) -> Origin:

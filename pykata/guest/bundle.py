@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pykata.guest.inputs import FORMAT, file_hash, host_arch, source_tree, tree_
 BUILD = "pykata guest build"
 OUTPUTS = ("vmlinux", "initrd.cpio", "busybox.squashfs", "busybox.json")
 WHEEL = "pykata_guest"
+SETTLED = 1_000_000_000     # nanoseconds; file systems note times by a clock that ticks every few milliseconds
 
 
 @frozen
@@ -89,11 +92,35 @@ def cached_bundle(arch: str) -> Bundle:
     """The bundle of the user's cache: of this source tree if there is one, else the newest."""
     root = source_tree()
     wanted = tree_hash(root, arch) if root else None
-    for path in _newest_first(arch):
-        manifest = _readable(path)
-        if manifest.get("format") == FORMAT and wanted in (None, manifest.get("tree")):
-            return load_bundle(path)
-    raise _missing(arch, root)
+    folder = cache_root()
+    path = _remembered(folder, _changed(folder), arch, wanted)
+    if path is None or not _fits(path, wanted):
+        path = _found(folder, arch, wanted)
+    if path is None:
+        raise _missing(arch, root)
+    return load_bundle(path)
+
+
+def _changed(folder: Path) -> int:
+    """When a bundle came or went. A time is as good as its clock: what has just changed may have changed again."""
+    try:
+        changed = folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return time.time_ns()
+    return changed if time.time_ns() - changed > SETTLED else time.time_ns()
+
+
+def _found(folder: Path, arch: str, wanted: str | None) -> Path | None:
+    return next((path for path in _newest_first(folder, arch) if _fits(path, wanted)), None)
+
+
+# A cache of many bundles isn't looked through for each start.
+_remembered = lru_cache(maxsize=8)(lambda folder, changed, arch, wanted: _found(folder, arch, wanted))
+
+
+def _fits(path: Path, wanted: str | None) -> bool:
+    manifest = _readable(path)
+    return manifest.get("format") == FORMAT and wanted in (None, manifest.get("tree"))
 
 
 def _missing(arch: str, root: Path | None) -> BundleMissingError:
@@ -105,8 +132,8 @@ def _missing(arch: str, root: Path | None) -> BundleMissingError:
     return BundleMissingError(f"no guest bundle for {arch} of these sources in {cache_root()}", hint=f"run: {BUILD}")
 
 
-def _newest_first(arch: str) -> list[Path]:
-    found = cache_root().glob(f"{arch}-*/manifest.json")
+def _newest_first(folder: Path, arch: str) -> list[Path]:
+    found = folder.glob(f"{arch}-*/manifest.json")
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 

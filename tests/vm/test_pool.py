@@ -16,7 +16,7 @@ from tests.vm.conftest import BUSYBOX
 
 @pytest.fixture
 async def template(bundle: object) -> AsyncIterator[Template]:
-    async with Template(BUSYBOX, isolation="emulated") as made:
+    async with Template(BUSYBOX, isolation="emulated", spares=0) as made:
         yield made
 
 

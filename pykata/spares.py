@@ -1,0 +1,135 @@
+"""Machines that go on from a template before somebody asks for a sandbox.
+
+Most of a start is the same for each: QEMU is started and loads the saved machine, the agent takes its first request,
+for which all of its code has to be translated. So a template keeps some machines that have got as far as that. Who
+enters a sandbox makes another guest of one, as of each that goes on from a template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import anyio
+from attrs import evolve, frozen
+
+from pykata.admission import RESTORED, admitted
+from pykata.boot import Machine, attached
+from pykata.concurrency import alongside
+from pykata.errors import PykataError
+from pykata.host import finish
+from pykata.net.none import NoNetwork
+from pykata.options import Options
+from pykata.origin import NOBODY, Origin
+from pykata.restore import taken_over
+from pykata.spec import SavedVM
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""Seconds after which one that was taken is replaced, if the sandbox has had no output by then."""
+
+
+@frozen
+class Spare:
+    """A machine that nobody has. All that belongs to it goes with its ``stack``."""
+
+    machine: Machine
+    stack: AsyncExitStack
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it can be somebody's; one that has just died can't."""
+        vm, agent = self.machine.vm, self.machine.agent
+        return vm is not None and not vm.has_ended and not (agent and agent.is_lost)
+
+
+class Spares:
+    """Up to ``count`` machines that go on from ``origin``, for sandboxes with these options."""
+
+    def __init__(self, options: Options, origin: Origin, count: int) -> None:
+        self._options = evolve(options, hostname=NOBODY, env={})
+        self._origin = origin
+        self._count = count
+        self._ready: deque[Spare] = deque()
+        self._bad: list[Spare] = []
+        self._wanted = anyio.Event()
+        self._arrived = anyio.Event()
+
+    def take(self, saved: SavedVM) -> Spare | None:
+        """One that goes on from just this. It is the caller's from now on, who leaves its stack."""
+        while saved is self._origin.vm and self._ready:
+            spare = self._ready.popleft()
+            if spare.is_good:
+                return spare
+            self._bad.append(spare)
+        return None
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Around a sandbox: what it took is replaced, but not while its start needs the processors."""
+        later = asyncio.get_running_loop().call_later(PATIENCE, self.refill)
+        try:
+            yield
+        finally:
+            later.cancel()
+            self.refill()
+
+    def refill(self) -> None:
+        """Start what is missing."""
+        self._wanted.set()
+
+    async def filled(self) -> None:
+        """Wait until as many are ready as shall be."""
+        while len(self._ready) < self._count:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+    async def fill(self) -> None:
+        """Start what is missing whenever there is a reason to, one at a time."""
+        while True:
+            self._wanted = anyio.Event()
+            while self._bad:
+                await finish(self._bad.pop().stack.aclose())
+            try:
+                while len(self._ready) < self._count:
+                    self._ready.append(await self._started())
+                    self._arrived.set()
+            except PykataError as error:        # sandboxes are started all the same, and say what is wrong
+                log.debug("no machine is kept ready: %s", error)
+            await self._wanted.wait()
+
+    async def drain(self) -> None:
+        """The end of all that nobody has taken."""
+        async with AsyncExitStack() as stack:
+            for spare in (*self._ready, *self._bad):
+                stack.push_async_exit(spare.stack)
+            self._ready.clear()
+            self._bad.clear()
+
+    async def _started(self) -> Spare:
+        async with AsyncExitStack() as stack:
+            async with admitted(RESTORED, timeout=0):
+                options, origin = self._options, self._origin
+                # Where processes run, nothing is executed before it is known whose guest it is.
+                machine = await attached(stack, options, origin.vm, paused=origin.is_busy)
+                vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+                agent = None if origin.is_busy else await taken_over(stack, vm, machine, options, origin)
+            return Spare(evolve(machine, vm=vm, agent=agent), stack.pop_all())
+
+
+@asynccontextmanager
+async def kept_ready(options: Options, origin: Origin, count: int) -> AsyncIterator[Spares | None]:
+    """So many machines that go on from ``origin``, as long as the block runs; None if that can't be."""
+    if not count or options.uses_host or options.volumes or options.network.strategy != NoNetwork():
+        yield None
+        return
+    spares = Spares(options, origin, count)
+    try:
+        async with alongside(spares.fill()):
+            yield spares
+    finally:
+        await finish(spares.drain())
