@@ -15,7 +15,7 @@ from pykata.net.chardev import open_macvtap
 from pykata.net.netlink import netlink
 from pykata.net.netns import Netns
 from pykata.net.tap import Tap, open_tap
-from pykata.spec import Attachment, Interface, Nic, Route
+from pykata.spec import Attachment, Interface
 
 MAC = "02:00:00:00:00:02"
 
@@ -55,18 +55,6 @@ class ByHand(NetworkStrategy):
                 index = (await kernel.link("TAP")).index
             made = Tap("TAP", index, open_macvtap(inside, "TAP", index) if fd < 0 else fd, inside)
             yield Attachment(devices=(made.nic(MAC),), interfaces=(Interface(MAC, "eth0", addresses=(self.address,)),))
-
-
-@frozen
-class QemuUser(NetworkStrategy):
-    """QEMU's own networking with nothing before it."""
-
-    name = "QEMU's by hand"
-
-    @asynccontextmanager
-    async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
-        guest = Interface(MAC, "eth0", addresses=("10.0.2.15/24",), routes=(Route(EVERYWHERE, "10.0.2.2"),))
-        yield Attachment(devices=(Nic("user", MAC, {"type": "user"}),), interfaces=(guest,))
 
 
 async def sh(inside: Netns, script: str) -> None:

@@ -53,16 +53,19 @@ async def interleaved(rounds: int, *samples: Sample) -> list[list[float]]:
 
 
 def main(
-    measure: Callable[..., Awaitable[list[Row]]], *, rounds: int, about: str | None, kinds: Sequence[str] = ()
-) -> None:
-    """The command line of a benchmark. One with ``kinds`` is told as its second argument which of them to measure."""
+    measure: Callable[..., Awaitable[list[Row]]], *, rounds: int, about: str | None, kinds: Sequence[str] = (),
+    usual: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """The command line of a benchmark. One with ``kinds`` is told as its second argument which of them to measure:
+    the ``usual`` ones, or all, if nobody asked for others.
+    """
     parser = argparse.ArgumentParser(description=about)
     if kinds:
         parser.add_argument("--kind", action="append", choices=kinds, help="only this one; may be repeated")
     parser.add_argument("-n", "--rounds", type=int, default=rounds, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="a list of objects in place of the table")
     arguments = parser.parse_args()
-    rows = anyio.run(measure, arguments.rounds, *([arguments.kind or kinds] if kinds else []))
+    rows = anyio.run(measure, arguments.rounds, *([arguments.kind or usual or kinds] if kinds else []))
     print(json.dumps([asdict(each) for each in rows], indent=2) if arguments.json else table(rows))
 
 

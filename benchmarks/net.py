@@ -1,38 +1,53 @@
-"""Throughput (iperf3, one TCP connection) and round trips (ping) of a guest, for each kind of network.
+"""Throughput (iperf3, one TCP connection) and round trips of a guest, for each kind of network.
 
 The floor is a guest of the same machine and network device whose host's side was set up by hand, with the commands of
-iproute2, in the same run: both machines run at the same time and are measured in turn. For ``qemu`` (QEMU's own user
-networking) that is one without a process in between, for ``cni`` what its plugin makes. It takes root, and belongs into
-a network namespace of its own: ``unshare -n``.
+iproute2, in the same run: both machines run at the same time and are measured in turn. For ``cni`` that is what its
+plugin makes, for ``user`` slirp4netns run by hand, which publishes the port, too; for ``qemu`` (QEMU's own user
+networking) that with nothing beside it, and for ``passt`` passt at QEMU's socket, where it isn't too old
+($PYKATA_PASTA, $PYKATA_PASST). Round trips are those of ping, and for the kinds of user networking, which leave it to
+the host whether its users may ping, of a byte over TCP. It takes root, and belongs into a network namespace of its own:
+``unshare -n``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from attrs import field, frozen
 
 import pykata
-from benchmarks._by_hand import MAC, ByHand, QemuUser, enter, sh
+from benchmarks._by_hand import MAC, ByHand, enter, sh
+from benchmarks._by_hand_user import Passt, QemuUser, Slirp4netns
 from benchmarks._table import Row, interleaved, main, row
 from pykata.host import DEVNULL, PIPE, find_tool, run_tool, spawn
 from pykata.net import netns
 from pykata.net.base import NetworkStrategy
 from pykata.net.netlink import netlink
-from pykata.net.netns import Netns
+from pykata.net.netns import Netns, socket_in
 
 IMAGE = "bench-iperf3:latest"
 AMOUNT = 128            # MiB in a connection
-KINDS = ("tcfilter", "macvtap", "bridge", "cni", "qemu")
-PINGED = KINDS[:4]      # the others leave it to the host whether its users may ping
+USER: Mapping[str, tuple[NetworkStrategy, NetworkStrategy]] = {
+    "user": (pykata.UserNetwork(via="slirp4netns"), Slirp4netns()),
+    "qemu": (pykata.UserNetwork(via="qemu"), QemuUser()),
+    "passt": (pykata.UserNetwork(via="passt"), Passt()),
+}
+"""Ours and by hand."""
+KINDS = ("tcfilter", "macvtap", "bridge", "cni", *USER)
+USUAL = KINDS[:-1]      # passt is too old on Debian 12
+PORT = 5201             # of iperf3 in the guest
+ECHO, TRIPS = 5000, 200
 
 
-async def measure(rounds: int, kinds: Sequence[str] = KINDS) -> list[Row]:
-    """Four rows for each kind."""
+async def measure(rounds: int, kinds: Sequence[str] = USUAL) -> list[Row]:
+    """The rows of each kind."""
     await make_image()
     rows = []
     for kind in kinds:
@@ -46,7 +61,8 @@ async def make_image() -> None:
     needed = (await run_tool(["ldd", programs[0]])).decode().split()
     libraries = [Path(word) for word in needed if word.startswith("/")]
     files = {str(each): each.resolve() for each in libraries}
-    recipe = pykata.Recipe().with_files({**files, "/bin/iperf3": programs[0], "/bin/busybox": programs[1]}, mode=0o755)
+    files |= {"/bin/iperf3": programs[0], "/bin/busybox": programs[1], "/bin/cat": programs[1]}
+    recipe = pykata.Recipe().with_files(files, mode=0o755)
     recipe = recipe.with_files({"/tmp/.keep": b""})     # where iperf3 has what it sends
     await pykata.build_image(recipe, IMAGE)
 
@@ -60,9 +76,13 @@ async def _compared(kind: str, rounds: int) -> list[Row]:
             row(f"{kind}: host to guest", "Mbit/s", into, into_floor),
             row(f"{kind}: CPU of the machine for 100 MB", "ms", ours.cpu, floor.cpu),
         ]
-        if kind in PINGED:
-            ping, ping_floor = await interleaved(rounds, ours.round_trip, floor.round_trip)
-            rows.append(row(f"{kind}: round trip", "us", ping, ping_floor))
+        if kind in USER:
+            port, port_floor = await interleaved(rounds, ours.by_port, floor.by_port)
+            rows.append(row(f"{kind}: in by a port", "Mbit/s", port, port_floor))
+            trip, trip_floor = await interleaved(rounds, ours.round_trip, floor.round_trip)
+        else:
+            trip, trip_floor = await interleaved(rounds, ours.ping, floor.ping)
+        rows.append(row(f"{kind}: round trip", "us", trip, trip_floor))
     return rows
 
 
@@ -74,6 +94,7 @@ class End:
     server: Netns
     address: str                        # the server's
     pid: int                            # of QEMU
+    ports: tuple[pykata.Port, ...] = ()
     cpu: list[float] = field(factory=list)
     """Milliseconds for 100 MB, each time that it sent or received. Other work of this machine hardly changes it."""
 
@@ -100,23 +121,66 @@ class End:
         self.cpu.append(spent * 1e3 / (received["bytes"] / 1e8))
         return float(received["bits_per_second"]) / 1e6
 
+    async def by_port(self) -> float:
+        """Mbit/s that the host sends to a published port."""
+        (port,) = self.ports
+        argv = ["iperf3", "-s", "-1", "--forceflush", "-p", str(PORT)]
+        async with self.box.process(argv) as server:
+            async for line in server.stdout.lines():
+                if b"listening" in line:
+                    break
+            argv = [str(find_tool("iperf3", package="iperf3")), "-J", "-n", f"{AMOUNT}M", "-c", port.address,
+                    "-p", str(port.host)]
+            done = json.loads(await run_tool(argv, timeout=60))
+            await server.wait()
+        return float(done["end"]["sum_received"]["bits_per_second"]) / 1e6
+
     async def round_trip(self) -> float:
+        """Of a byte to a process in the guest and back, over TCP, the mean in microseconds."""
+        loop = asyncio.get_running_loop()
+        with socket_in(self.server, socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.bind((self.address, ECHO))
+            listener.listen()
+            async with self.box.process(["busybox", "nc", self.address, str(ECHO), "-e", "/bin/cat"]) as echo:
+                connection, _ = await loop.sock_accept(listener)
+                with connection:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.setblocking(True)        # nothing else is to be done meanwhile
+                    spent = await asyncio.to_thread(_trips, connection)
+                await echo.wait()
+        return spent * 1e6 / TRIPS
+
+    async def ping(self) -> float:
         """Of 20, the mean in microseconds."""
         done = await self.box.run(["busybox", "ping", "-c", "20", "-i", "0.02", self.address], check=True, timeout=60)
         return float(done.stdout.rpartition("= ")[2].split("/")[1]) * 1000
 
 
+def _trips(connection: socket.socket) -> float:
+    for _ in range(TRIPS // 10):        # those that warm up
+        connection.send(b".")
+        connection.recv(1)
+    begun = time.perf_counter()
+    for _ in range(TRIPS):
+        connection.send(b".")
+        connection.recv(1)
+    return time.perf_counter() - begun
+
+
 @asynccontextmanager
 async def end_of(kind: str, *, by_hand: bool) -> AsyncIterator[End]:
     """A guest on a network of this kind, and a server beside it, in a namespace of its own."""
-    made = _outside if kind in ("cni", "qemu") else _inside
+    made = _outside if kind == "cni" or kind in USER else _inside
     async with (
         netns.made() as server,
-        made(kind, server, by_hand=by_hand) as (network, address),
-        pykata.Sandbox(network=network, isolation="emulated") as sandbox,
+        made(kind, server, by_hand=by_hand) as (strategy, address),
+        pykata.Sandbox(network=pykata.Network(strategy, ports=[PORT] if kind in USER else []),
+                       isolation="emulated") as sandbox,
         sandbox.container(IMAGE) as box,
-    ):
-        yield End(box, server, address, sandbox._open.vm.pid)
+    ):  # fmt: skip
+        yield End(box, server, address, sandbox._open.vm.pid, sandbox.network.ports)
 
 
 @asynccontextmanager
@@ -146,9 +210,10 @@ async def _outside(kind: str, server: Netns, *, by_hand: bool) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         here = stack.enter_context(netns.opened())
         await _wired(here, near, server, f"{subnet}.1/24")
+        stack.push_async_callback(sh, here, f"ip link del {near}")      # the next kind has one of this name
         if kind != "cni":
             await sh(here, f"ip addr add {subnet}.2/24 dev {near}")
-            yield QemuUser() if by_hand else pykata.UserNetwork(via="qemu"), f"{subnet}.1"
+            yield USER[kind][by_hand], f"{subnet}.1"
             return
         await sh(here, f"ip link add {bridge} type bridge; ip link set {near} master {bridge}; ip link set {bridge} up")
         stack.push_async_callback(sh, here, f"ip link del {bridge}")
@@ -179,4 +244,4 @@ def _cpu_seconds(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    main(measure, rounds=11, about=__doc__, kinds=KINDS)
+    main(measure, rounds=11, about=__doc__, kinds=KINDS, usual=USUAL)
