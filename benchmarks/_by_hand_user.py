@@ -65,7 +65,7 @@ class Slirp4netns(NetworkStrategy):
             inside = await stack.enter_async_context(netns.made(Path(top, "net")))
             ready, said = os.pipe()
             stack.callback(os.close, ready)
-            argv = [
+            argv: list[str | Path] = [
                 find_tool("slirp4netns", package="slirp4netns"), "--netns-type=path", "--cidr=10.0.3.0/24",
                 f"--mtu={MTU}", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp",
                 f"--ready-fd={said}", f"--api-socket={top}/api", inside.path, "up0",
@@ -115,7 +115,7 @@ class Passt(NetworkStrategy):
                 with socket.create_server((port.address, 0)) as free:
                     ports.append(Port(port.guest, int(free.getsockname()[1]), port.address))
             words = [word for each in ports for word in ("-t", f"{each.address}/{each.host}:{each.guest}")]
-            argv = [
+            argv: list[str | Path] = [
                 find_tool("passt", package="passt", env_var="PYKATA_PASST"), "--foreground", "--quiet", "--ipv4-only",
                 "-a", GUEST, "-n", "24", "-g", "10.0.2.2", "--mtu", str(MTU), "--no-dhcp", "--no-map-gw",
                 "--fd", str(theirs.fileno()), *words,

@@ -192,7 +192,7 @@ def mounts(places: Places) -> Things:
     for line in _lines("/proc/self/mountinfo"):
         fields = line.split()
         source = fields[fields.index("-") + 2]
-        if _global() or _below(fields[4], places.all) or _below(source, places.all):
+        if _alone("mnt") or _below(fields[4], places.all) or _below(source, places.all):
             found[fields[0]] = f"{source} on {fields[4]}"
     return found
 
@@ -202,7 +202,7 @@ def loops(places: Places) -> Things:
     found = {}
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         backing = "".join(_lines(str(file)))
-        if _global() or _below(backing, places.all):
+        if _below(backing, places.all):
             device = file.parent.parent.name
             found[f"{device} {backing}"] = f"{device} of {backing}"
     return found
@@ -210,7 +210,7 @@ def loops(places: Places) -> Things:
 
 def interfaces(places: Places) -> Things:
     """Network interfaces; all of them where nobody else makes any, else those with a name like ours."""
-    return {f"{n} {name}": name for n, name in socket.if_nameindex() if _global() or _is_ours(name, places)}
+    return {f"{n} {name}": name for n, name in socket.if_nameindex() if _alone("net") or _is_ours(name, places)}
 
 
 def _is_ours(name: str, places: Places) -> bool:
@@ -220,17 +220,22 @@ def _is_ours(name: str, places: Places) -> bool:
 
 
 def tables(places: Places) -> Things:
-    """Tables of nftables, where nobody else makes any."""
-    found = netlink_dump(NETLINK_NETFILTER, GET_TABLE, 4) if _global() else []
+    """Tables of nftables: those with a name like ours, and all where nobody else makes any."""
+    found = netlink_dump(NETLINK_NETFILTER, GET_TABLE, 4)
     names = [(_text(attributes.get(1, b"")), header[0]) for header, attributes in found]
-    return {f"{family} {name}": f"{name} of family {family}" for name, family in names if name not in IPTABLES}
+    mine = [(name, family) for name, family in names if name.startswith("pykata") or _alone("net")]
+    return {f"{family} {name}": f"{name} of family {family}" for name, family in mine if name not in IPTABLES}
 
 
 def disciplines(places: Places) -> Things:
-    """Queueing disciplines for what comes in, where nobody else makes any."""
-    found = netlink_dump(NETLINK_ROUTE, GET_QDISC, 20) if _global() else []
+    """Queueing disciplines for what comes in, of our interfaces; of all where nobody else makes any."""
+    ours = {n for n, name in socket.if_nameindex() if _alone("net") or _is_ours(name, places)}
+    found = netlink_dump(NETLINK_ROUTE, GET_QDISC, 20)
     kinds = [(int.from_bytes(header[4:8], "little"), _text(attributes.get(1, b""))) for header, attributes in found]
-    return {f"{index} {kind}": f"{kind} of interface {index}" for index, kind in kinds if kind in ("ingress", "clsact")}
+    return {
+        f"{index} {kind}": f"{kind} of interface {index}"
+        for index, kind in kinds if kind in ("ingress", "clsact") and index in ours
+    }  # fmt: skip
 
 
 IPTABLES = ("raw", "mangle", "nat", "filter", "security")
@@ -269,9 +274,12 @@ def _text(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode(errors="replace")
 
 
-def _global() -> bool:
-    # In CI the machine is ours alone. Elsewhere a neighbour's mount or interface isn't our leak.
-    return bool(os.environ.get("CI"))
+def _alone(kind: str) -> bool:
+    # In a namespace of our own whatever is made is ours. Elsewhere a neighbour's mount or interface isn't our leak.
+    try:
+        return os.readlink(f"/proc/self/ns/{kind}") != os.readlink(f"/proc/1/ns/{kind}")
+    except OSError:
+        return False
 
 
 def _below(path: str, folders: Iterable[Path]) -> bool:

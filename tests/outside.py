@@ -79,7 +79,7 @@ async def outside() -> AsyncIterator[Outside]:
                 try:
                     for address in (f"{near}/24", f"{near6}/64"):
                         await kernel.add_address(link.index, address)
-                    await kernel.up(link.index)
+                    await kernel.up(link.index, ifalias=os.environ["PYKATA_RUN"])       # whose it is
                     async with netlink(netns) as beyond:
                         eth0 = await beyond.link("eth0")
                         for address in (f"{far}/24", f"{far6}/64"):

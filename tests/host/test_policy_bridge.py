@@ -21,6 +21,7 @@ from pykata.net.policy.guard import RESOLVER
 from pykata.net.policy.rules import policy_of
 from pykata.spec import Attachment
 from tests.host.stand_in import stand_in
+from tests.netlab import HOST, neighbourhood
 
 
 @asynccontextmanager
@@ -85,19 +86,18 @@ async def test_another_sandbox_is_found_by_its_name_where_it_is_allowed(tmp_path
 
 async def test_neither_the_gateway_nor_the_host_are_reached(tmp_path: Path) -> None:
     wanted = Wanted(policy=policy_of(["0.0.0.0/0"], (), None))
-    async with guest(tmp_path / "0000000001", wanted) as (made, attachment):
+    async with (
+        neighbourhood(tmp_path, ("127.83.7.53", 53)), guest(tmp_path / "0000000001", wanted) as (made, attachment),
+    ):  # fmt: skip
         with socket_in(made, socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.setblocking(False)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect(("192.0.2.99", 9))
-                own = probe.getsockname()[0]            # an address of this machine's
-            client.connect((own, 9))
+            client.connect((HOST, 9))
             client.send(b"?")
             with pytest.raises(OSError, check=lambda exc: exc.errno == errno.EHOSTUNREACH):
                 async with asyncio.timeout(20):
                     await asyncio.get_running_loop().sock_recv(client, 100)
         async with asyncio.timeout(20):
             async for event in attachment.guards[0].events():
-                if event.address == own:
+                if event.address == HOST:
                     break
         assert event.reason == "protected"

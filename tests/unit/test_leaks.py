@@ -184,8 +184,9 @@ def test_interface() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hardware: network interfaces need root")
-def test_rules_and_disciplines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "_global", lambda: True)
+@pytest.mark.parametrize("alone", [True, False])
+def test_rules_and_disciplines(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_alone", lambda kind: alone)
     name = f"pk{os.getpid() % 10**7}"
     with found("nftables table", f"pykata-{name} of family 1"):
         subprocess.run(["nft", "add", "table", "inet", f"pykata-{name}"], check=True)
@@ -194,6 +195,26 @@ def test_rules_and_disciplines(monkeypatch: pytest.MonkeyPatch) -> None:
     with found("queueing discipline", f"ingress of interface {socket.if_nametoindex(name)}"):
         subprocess.run(["tc", "qdisc", "add", "dev", name, "ingress"], check=True)
     subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hardware: network interfaces need root")
+def test_what_others_make_meanwhile_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(leaks, "_alone", lambda kind: False)
+    name = f"other{os.getpid() % 10**7}"
+    before = leaks.snapshot(PLACES)
+    subprocess.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], check=True)
+    try:
+        subprocess.run(["tc", "qdisc", "add", "dev", name, "ingress"], check=True)
+        subprocess.run(["nft", "add", "table", "inet", name], check=True)
+        assert leaks.left(before, PLACES) == []
+        monkeypatch.setattr(leaks, "_alone", lambda kind: kind == "net")
+        assert {line.partition(":")[0] for line in leaks.left(before, PLACES)} == {
+            "interface", "nftables table", "queueing discipline",
+        }  # fmt: skip
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", name], check=False)
+        subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 async def test_a_blocking_call_is_found() -> None:

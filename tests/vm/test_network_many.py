@@ -13,7 +13,7 @@ import pytest
 
 import pykata
 from pykata import Bridge, Sandbox
-from pykata.host import PIPE, spawn
+from pykata.host import PIPE, run_root, spawn
 from pykata.net import netns
 from pykata.net.netlink import netlink
 from pykata.net.owned import PLACE
@@ -22,14 +22,14 @@ from tests.worlds import run
 BUSYBOX = "builtin:busybox"
 
 
-async def of_host() -> tuple[list[str], str, int]:
+async def of_host() -> tuple[list[str], list[str], int]:
     """Ours among the links and rules of the host, and how many namespaces are pinned."""
     with netns.opened() as host:
         async with netlink(host) as kernel:
             links = [each.name for each in await kernel.links() if each.name.startswith("pk")]
-        rules = await run(host, "nft", "list", "tables")
-    mounts = await anyio.Path("/proc/self/mountinfo").read_text()
-    return links, rules, mounts.count(" nsfs ")
+        rules = [each for each in (await run(host, "nft", "list", "tables")).splitlines() if "pykata" in each]
+    mounts = (await anyio.Path("/proc/self/mountinfo").read_text()).splitlines()
+    return links, rules, sum(" nsfs " in each and str(run_root()) in each for each in mounts)
 
 
 async def _come_and_go(count: int) -> None:
