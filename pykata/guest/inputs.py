@@ -29,10 +29,15 @@ def source_tree() -> Path | None:
 
 
 def kernel_files(root: Path, arch: str) -> list[Path]:
-    """The kernel's config fragments in the order they are merged, its patches, and what pins its source."""
+    """The kernel's config fragments in the order they are merged, its patches, and what it is built from and by."""
     folder = root / "guest" / "kernel"
     fragments = [*sorted(folder.glob("*.config")), *sorted((folder / arch).glob("*.config"))]
-    return [*fragments, *kernel_patches(root), folder / "source.json"]
+    return [*fragments, *kernel_patches(root), *compiler_files(root), folder / "source.json"]
+
+
+def compiler_files(root: Path) -> list[Path]:
+    """The compiler that the kernel's build calls, a script, and what it includes everywhere."""
+    return [root / "guest" / "kernel" / name for name in ("cc", "headers.h")]
 
 
 def kernel_patches(root: Path) -> list[Path]:
