@@ -6,8 +6,9 @@ started by hand, with the same kernel, busybox, device and server. What one gues
 nothing comes from a guest's memory. A ratio is how many times as long it takes as by hand, the median of what each
 round gives: the machine may be twice as fast in one as in another. "More than block" is the median of differences, too.
 
-``PYKATA_BENCH_MB``, ``PYKATA_BENCH_FILES`` and ``PYKATA_BENCH_ONLY`` (one of PLACES, or ``starts``) make it shorter;
-``PYKATA_VIRTIOFSD`` is used for both sides.
+``PYKATA_BENCH_MB``, ``PYKATA_BENCH_FILES``, ``PYKATA_BENCH_ONLY`` (one of PLACES, or ``starts``) and
+``PYKATA_BENCH_WORK`` (``bytes`` or ``files``) make it shorter; ``PYKATA_VIRTIOFSD`` is used for both sides. In
+``PYKATA_BENCH_DIR`` are the files: if that is a tmpfs (/dev/shm), the disk of this machine has no part in the figures.
 """
 
 from __future__ import annotations
@@ -29,16 +30,22 @@ from benchmarks._table import Row, interleaved, main, quantile, row
 PLACES = ("disk", "virtio-fs", "virtio-fs, cache=always", "9p", "9p, cache=always")
 ONLY = os.environ.get("PYKATA_BENCH_ONLY", "")      # one of PLACES, or "starts"
 SIZE, FILES = int(os.environ.get("PYKATA_BENCH_MB", "256")), int(os.environ.get("PYKATA_BENCH_FILES", "5000"))
-FIRST = {
-    f"write {SIZE} MB": f"dd if=/dev/zero of=big bs=1M count={SIZE} conv=fsync 2>/dev/null",
-    f"{FILES:,} files made": f"mkdir d; i=0; while [ $i -lt {FILES} ]; do echo $i > d/$i; i=$((i+1)); done; sync",
-}
-THEN = {
-    f"read {SIZE} MB": "dd if=big of=/dev/null bs=1M 2>/dev/null",
-    f"{FILES:,} files listed": "ls -l d > /dev/null",
-    f"{FILES:,} files read": "cat d/* > /dev/null",
-    f"{FILES:,} files removed": "rm -r d big",
-}
+WORK = os.environ.get("PYKATA_BENCH_WORK", "")      # "bytes", "files", or both
+
+
+def _part(of_bytes: dict[str, str], of_files: dict[str, str]) -> dict[str, str]:
+    return {**({} if WORK == "files" else of_bytes), **({} if WORK == "bytes" else of_files)}
+
+
+FIRST = _part(
+    {f"write {SIZE} MB": f"dd if=/dev/zero of=big bs=1M count={SIZE} conv=fsync 2>/dev/null"},
+    {f"{FILES:,} files made": f"mkdir d; i=0; while [ $i -lt {FILES} ]; do echo $i > d/$i; i=$((i+1)); done; sync"},
+)
+THEN = _part(
+    {f"read {SIZE} MB": "dd if=big of=/dev/null bs=1M 2>/dev/null"},
+    {f"{FILES:,} files listed": "ls -l d > /dev/null", f"{FILES:,} files read": "cat d/* > /dev/null",
+     f"{FILES:,} files removed": "rm -r d"},
+)  # fmt: skip
 CLOCK = "echo | ts %.s"       # seconds with all their digits; /proc/uptime has hundredths
 
 Found = dict[tuple[str, str], list[float]]
