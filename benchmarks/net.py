@@ -147,7 +147,7 @@ class End:
                 connection, _ = await loop.sock_accept(listener)
                 with connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    connection.setblocking(True)        # nothing else is to be done meanwhile
+                    connection.settimeout(20)       # it blocks: nothing else is to be done meanwhile
                     spent = await asyncio.to_thread(_trips, connection)
                 await echo.wait()
         return spent * 1e6 / TRIPS

@@ -14,3 +14,4 @@ async def test_data_passes_both_ways(kind: str) -> None:
         assert await end.out() > 0
         assert await end.into() > 0
         assert await end.round_trip() > 0
+        assert await end.ping() > 0
