@@ -14,11 +14,11 @@ import anyio.to_thread
 
 from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
 from pykata.host import find_tool, loop_of, run_tool, where_written
-from pykata.images.disk import read_head
+from pykata.images.disk import PAGE, read_head
 from pykata.images.qcow2 import MAGIC as QCOW2
 from pykata.images.qcow2 import Qcow2Error
-from pykata.images.superblock import filesystem_of
-from pykata.spec import VOLUMES, Attachment, Disk, Mount
+from pykata.images.superblock import block_size, filesystem_of
+from pykata.spec import VOLUMES, Attachment, Disk, Mount, Pmem
 from pykata.volumes import DiskImage
 
 
@@ -31,7 +31,12 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
         _check_this_machine(descriptor, volume)
         kind = _kind(descriptor, volume)
         options = ("ro", *(("noload",) if kind == "ext4" else ())) if volume.readonly else ()
-        device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor))
+        device: Disk | Pmem
+        if volume.device == "pmem":
+            _check_dax(descriptor, volume, kind)
+            device, options = Pmem(tag, volume.path, os.fstat(descriptor).st_size), (*options, "dax=always")
+        else:
+            device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor))
         yield Attachment(
             devices=(device,),
             mounts=(Mount(tag, kind, f"{VOLUMES}/{tag}", ("nosuid", "nodev", *options)),),
@@ -67,6 +72,16 @@ def _kind(descriptor: int, volume: DiskImage) -> str:
         return kind
     hint = "is it a qcow2? format='qcow2' says so" if head.startswith(QCOW2) else "ext4, squashfs or erofs, whole"
     raise ConfigError(f"{volume.path} has no filesystem that we know", hint=hint)
+
+
+def _check_dax(descriptor: int, volume: DiskImage, kind: str) -> None:
+    """A page of a file must be a page of memory (filesystems/dax.rst)."""
+    if kind == "squashfs":
+        raise ConfigError(f"{volume.path} is a squashfs, of which nothing can be mapped",
+                          hint="mkfs.erofs, uncompressed, or mkfs.ext4 -b 4096 make one for device='pmem'")
+    if (size := block_size(kind, read_head(descriptor, volume.format)[0])) != PAGE:
+        raise ConfigError(f"{volume.path} has blocks of {size} bytes, and device='pmem' maps pages of {PAGE}",
+                          hint="mkfs.ext4 -b 4096" if kind == "ext4" else "mkfs.erofs -b 4096")
 
 
 def _is_device(descriptor: int) -> bool:

@@ -15,7 +15,7 @@ from pykata.attached import places
 from pykata.command import Command
 from pykata.rootfs import Prepared
 from pykata.running import Running
-from pykata.spec import Attachment, Disk, Mount
+from pykata.spec import Attachment, Disk, Mount, Pmem
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WINDOW = 1024 * 1024
@@ -25,6 +25,8 @@ WINDOW = 1024 * 1024
 def setup_request(hostname: str, attachment: Attachment) -> v1.SetupRequest:
     """The one message that makes a booted guest ready; clock and entropy are filled in as it is sent."""
     disks = {device.tag: device.tag for device in attachment.devices if isinstance(device, Disk)}
+    mapped = [device.tag for device in attachment.devices if isinstance(device, Pmem)]
+    disks |= {tag: f"pmem{number}" for number, tag in enumerate(mapped)}
     return v1.SetupRequest(
         hostname=hostname,
         interfaces=[

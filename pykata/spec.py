@@ -109,7 +109,22 @@ class NineP:
     is_whole: bool = False
 
 
-Device = Disk | Nic | VhostFs | VhostNet | NineP
+@frozen
+class Pmem:
+    """A file that the guest maps into its memory, read-only (virtio-pmem): its pages are the host's page cache.
+
+    Its ``size`` is a multiple of :data:`PMEM_UNIT`. The guest knows it by its number among those of the machine.
+    """
+
+    tag: str
+    path: Path
+    size: int
+
+
+Device = Disk | Nic | VhostFs | VhostNet | NineP | Pmem
+
+PMEM_UNIT = 2 * MIB
+"""What a guest maps at a time (include/linux/mmzone.h, a subsection)."""
 
 VOLUMES = "/run/pykata/volumes"
 """Where the agent mounts volumes in the guest, out of any container's sight."""

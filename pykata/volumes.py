@@ -15,7 +15,7 @@ from pykata.errors import ConfigError, HostError, ToolMissingError
 from pykata.fs.virtiofs import daemon
 from pykata.host import state_dir
 from pykata.sizes import parse_size
-from pykata.spec import MIB, DiskFormat
+from pykata.spec import MIB, PMEM_UNIT, DiskFormat
 
 NOT_OVER = ("/", "/proc", "/sys", "/dev")
 """What belongs to the guest's kernel, or to the image as a whole."""
@@ -219,6 +219,10 @@ class DiskImage:
     guest can use that up and no more. The file takes as much space as was written. One sandbox can write to it at a
     time, or several read it (``readonly``).
 
+    ``device="pmem"`` is for a raw file that is only read, an erofs or ext4 whose size is a multiple of 2 MiB: the guest
+    maps its pages, which are the host's page cache, rather than copy them, so that all guests share them. It needs
+    ``QEMU(machine="q35")``.
+
     What a container wrote is on the disk when the container is gone. Of a sandbox that ends before, the last seconds
     may be lost, as with a machine whose power fails.
     """
@@ -228,6 +232,11 @@ class DiskImage:
     files: int | None = field(default=None, validator=_optional_count)
     readonly: bool = False
     format: DiskFormat = field(default="raw", validator=_one_of("raw", "qcow2"))
+    device: Literal["blk", "pmem"] = field(default="blk", validator=_one_of("blk", "pmem"))
+
+    def __attrs_post_init__(self) -> None:
+        if self.device == "pmem" and (not self.readonly or self.format != "raw"):
+            raise ConfigError("device='pmem' is for raw disks that are only read", hint="readonly=True, format='raw'")
 
 
 def _filesystem(instance: object, attribute: object, value: object) -> None:
@@ -361,6 +370,11 @@ def _check_disk(place: str, volume: DiskImage) -> None:
     if path.exists() and not path.is_file() and not path.is_block_device():
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is neither a file nor a block device",
                           hint="a directory is a Bind")
+    if volume.device == "pmem" and not path.is_file():
+        raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is a block device, and device='pmem' maps files only")
+    if volume.device == "pmem" and ((size := path.stat().st_size) % PMEM_UNIT or not size):
+        raise ConfigError(f"volumes[{place!r}]: {str(path)!r} has {size} bytes, no multiple of 2 MiB",
+                          hint=f"device='pmem' maps as much at a time: truncate --size=%2M {path}")
 
 
 def _way(place: str, volume: Bind) -> Literal["virtiofs", "9p"]:

@@ -32,6 +32,13 @@ def wrong_with(kind: str, head: bytes, size: int) -> str:
     return _CHECKS[kind](head.ljust(HEAD, b"\0"), size)
 
 
+def block_size(kind: str, head: bytes) -> int:
+    """Bytes of a block of an ext4 or erofs that begins with ``head``."""
+    head = head.ljust(HEAD, b"\0")
+    bits: int = 10 + _EXT4.unpack_from(head)[1] if kind == "ext4" else _EROFS.unpack_from(head)[0]
+    return 1 << bits
+
+
 def _wrong_with_squashfs(head: bytes, size: int) -> str:
     major, minor, used = _SQUASHFS.unpack_from(head)
     if (major, minor) != (4, 0):

@@ -31,7 +31,19 @@ from pykata.fs.virtiofs import _kind_of, options, served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.lost import ended_with
-from pykata.spec import VOLUMES, Attachment, Disk, Mount, NineP, SerialTransport, Shared, VhostFs, VMSpec
+from pykata.spec import (
+    PMEM_UNIT,
+    VOLUMES,
+    Attachment,
+    Disk,
+    Mount,
+    NineP,
+    Pmem,
+    SerialTransport,
+    Shared,
+    VhostFs,
+    VMSpec,
+)
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
 from pykata.volumes import check_volumes
 
@@ -71,6 +83,7 @@ def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
     ({"/a": DiskImage("/nowhere", size="8M", readonly=True)}, "there is no '/nowhere'"),
     ({"/a": DiskImage("/dev/null")}, "neither a file nor a block device"),
     ({"/a": DiskImage("/")}, "neither a file nor a block device .a directory is a Bind"),
+    ({"/a": DiskImage(__file__, readonly=True, device="pmem")}, "bytes, no multiple of 2 MiB .*truncate --size=%2M"),
     ({"/a": ".", "/a/": "."}, "has a place twice"),
     ({f"/{n}": "." for n in range(65)}, "has 65 volumes"),
 ])  # fmt: skip
@@ -85,6 +98,9 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: Bind(".", cache="sometimes"), "cache='sometimes' is unknown"),  # type: ignore[arg-type]
     (lambda: DiskImage("x", size="1M"), "too small for a filesystem"),
     (lambda: DiskImage("x", size="8M", files=0), "files=0"),
+    (lambda: DiskImage("x", device="pmem"), "device='pmem' is for raw disks that are only read"),
+    (lambda: DiskImage("x", readonly=True, format="qcow2", device="pmem"), "device='pmem' is for raw disks"),
+    (lambda: DiskImage("x", device="nvme"), "device='nvme' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(".", via="nfs"), "via='nfs' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(3), "3 is not a path"),
     (lambda: Bind(".", size="1G"), r"size='1G'.*no limit .*Named\('NAME', size=, files=\)"),  # type: ignore[arg-type]
@@ -189,6 +205,21 @@ def test_the_memory_is_shared_with_the_daemon() -> None:
     assert "socket,id=share0,fd=50" in argv
     devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
     assert {"driver": "vhost-user-fs-device", "chardev": "share0", "tag": "fs-auto", "queue-size": 1024} in devices
+
+
+def test_what_is_mapped_has_a_place_above_the_memory() -> None:
+    end = socket.socket.__new__(socket.socket)
+    files = (Pmem("disk0", Path("/x,y"), 2 * PMEM_UNIT), Pmem("disk1", Path("/z"), PMEM_UNIT))
+    spec = VMSpec(Path("k"), Path("i"), SerialTransport(end, end), devices=files)
+    argv = command(Path("qemu"), "q35", "tcg", spec, Descriptors((30, 31), 32, 33, mapped=(60, 61)), slots=1,
+                   reclaim=True, tsc_khz=None)
+    assert argv[argv.index("-m") + 1] == "256M,slots=1,maxmem=262M"
+    backends = [json.loads(value) for option, value in pairwise(argv) if option == "-object"]
+    assert [each["mem-path"] for each in backends] == ["/proc/self/fd/60", "/proc/self/fd/61"]
+    assert all(each["readonly"] and not each["share"] for each in backends)
+    devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
+    mapped = [each["memdev"] for each in devices if each["driver"] == "virtio-pmem-pci"]
+    assert mapped == ["mapped0", "mapped1"], "the guest counts them in this order"
 
 
 def test_slots_make_room() -> None:

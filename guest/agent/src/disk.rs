@@ -1,4 +1,4 @@
-//! virtio-blk disks by their serial.
+//! virtio-blk disks by their serial, and those of virtio-pmem, which have none, by their names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,9 @@ pub async fn find(serial: &str) -> Result<PathBuf, DiskError> {
 /// Goes through the names that most guests have, in order: each look at a serial is a request to the device, and the
 /// first disks are those in use.
 fn look(block: &Path, serial: &str) -> Option<PathBuf> {
+    if serial.starts_with("pmem") {
+        return block.join(serial).exists().then(|| Path::new("/dev").join(serial));
+    }
     let usual = ('a'..='z').map(|letter| format!("vd{letter}")).take_while(|name| block.join(name).exists());
     let found = usual.into_iter().find(|name| has_serial(block, name, serial));
     let name = found.or_else(|| {
@@ -70,6 +73,9 @@ mod tests {
         assert_eq!(look(&dir, "img-10"), Some(PathBuf::from("/dev/vdb")));
         assert_eq!(look(&dir, "img-2"), None);
         assert_eq!(look(&dir, ""), None);
+        fs::create_dir(dir.join("pmem0")).expect("mkdir");
+        assert_eq!(look(&dir, "pmem0"), Some(PathBuf::from("/dev/pmem0")));
+        assert_eq!(look(&dir, "pmem1"), None);
         fs::remove_dir_all(dir).expect("rm");
     }
 }

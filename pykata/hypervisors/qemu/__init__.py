@@ -15,7 +15,7 @@ from pykata.host import find_tool
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import command, version
-from pykata.spec import Accel, Disk, Features, NineP, Transport, VhostFs, VMSpec
+from pykata.spec import Accel, Disk, Features, NineP, Pmem, Transport, VhostFs, VMSpec
 
 __all__ = ["QEMU"]
 
@@ -175,6 +175,8 @@ class QEMU(Hypervisor):
             _check_ksm()
         if spec.memory < 64:
             raise ConfigError(f"memory={spec.memory} MiB is too little", hint="64 MiB is the least")
+        if self.machine == "microvm" and any(isinstance(device, Pmem) for device in spec.devices):
+            raise ConfigError("microvm has no place for device='pmem'", hint="QEMU(machine='q35') has, or device='blk'")
         room = command.TRANSPORTS[self.machine] - self._slots_beside(spec) - self.reclaim - 1
         if len(spec.devices) > room:
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",

@@ -16,7 +16,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from pykata.hypervisors.qemu.aio import Aio
-from pykata.spec import MIB, Accel, Disk, Nic, NineP, SerialTransport, VhostFs, VhostNet, VMSpec, VsockTransport
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, Pmem, SerialTransport, VhostFs, VhostNet, VMSpec, VsockTransport
 
 Machine = Literal["microvm", "q35"]
 
@@ -60,9 +60,10 @@ class Descriptors:
     slots: Mapping[int, int] = field(factory=dict)
     shares: tuple[int, ...] = ()
     directories: tuple[int, ...] = ()
+    mapped: tuple[int, ...] = ()
 
     def all(self) -> tuple[int, ...]:
-        groups = (*self.disks, self.nics, self.slots.values(), self.shares, self.directories)
+        groups = (*self.disks, self.nics, self.slots.values(), self.shares, self.directories, self.mapped)
         return (*self.start, self.control, self.agent, *itertools.chain(*groups))
 
 
@@ -102,7 +103,7 @@ def command(
         "-accel", ACCELS[accel].format(code_cache),
         "-cpu", CPUS[accel],
         "-smp", str(spec.cpus),
-        "-m", f"{spec.memory}M",
+        "-m", _sizes(spec),
         # virtio-mmio's default is the interface of 2011, which vhost-user refuses.
         "-global", "virtio-mmio.force-legacy=false",
         *(_saved(spec, given) if spec.saved else _kernel(machine, accel, spec, given, tsc_khz)),
@@ -120,6 +121,7 @@ def command(
         *_switches(bus, spec),
         *_shares(bus, spec, given.shares),
         *_directories(bus, spec, given.directories),
+        *_mapped(bus, spec, given.mapped),
     ]  # fmt: skip
 
 
@@ -270,6 +272,22 @@ def _directories(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterat
         yield from ("-fsdev", f"local,id=directory{number},path=/proc/self/fd/{descriptor},security_model=none,"
                               f"multidevs={devices}{readonly}")
         yield from device(f"virtio-9p-{bus}", fsdev=f"directory{number}", mount_tag=share.tag)
+
+
+def _mapped(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[str]:
+    files = [one for one in spec.devices if isinstance(one, Pmem)]
+    for number, (file, descriptor) in enumerate(zip(files, descriptors, strict=True)):
+        # Private, for a file that was opened for reading: nobody writes, so no page is ever copied.
+        backend = {"qom-type": "memory-backend-file", "id": f"mapped{number}", "size": file.size, "readonly": True,
+                   "mem-path": f"/proc/self/fd/{descriptor}", "share": False}
+        yield from ("-object", json.dumps(backend))
+        yield from device(f"virtio-pmem-{bus}", id=f"pmem{number}", memdev=f"mapped{number}")
+
+
+def _sizes(spec: VMSpec) -> str:
+    """The guest's memory, and up to where addresses are needed for what it maps beside that."""
+    mapped = sum(one.size for one in spec.devices if isinstance(one, Pmem)) // MIB
+    return f"{spec.memory}M,slots=1,maxmem={spec.memory + mapped}M" if mapped else f"{spec.memory}M"
 
 
 def device(driver: str, **options: object) -> tuple[str, str]:

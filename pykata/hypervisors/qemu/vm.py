@@ -16,7 +16,16 @@ from pathlib import Path
 import anyio
 
 from pykata import host
-from pykata.errors import BootError, BootTimeoutError, GuestPanicError, HostError, PykataError, VMDiedError, last_line
+from pykata.errors import (
+    BootError,
+    BootTimeoutError,
+    GuestPanicError,
+    HostError,
+    NotPermittedError,
+    PykataError,
+    VMDiedError,
+    last_line,
+)
 from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import aio as aios
@@ -26,7 +35,7 @@ from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
-from pykata.spec import MIB, Accel, Disk, Nic, NineP, SavedVM, SerialTransport, VhostFs, VhostNet, VMSpec
+from pykata.spec import MIB, Accel, Disk, Nic, NineP, Pmem, SavedVM, SerialTransport, VhostFs, VhostNet, VMSpec
 
 log = logging.getLogger(__name__)
 
@@ -268,12 +277,20 @@ def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[
             ),
             shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
             directories=lent,
+            mapped=tuple(_mappable(opened(one.path), one) for one in spec.devices if isinstance(one, Pmem)),
             nics=(
                 *(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
                 *(nic.place for nic in spec.devices if isinstance(nic, VhostNet)),
             ),
             slots={number: opened(disk.path) for number, disk in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip
+
+
+def _mappable(descriptor: int, mapped: Pmem) -> int:
+    """QEMU opens it again by ``/proc/self/fd/N``, as its own user: so the file's own mode counts."""
+    if os.geteuid() == 0 and not os.fstat(descriptor).st_mode & stat.S_IROTH:
+        raise NotPermittedError(f"QEMU, which runs as nobody, may not read {mapped.path}", hint="chmod o+r")
+    return descriptor
 
 
 def _saved(stack: ExitStack, saved: SavedVM) -> tuple[int, int]:
