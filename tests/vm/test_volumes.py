@@ -184,6 +184,21 @@ async def test_caches(tmp_path: Path) -> None:
         assert (await sb.run(BUSYBOX, sh("cat /auto/f /always/f /none/f"), check=True)).stdout == "f\n" * 3
 
 
+async def test_what_the_host_changes_is_seen(tmp_path: Path) -> None:
+    places = [(via, cache) for via in ("virtiofs", "9p") for cache in ("auto", "none")]
+    (tmp_path / "f").write_text("before\n")
+    volumes: dict[str, Any] = {f"/{via}-{cache}": Bind(tmp_path, via=via, cache=cache) for via, cache in places}  # type: ignore[arg-type]
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb, sb.container(BUSYBOX) as container:
+        first = await container.run(sh("cat /*-*/f; ls /*-*/added 2> /dev/null"))
+        assert first.stdout == "before\n" * len(places)
+        (tmp_path / "f").write_text("afterwards\n")
+        (tmp_path / "added").write_text("new\n")
+        for place in volumes:
+            script = f"until grep -q afterwards {place}/f && cat {place}/added; do sleep 0.1; done"
+            done = await container.run(sh(script), timeout=60)
+            assert (done.stdout, done.reason) == ("new\n", "exit"), place
+
+
 @pytest.mark.parametrize("daemon", known_daemons())
 async def test_what_waits_in_the_guest_is_there_when_the_file_is_closed(
     tmp_path: Path, daemon: str, monkeypatch: pytest.MonkeyPatch
