@@ -225,15 +225,19 @@ def saved_container(running: Running, identity: str, image: Image, *, fresh: boo
 
 
 @asynccontextmanager
-async def fresh_container(running: Running, rootfs: Prepared) -> AsyncIterator[None]:
-    """A container that nothing has run in, and in which a process waits for a command."""
+async def fresh_container(running: Running, rootfs: Prepared, *, explored: bool = False) -> AsyncIterator[None]:
+    """A container that nothing has run in, and in which a process waits for a command.
+
+    ``explored``: it has looked up what that may be, which takes long and is worth it in a guest that will be saved.
+    """
     from pykata.requests import container_request
 
     identity = running.new_id("c")
     running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
     try:
         async with running.explained():
-            await running.agent.create_container(container_request(running, identity, rootfs, waits=True))
+            request = container_request(running, identity, rootfs, waits=True, explored=explored)
+            await running.agent.create_container(request)
         yield
     finally:
         if running.containers.pop(identity, None) is not None:      # else it is theirs who took it

@@ -58,11 +58,11 @@ def mount_message(mount: Mount, serials: Mapping[str, str]) -> v1.Mount:
 
 
 def container_request(
-    running: Running, container: str, rootfs: Prepared, *, waits: bool = False
+    running: Running, container: str, rootfs: Prepared, *, waits: bool = False, explored: bool = False
 ) -> v1.CreateContainerRequest:
     """A container on a plugged root filesystem.
 
-    In one that ``waits``, a process waits for its command.
+    In one that ``waits``, a process waits for its command; ``explored``, it has looked up what that may be.
     """
     options = running.options
     config = rootfs.image.config
@@ -81,6 +81,7 @@ def container_request(
             volumes=[v1.Volume(**asdict(place)) for place in places(options.volumes)],
         ),
         waiting=v1.Process(id="waiting", user=rootfs.image.config.user) if waits else None,
+        explored=explored,
     )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator
                 other = await used.enter_async_context(kept_container(running, image))
                 await other.shell(":")      # an image may have none
             rootfs = await stack.enter_async_context(prepared(running, image))
-            await stack.enter_async_context(fresh_container(running, rootfs))
+            await stack.enter_async_context(fresh_container(running, rootfs, explored=True))
         yield
 
 

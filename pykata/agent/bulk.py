@@ -16,6 +16,7 @@ FLAGS: tuple[Name, ...] = ("stdout", "stderr")
 SMALL = 4 * 1024                # bytes; pieces that are smaller are kept together
 WINDOW = 4 * 1024 * 1024        # bytes of such a stream that the agent may send before more is taken
 STDIN = 2                       # the flags of frames to the agent
+MESSAGE = 2                     # ... and of those with messages of a Run that came ahead of HTTP/2
 STDIN_WINDOW = 512 * 1024       # bytes of stdin that may be sent at first
 STDIN_PIECE = 64 * 1024         # bytes of it in one frame
 

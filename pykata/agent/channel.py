@@ -16,6 +16,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Self, cast
 
 from h2.config import H2Configuration
@@ -42,8 +43,9 @@ from hyperframe.frame import ExtensionFrame, Frame
 
 from pykata.agent import bulk
 from pykata.agent.bulk import WINDOW as BULK_WINDOW
-from pykata.agent.guard import BYTES_PER_TOKEN, MAX_FRAME, FrameGuard
-from pykata.agent.parking import MARK, Greeting, Parking
+from pykata.agent.early import AnswerAhead, EarlyStream
+from pykata.agent.guard import BYTES_PER_TOKEN, EARLY, MAX_FRAME, FrameGuard
+from pykata.agent.parking import CLONE, MARK, RUN, Greeting, Parking, ahead
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
@@ -80,7 +82,7 @@ class QuietFrames(FrameBuffer):
 class Channel(asyncio.BufferedProtocol):
     """The host's end of the connection. :meth:`open` starts a call; an error ends all of them."""
 
-    def __init__(self, *, client_side: bool = True) -> None:
+    def __init__(self, *, client_side: bool = True, held: bool = False) -> None:
         self._h2 = H2Connection(
             H2Configuration(
                 client_side=client_side,
@@ -101,6 +103,8 @@ class Channel(asyncio.BufferedProtocol):
         self._stream_closed = asyncio.Event()
         self._ready = asyncio.Event()
         self._closed = asyncio.Event()
+        self.is_held = held
+        """Nothing of HTTP/2 was sent yet; it is when something is to be said that can't come ahead of it."""
 
     @classmethod
     async def over(cls, sock: socket.socket, *, greeting: bytes = b"", parked: bool = False) -> Self:
@@ -111,7 +115,8 @@ class Channel(asyncio.BufferedProtocol):
         """
         sock.setblocking(False)
         try:
-            _, protocol = await asyncio.get_running_loop().create_connection(cls, sock=sock)
+            made = partial(cls, held=True) if parked else cls
+            _, protocol = await asyncio.get_running_loop().create_connection(made, sock=sock)
         except BaseException:
             sock.close()
             raise
@@ -227,6 +232,7 @@ class Channel(asyncio.BufferedProtocol):
         This connection is at its end, its socket isn't closed: the agent would notice.
         """
         self.check()
+        self._begin_http2()
         assert self._transport is not None
         parking = Parking(*(self._guard.pending if self._guard else (b"", 0)))
         self._incoming = parking
@@ -238,8 +244,42 @@ class Channel(asyncio.BufferedProtocol):
         await self._ready.wait()
         self.check()
 
+    @property
+    def takes_early(self) -> bool:
+        """A Run may come ahead of HTTP/2: one at a time."""
+        return self.is_held and not self._failure and EARLY not in self._streams
+
+    def begin_early(self, request: bytes) -> EarlyStream:
+        """Such a Run, with its first message."""
+        stream = EarlyStream(self)
+        self._await(stream)
+        self._write_ahead(ahead(RUN, request))
+        return stream
+
+    def call_ahead(self, request: bytes) -> AnswerAhead:
+        """Clone, ahead of HTTP/2."""
+        stream = AnswerAhead(self)
+        self._await(stream)
+        self._write_ahead(ahead(CLONE, request))
+        return stream
+
+    def _await(self, stream: Stream) -> None:
+        self._streams[stream.id] = stream
+        if self._guard:
+            self._guard.stream_opened(stream.id)
+
+    def _write_ahead(self, data: bytes) -> None:
+        if self._transport is not None and not self._failure:
+            self._transport.write(data)
+
+    def _begin_http2(self) -> None:
+        if self.is_held:
+            self.is_held = False
+            self.flush()
+
     async def open(self, headers: Headers) -> Stream:
         """A new stream, with these request headers. They are sent along with its first message."""
+        self._begin_http2()
         while True:
             await self.writable()
             try:
@@ -264,6 +304,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def flush(self, sent: int = 0) -> None:
         """Write what h2 has ready, ``sent`` bytes of it data."""
+        if self.is_held:
+            return
         data = self._h2.data_to_send()
         if self._transport is None or self._failure or not data:
             return
@@ -275,6 +317,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Write something beside HTTP/2, between two frames of it."""
+        self._begin_http2()
         if self._transport is not None and not self._failure:
             self._transport.write(data)
 
@@ -284,6 +327,8 @@ class Channel(asyncio.BufferedProtocol):
         self._stream_closed.set()
         if self._failure:
             return
+        if stream.id in (0, EARLY) and self._guard:
+            self._guard.stream_reset(stream.id, STREAM_WINDOW + 2 * BULK_WINDOW)
         state = self._h2.streams.get(stream.id)     # h2 drops closed streams at times
         if state and not state.closed:
             self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
@@ -296,7 +341,7 @@ class Channel(asyncio.BufferedProtocol):
     async def aclose(self) -> None:
         """End the connection and give the socket back to the system."""
         is_parked = isinstance(self._incoming, Parking)     # another connection has begun on this stream
-        if self._h2.state_machine.state is not ConnectionState.CLOSED and not is_parked:
+        if self._h2.state_machine.state is not ConnectionState.CLOSED and not is_parked and not self.is_held:
             self._h2.close_connection(ErrorCodes.NO_ERROR)
             self.flush()
         self.fail(AgentLostError, "the connection to the agent was closed by the host")

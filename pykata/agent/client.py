@@ -17,6 +17,7 @@ import anyio
 from betterproto2 import Message
 
 from pykata.agent.channel import Channel
+from pykata.agent.guard import EARLY
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
 from pykata.agent.start import encoded_start
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
@@ -91,11 +92,23 @@ class AgentClient:
         By when the guest gets it, the machine may have taken its time to start: a clock that is late by more than
         :data:`LATE` is corrected at once.
         """
-        request.unix_time_ns = time.time_ns()
-        answer = await self._call("Clone", request, CloneResponse, timeout)
+        answer = await self._clone(request, timeout)
         if abs(time.time_ns() - answer.unix_time_ns) > LATE * 1e9:
-            await self._call("Clone", CloneRequest(unix_time_ns=time.time_ns()), CloneResponse, timeout)
+            await self._clone(CloneRequest(), timeout)
         return answer
+
+    async def _clone(self, request: CloneRequest, timeout: float) -> CloneResponse:
+        request.unix_time_ns = time.time_ns()
+        if not self._channel.is_held:
+            return await self._call("Clone", request, CloneResponse, timeout)
+        data = encoded(request)
+        with anyio.move_on_after(timeout):
+            stream = self._channel.call_ahead(data)
+            try:
+                return self._decoded(stream, "Clone", CloneResponse, await stream.answer(MAX_ANSWER))
+            finally:
+                stream.close()
+        raise AgentTimeoutError(f"the agent didn't answer Clone within {timeout:g} s")
 
     async def hold(self, hold: bool, *, timeout: float = 10.0) -> None:
         """Have all processes that run outlive their connection, or no longer."""
@@ -208,6 +221,9 @@ class AgentClient:
         return stream
 
     async def _begin_run(self, start: Start) -> Stream:
+        if self._channel.takes_early and self._bulk and start.window:
+            start.bulk = EARLY
+            return self._channel.begin_early(bounded(encoded_start(start)))
         stream = await self._channel.open(request_headers("Run"))
         start.bulk = stream.id if self._bulk and start.window else 0
         try:
@@ -224,6 +240,9 @@ class AgentClient:
         stream.raise_for_status()
         if data is None:
             stream.broken(f"said that {name} went well, without an answer")
+        return self._decoded(stream, name, answer, data)
+
+    def _decoded(self, stream: Stream, name: str, answer: type[_Answer], data: bytes) -> _Answer:
         try:
             return decoded(answer, data)
         except ValueError as exc:

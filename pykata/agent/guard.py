@@ -34,6 +34,7 @@ LONGEST = {
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
 PADDED, PRIORITY = 0x8, 0x20
+EARLY = 2**31 - 1               # the number of a Run that comes ahead of HTTP/2
 HEADER_SIZE = 9                 # of a frame: RFC 9113, section 4.1
 
 # A token bucket for frames that move no data. The bucket holds what an honest agent may send at once, and is filled
@@ -151,7 +152,8 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
         if (kind == DATA and flags & PADDED) or (kind == HEADERS and flags & (PADDED | PRIORITY)):
             raise AgentProtocolError("the agent sent a padded frame or a priority; agents don't")
-        if kind == bulk.KIND and (not length or flags >= len(bulk.FLAGS)):
+        flags_known = len(bulk.FLAGS) + (stream == EARLY)
+        if kind == bulk.KIND and (not length or flags >= flags_known):
             raise AgentProtocolError(f"the agent sent a bulk frame of {length} bytes with the flags {flags:#04x}")
         if kind in (DATA, bulk.KIND):
             self._check_data(stream, length)
@@ -171,6 +173,8 @@ class FrameGuard:
     def _check_data(self, stream: int, length: int) -> None:
         if stream in self._open:
             self.credit(length / BYTES_PER_TOKEN)
+            if not stream:
+                self._open.discard(0)       # the answer to the call ahead of HTTP/2 is one frame
             return
         self._reset[stream] = left = self._reset.get(stream, -1) - length
         if left < 0:

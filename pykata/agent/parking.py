@@ -22,6 +22,17 @@ MOST_LEFT = 16 * 1024 * 1024
 """Bytes of the old connection that may come before the new one's; what fits into the port's queues is less."""
 
 
+AHEAD = b"PRI * PYKATA/1\r\n\r\nCALL\r\n"
+"""Begins a call that comes before the preface of its connection: in a cold guest each step on its way is a slow one."""
+
+CLONE, RUN = 0, 1               # which call it is
+
+
+def ahead(kind: int, request: bytes) -> bytes:
+    """The first calls of a connection, to be sent before anything of HTTP/2: see agent.proto."""
+    return b"".join((AHEAD, bytes((kind,)), len(request).to_bytes(3), request))
+
+
 class Greeting:
     """Reads along for the agent's first frame, its settings; ``expected`` is what they are known to be.
 

@@ -12,6 +12,7 @@ from hpack import Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from pykata.agent.client import AgentClient, connect
+from pykata.agent.parking import AHEAD
 from pykata.agent.stream import frame as grpc_message
 
 PREFACE = 24
@@ -37,6 +38,13 @@ class Peer:
         """The opening of the connection as it should be."""
         await self._reader.readexactly(PREFACE)
         await self.send(SettingsFrame(0))
+
+    async def ahead(self, kind: int) -> bytes:
+        """A request that comes before HTTP/2."""
+        assert await self._reader.readexactly(len(AHEAD)) == AHEAD
+        header = await self._reader.readexactly(4)
+        assert header[0] == kind
+        return await self._reader.readexactly(int.from_bytes(header[1:]))
 
     async def read_frame(self) -> Frame:
         header = await self._reader.readexactly(9)
@@ -99,12 +107,16 @@ def continuation(stream: int, payload: bytes, *, end: bool = False) -> Continuat
 
 
 @asynccontextmanager
-async def facing(script: Script) -> AsyncIterator[AgentClient]:
-    """The host's client, with ``script`` as its agent. The agent's end is closed when the script ends."""
+async def facing(script: Script, *, saved: bool = False) -> AsyncIterator[AgentClient]:
+    """The host's client, with ``script`` as its agent. The agent's end is closed when the script ends.
+
+    One that was ``saved`` has greeted its host before that.
+    """
+    greeting = SettingsFrame(0).serialize() if saved else b""
     host, guest = socket.socketpair()
     async with anyio.create_task_group() as group:
         group.start_soon(_play, guest, script)
-        async with connect(host) as agent:
+        async with connect(host, greeting=greeting, parked=saved) as agent:
             yield agent
         group.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod container;
 pub mod detach;
 pub mod disk;
+mod early;
 pub mod errno;
 pub mod files;
 pub mod input;

@@ -188,6 +188,9 @@ pub struct CreateContainerRequest {
     /// a process to make beforehand, which waits just before its exec for the first Run that
     #[prost(message, optional, tag = "6")]
     pub waiting: ::core::option::Option<Process>,
+    /// it has looked up each name in PATH, so that the first command is found sooner; takes long
+    #[prost(bool, tag = "7")]
+    pub explored: bool,
 }
 /// What the usual container (Docker's defaults) is given beside its rootfs. A document that says the same takes a cold
 /// agent longer to read than all the rest of the request.

@@ -10,12 +10,14 @@ use hyper::service::service_fn;
 use tower_service::Service;
 
 use crate::agent::Agent;
+use crate::early;
 use crate::proto::agent_server::AgentServer;
 use crate::service::Rpc;
-use crate::transport::Channel;
+use crate::setup;
+use crate::transport::{Channel, ahead};
 
 /// Largest message either way, as the protocol says.
-const MAX_MESSAGE: usize = 4 << 20;
+pub const MAX_MESSAGE: usize = 4 << 20;
 /// A stream's window; the connection's is the largest there is, so that a stream nobody reads blocks no other.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
@@ -41,6 +43,14 @@ where
 /// Serves until the host closes the connection or breaks HTTP/2.
 pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper::Error> {
     let beside = channel.beside();
+    let (of_us, apart) = (agent.clone(), beside.clone());
+    channel.answer_ahead(Box::new(move |kind, request| match kind {
+        ahead::Kind::Clone => ahead::answer(setup::clone::ahead(&of_us, request)),
+        ahead::Kind::Run => {
+            early::begin(&of_us, &apart, request);
+            Vec::new()
+        }
+    }));
     let outlet = beside.outlet.clone();
     let service = AgentServer::new(Rpc::new(agent, beside))
         .max_decoding_message_size(MAX_MESSAGE)

@@ -101,8 +101,10 @@ impl agent_server::Agent for Rpc {
             let waiting = prepared.waiting();
             let container = container::build(&agent, prepared).await?;
             claim.publish(&container);
-            if let Some(waiting) = waiting {
-                container.set_waiting(Waiting::new(&agent, &container, waiting)?)?;
+            if let Some((process, explores)) = waiting {
+                let mut waiting = Waiting::new(&agent, &container, process, explores)?;
+                waiting.explored().await?;
+                container.set_waiting(waiting)?;
             }
             Ok(proto::CreateContainerResponse {})
         })

@@ -199,6 +199,13 @@ class CreateContainerRequest(betterproto2.Message):
     a process to make beforehand, which waits just before its exec for the first Run that
     """
 
+    explored: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    differs from it in nothing but id, args and env; args and env are ignored here
+
+    it has looked up each name in PATH, so that the first command is found sooner; takes long
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "CreateContainerRequest", CreateContainerRequest)
 

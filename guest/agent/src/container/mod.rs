@@ -89,19 +89,20 @@ pub struct Prepared {
     config: Config,
     lowers: Vec<Found>,
     mounted: Vec<Option<Found>>,
-    waiting: Option<proto::Process>,
+    waiting: Option<(proto::Process, bool)>,
 }
 
 impl Prepared {
-    /// A process that shall be made beforehand.
-    pub fn waiting(&self) -> Option<proto::Process> {
+    /// A process that shall be made beforehand, and whether it explores the container.
+    pub fn waiting(&self) -> Option<(proto::Process, bool)> {
         self.waiting.clone()
     }
 }
 
 /// Checks a request and waits for its disks. Holds nothing: may be dropped at any time.
 pub async fn prepare(mut request: proto::CreateContainerRequest) -> Result<Prepared, Status> {
-    let waiting = request.waiting.take();
+    let explored = request.explored;
+    let waiting = request.waiting.take().map(|process| (process, explored));
     let mut config = Config::new(request)?;
     let lowers = filesystems::find_all(std::mem::take(&mut config.rootfs.lowers)).await?;
     let mut mounted = Vec::with_capacity(config.mounts.len());

@@ -11,7 +11,7 @@ use super::orders::{self, Orders};
 use super::slots::Slot;
 use super::streams::Theirs;
 use super::user::{self, Identity};
-use super::{Plan, lookup, rlimits};
+use super::{Plan, explore, lookup, rlimits};
 use crate::container::Container;
 use crate::container::inside::{self, Kind};
 use crate::container::userns;
@@ -51,7 +51,7 @@ pub fn run(
 ) -> ! {
     let refused = match plan.tool {
         Tool::None => match prepare(container, plan, Some(stdio)) {
-            Ok(home) => execute(plan, home, orders.map(|orders| wait_for(orders, reporter)), started),
+            Ok(home) => execute(plan, home, orders.map(|orders| wait_for(plan, orders, reporter)), started),
             Err(refused) => refused,
         },
         Tool::Files => match prepare(container, plan, Some(stdio)).and_then(|_| as_after_exec(container)) {
@@ -129,7 +129,10 @@ fn prepare_changes(container: &Container, stdio: &Theirs) -> Result<Layers, Refu
 
 /// Waits to be told what to execute. It may be long: descriptors of the agent's, such as the other ends of pipes of others,
 /// must not stay open for that.
-fn wait_for(orders: &OwnedFd, reporter: &Reporter) -> Orders<'static> {
+fn wait_for(plan: &Plan, orders: &OwnedFd, reporter: &Reporter) -> Orders<'static> {
+    if plan.explores {
+        explore::explore(&plan.path);
+    }
     let kept = [orders.as_raw_fd(), reporter.fd().as_raw_fd()];
     let mut first = 3;
     for fd in [kept[0].min(kept[1]), kept[0].max(kept[1])] {

@@ -6,6 +6,7 @@ pub mod caps;
 mod child;
 pub mod defaults;
 pub mod detached;
+mod explore;
 mod lookup;
 mod orders;
 pub mod registry;
@@ -63,6 +64,8 @@ pub struct Plan {
     pub terminal: Option<Size>,
     /// How long the news that it has started may wait for those of its end.
     pub patience: Duration,
+    /// Before it waits for its command it looks up what that may be.
+    pub explores: bool,
 }
 
 /// A process that runs, or is about to.
@@ -74,6 +77,8 @@ pub struct Spawned {
     /// None once they were taken.
     streams: Option<Ours>,
     pub berth: Arc<Berth>,
+    /// The pipe by which it was told its command. To take it away would cost a cold guest more than to keep it.
+    orders: Option<OwnedFd>,
 }
 
 /// How it comes to be, and how one hears of that.
@@ -123,7 +128,7 @@ impl Plan {
         let rlimits = rlimits::merge(&defaults.rlimits, &from.rlimits)?;
         let user = UserRequest::parse(&from.user)?;
         let patience = Duration::ZERO;
-        Ok(Self { id: from.id, args, env, path, cwd, user, rlimits, tool, terminal, patience })
+        Ok(Self { id: from.id, args, env, path, cwd, user, rlimits, tool, terminal, patience, explores: false })
     }
 }
 
@@ -166,11 +171,18 @@ pub fn spawn(
         && let Some(stem) = berth.ask(plan, &theirs)
     {
         let exit = agent.reaper.expect(stem.told.pid.clone());
-        return Ok(Spawned { way: Way::Asked { stem, theirs }, pid: 0, exit, streams: Some(ours), berth });
+        return Ok(Spawned {
+            way: Way::Asked { stem, theirs },
+            pid: 0,
+            exit,
+            streams: Some(ours),
+            berth,
+            orders: None,
+        });
     }
     let cloned = clone(agent, container, plan, &theirs, orders, &berth);
     let (pid, way, exit) = cloned.inspect_err(|_| container.return_berth(berth.clone()))?;
-    Ok(Spawned { way, pid, exit, streams: Some(ours), berth })
+    Ok(Spawned { way, pid, exit, streams: Some(ours), berth, orders: None })
 }
 
 /// Makes it as a child of the agent.
@@ -278,6 +290,11 @@ impl Spawned {
             Some(Ours::Pipes(pipes)) => pipes.last_words(),
             _ => None,
         }
+    }
+
+    /// It was told its command by this pipe.
+    pub fn keep_orders(&mut self, orders: OwnedFd) {
+        self.orders = Some(orders);
     }
 
     /// Its stdin is at its end.

@@ -11,8 +11,9 @@ use super::user::UserRequest;
 use super::{Kind, Plan, Spawned, orders};
 use crate::agent::Agent;
 use crate::container::Container;
-use crate::errno::Step;
+use crate::errno::{Failed, Step};
 use crate::proto::{self, process::Tool};
+use crate::stdio::{self, Reporting};
 
 /// The agent's end.
 pub struct Waiting {
@@ -21,17 +22,35 @@ pub struct Waiting {
     user: UserRequest,
     cwd: String,
     rlimits: Vec<Rlimit>,
+    /// While it explores.
+    exploring: Option<Reporting>,
 }
 
 impl Waiting {
-    /// Makes one that differs from what it will be in nothing but id, args and env.
-    pub fn new(agent: &Agent, container: &Arc<Container>, mut process: proto::Process) -> Result<Self, Status> {
+    /// Makes one that differs from what it will be in nothing but id, args and env. It may look up beforehand what its
+    /// command may be.
+    pub fn new(
+        agent: &Agent,
+        container: &Arc<Container>,
+        mut process: proto::Process,
+        explores: bool,
+    ) -> Result<Self, Status> {
         process.args = vec!["/".to_owned()];
         process.env = Vec::new();
-        let plan = Plan::new(process, &container.defaults)?;
+        let plan = Plan { explores, ..Plan::new(process, &container.defaults)? };
+        let (exploring, explorer) = if explores { Some(stdio::report_pipe()?) } else { None }.unzip();
         let (read, orders) = pipe_with(PipeFlags::CLOEXEC).step("pipe", "orders")?;
         let spawned = super::spawn(agent, container, &plan, Kind::Pipes { stdin: true }, Some(read))?;
-        Ok(Self { spawned, orders, user: plan.user, cwd: plan.cwd, rlimits: plan.rlimits })
+        drop(explorer); // the child has it until it waits
+        Ok(Self { spawned, orders, user: plan.user, cwd: plan.cwd, rlimits: plan.rlimits, exploring })
+    }
+
+    /// Waits until it has explored, or ended.
+    pub async fn explored(&mut self) -> Result<(), Failed> {
+        match self.exploring.take() {
+            Some(exploring) => exploring.read().await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Has it become the process of this plan, if it can.
@@ -45,6 +64,7 @@ impl Waiting {
         // The pipe is empty: all of it fits.
         rustix::io::write(&self.orders, &orders).ok()?;
         let mut spawned = self.spawned;
+        spawned.keep_orders(self.orders);
         if !stdin {
             spawned.close_stdin();
         }

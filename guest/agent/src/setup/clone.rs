@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use prost::Message;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 use tonic::Status;
@@ -54,6 +55,12 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
         agent.go_first(false)?;
     }
     Ok(proto::CloneResponse { generation, unix_time_ns: sys::now_ns(libc::CLOCK_REALTIME) })
+}
+
+/// The call as it comes ahead of HTTP/2.
+pub fn ahead(agent: &Agent, request: &[u8]) -> Result<Vec<u8>, String> {
+    let request = proto::CloneRequest::decode(request).map_err(|err| err.to_string())?;
+    call(agent, &request).map(|answer| answer.encode_to_vec()).map_err(|status| status.message().to_owned())
 }
 
 fn rename(agent: &Agent, old: &Names, new: &Names) -> Result<(), Failed> {

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::Beside;
+use super::ahead::{self, Answerer, Begin};
 use super::inlet::Incoming;
 use super::outlet::{Boundary, HEADER_LEN, Outlet};
 use super::preface::{self, Frames, Other};
@@ -33,6 +34,8 @@ pub struct Channel {
     bulk: Incoming,
     /// No preface has come yet.
     seeking: bool,
+    /// Answers the calls that come before one.
+    answerer: Option<Answerer>,
     /// Incoming bytes that come before any from `stream`; after `over`, the start of the next connection.
     carry: Vec<u8>,
     /// HTTP/2 of this connection for which there was no room yet.
@@ -50,6 +53,7 @@ impl Channel {
     pub fn new(stream: Stream, carry: Vec<u8>) -> Self {
         Self {
             seeking: stream.is_port(),
+            answerer: None,
             stream,
             frames: Frames::new(),
             begun: Vec::new(),
@@ -62,6 +66,11 @@ impl Channel {
             outlet: Arc::default(),
             boundary: Boundary::default(),
         }
+    }
+
+    /// Has calls answered that come ahead of HTTP/2.
+    pub fn answer_ahead(&mut self, answerer: Answerer) {
+        self.answerer = Some(answerer);
     }
 
     /// What the connection after this one goes on with, where it came without an end of this one: the stream, and the
@@ -130,9 +139,21 @@ impl Channel {
         some
     }
 
-    /// Reads until a preface is there, which is then carried.
+    /// Reads until a preface is there, which is then carried, and answers what comes before it.
     fn poll_seek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        while !preface::seek(&mut self.carry) {
+        loop {
+            match ahead::take(&mut self.carry) {
+                Begin::Call(kind, request) => {
+                    let made = self.answerer.as_ref().map(|answer| answer(kind, &request));
+                    self.out.extend(made.unwrap_or_default());
+                    if let Poll::Ready(Err(err)) = self.flush_out(cx) {
+                        return Poll::Ready(Err(err)); // what there is no room for goes with what comes next
+                    }
+                    continue;
+                }
+                Begin::Other if preface::seek(&mut self.carry) => return Poll::Ready(Ok(true)),
+                Begin::Other | Begin::PartOfCall => {}
+            }
             let mut space = [MaybeUninit::uninit(); 4096];
             let n = ready!(self.stream.poll_read(cx, &mut space))?;
             if n == 0 {
@@ -140,7 +161,6 @@ impl Channel {
             }
             self.carry.extend_from_slice(written(&mut space, n));
         }
-        Poll::Ready(Ok(true))
     }
 
     fn flush_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -224,6 +244,9 @@ fn written(space: &mut [MaybeUninit<u8>], n: usize) -> &mut [u8] {
 impl Read for Channel {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if self.seeking {
+            if let Poll::Ready(Err(err)) = self.poll_outlet(cx) {
+                return Poll::Ready(Err(err));
+            }
             self.seeking = !ready!(self.poll_seek(cx))?;
             if self.seeking {
                 return Poll::Ready(Ok(())); // the end, before it began

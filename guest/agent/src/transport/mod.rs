@@ -1,5 +1,6 @@
 //! The byte stream to the host: a virtio-serial port, or a vsock connection where the kernel's command line names one.
 
+pub mod ahead;
 mod channel;
 pub mod inlet;
 pub mod outlet;

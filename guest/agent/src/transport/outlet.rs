@@ -20,6 +20,18 @@ pub const MOST: usize = 8 * super::channel::GATHER - HEADER_LEN;
 pub enum Flag {
     Stdout = 0,
     Stderr = 1,
+    /// A message of a call that came ahead of HTTP/2.
+    Message = 2,
+}
+
+/// A frame.
+pub fn frame(stream: u32, flag: Flag, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_LEN + payload.len());
+    out.extend(&(payload.len() as u32).to_be_bytes()[1..]);
+    out.extend([KIND, flag as u8]);
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+    out
 }
 
 /// Takes one frame at a time, from whoever waits for his turn, until the connection ends.
@@ -101,6 +113,26 @@ impl Outlet {
             waker.wake_by_ref();
         }
         filled
+    }
+
+    /// In one's turn: sends whole frames as they are.
+    pub fn give(&self, frames: Vec<u8>) {
+        let mut state = self.state();
+        state.frame = frames;
+        if let Some(waker) = &state.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Waits for the end of the connection.
+    pub async fn closed(&self) {
+        loop {
+            let free = self.free.notified();
+            if self.state().closed {
+                return;
+            }
+            free.await;
+        }
     }
 
     /// So much of the frame was written.

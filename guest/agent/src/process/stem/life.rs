@@ -62,6 +62,7 @@ fn first(kind: &Kind) -> Plan {
         tool: Tool::None,
         terminal: None,
         patience: Duration::ZERO,
+        explores: false,
     }
 }
 
