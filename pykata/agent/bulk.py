@@ -19,6 +19,9 @@ STDIN = 2                       # the flags of frames to the agent
 MESSAGE = 2                     # ... and of those with messages of a Run that came ahead of HTTP/2
 STDIN_WINDOW = 512 * 1024       # bytes of stdin that may be sent at first
 STDIN_PIECE = 64 * 1024         # bytes of it in one frame
+COMMAND, LEAVE = 3, 4           # the flags of frames to the agent: a short command, and nobody wants it any more
+OVER, GOES_ON, FAILED = 3, 4, 5         # ... and of its answers
+LONGEST_ANSWER = 132 * 1024     # bytes of payload
 
 
 def frame(stream: int, flag: int, data: bytes | memoryview) -> bytes:

@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Self, cast
 
 from h2.config import H2Configuration
@@ -42,10 +43,12 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import ExtensionFrame, Frame
 
 from pykata.agent import bulk
+from pykata.agent.bulk import OVER
 from pykata.agent.bulk import WINDOW as BULK_WINDOW
 from pykata.agent.early import AnswerAhead, EarlyStream
 from pykata.agent.guard import BYTES_PER_TOKEN, EARLY, MAX_FRAME, FrameGuard
 from pykata.agent.parking import CLONE, MARK, RUN, Greeting, Parking, ahead
+from pykata.agent.short import Answer
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
@@ -94,6 +97,8 @@ class Channel(asyncio.BufferedProtocol):
         self._h2.incoming_buffer = QuietFrames(server=not client_side)
         self._guard = FrameGuard(self._take_bulk) if client_side else None
         self._streams: dict[int, Stream] = {}
+        self._answers: dict[int, Answer] = {}
+        self._numbers = count(2, 2)     # of short commands: the host's streams have odd ones
         self._receive_size = RECEIVE_SIZE
         self._greeting = Greeting()
         self._incoming: Callable[[bytes], bytes] = self._greeting
@@ -220,6 +225,8 @@ class Channel(asyncio.BufferedProtocol):
         self._ready.set()
         for stream in self._streams.values():
             stream.wake()
+        for answer in self._answers.values():
+            answer.over.set()
 
     @property
     def greeting(self) -> bytes:
@@ -294,6 +301,30 @@ class Channel(asyncio.BufferedProtocol):
             stream = self._streams[stream_id] = Stream(self, stream_id)
             return stream
 
+    def next_number(self) -> int:
+        """The number of the next short command."""
+        return next(self._numbers)
+
+    def expect(self, number: int) -> Answer:
+        """A short command is about to be sent; its answer, which someone has to :meth:`forget`."""
+        if self._guard:
+            self._guard.command_asked(number)
+        answer = self._answers[number] = Answer()
+        return answer
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for that answer any more."""
+        self._answers.pop(number, None)
+        if self._guard:
+            self._guard.command_left(number)
+
+    def alias(self, number: int, stream: Stream) -> None:
+        """Bulk frames of a short command that goes on are this stream's."""
+        stream.bulk_id = number
+        self._streams[number] = stream
+        if self._guard:
+            self._guard.stream_opened(number)
+
     async def writable(self) -> None:
         """Wait until the agent has read enough of what was written before."""
         while True:
@@ -324,6 +355,7 @@ class Channel(asyncio.BufferedProtocol):
     def close_stream(self, stream: Stream, unread: int) -> None:
         """Nobody needs the stream any more, nor ``unread`` bytes that it received. It is reset if it isn't over."""
         self._streams.pop(stream.id, None)
+        self._streams.pop(stream.bulk_id, None)
         self._stream_closed.set()
         if self._failure:
             return
@@ -334,6 +366,9 @@ class Channel(asyncio.BufferedProtocol):
             self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
             if self._guard:
                 self._guard.stream_reset(stream.id, STREAM_WINDOW + (2 * BULK_WINDOW if stream.bulk else 0))
+                self._guard.stream_reset(stream.bulk_id, 2 * BULK_WINDOW)
+        elif self._guard and stream.bulk_id != stream.id:
+            self._guard.stream_closed(stream.bulk_id)
         if unread:
             self._h2.acknowledge_received_data(unread, stream.id)
         self.flush()
@@ -348,7 +383,10 @@ class Channel(asyncio.BufferedProtocol):
         await self._closed.wait()
 
     def _take_bulk(self, stream_id: int, flag: int, data: bytes) -> None:
-        if stream := self._streams.get(stream_id):
+        if flag >= OVER:
+            if answer := self._answers.get(stream_id):
+                answer.put(flag, data, whole=self._guard is None or not self._guard.is_inside)
+        elif stream := self._streams.get(stream_id):
             stream.bulk_received(flag, data)
 
     def _process(self, event: Event) -> None:

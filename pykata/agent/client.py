@@ -19,6 +19,7 @@ from betterproto2 import Message
 from pykata.agent.channel import Channel
 from pykata.agent.guard import EARLY
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
+from pykata.agent.short import LONGEST_COMMAND, command
 from pykata.agent.start import encoded_start
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.typed import decoded
@@ -35,6 +36,7 @@ from pykata.agent.v1 import (
     RemoveContainerResponse,
     ResizeRequest,
     ResizeResponse,
+    RunRequest,
     SetupRequest,
     SetupResponse,
     SignalRequest,
@@ -69,6 +71,7 @@ class AgentClient:
     def __init__(self, channel: Channel, *, bulk: bool = True) -> None:
         self._channel = channel
         self._bulk = bulk
+        self._short = False     # the agent takes short commands
 
     async def setup(self, request: SetupRequest, *, timeout: float = 60.0) -> SetupResponse:
         """Make the guest ready. The first call; waits until the guest has booted as far as its agent.
@@ -81,6 +84,7 @@ class AgentClient:
             request.unix_time_ns = time.time_ns()
             request.entropy = request.entropy or os.urandom(64)
             answer = await self._call("Setup", request, SetupResponse, timeout)
+            self._short = self._bulk and answer.short_commands
             answer.agent_version = printable(answer.agent_version.encode(), 64)
             answer.kernel_release = printable(answer.kernel_release.encode(), 64)
             return answer
@@ -93,6 +97,7 @@ class AgentClient:
         :data:`LATE` is corrected at once.
         """
         answer = await self._clone(request, timeout)
+        self._short = self._bulk and answer.short_commands
         if abs(time.time_ns() - answer.unix_time_ns) > LATE * 1e9:
             await self._clone(CloneRequest(), timeout)
         return answer
@@ -224,6 +229,12 @@ class AgentClient:
         if self._channel.takes_early and self._bulk and start.window:
             start.bulk = EARLY
             return self._channel.begin_early(bounded(encoded_start(start)))
+        alone = start.create is None and not start.last and not start.detached
+        if self._short and start.collected and start.window and start.stdin_closed and alone:
+            start.bulk = self._channel.next_number()
+            if len(request := encoded_start(start)) <= LONGEST_COMMAND:
+                attach = bytes(RunRequest(attach=start.bulk))
+                return await command(self._channel, start.bulk, request, request_headers("Run"), attach)
         stream = await self._channel.open(request_headers("Run"))
         start.bulk = stream.id if self._bulk and start.window else 0
         try:

@@ -65,6 +65,8 @@ class FrameGuard:
         self._block = 0                 # bytes of the header block that is open
         self._open: set[int] = set()    # streams that the agent may send data in
         self._reset: dict[int, int] = {}        # stream -> bytes of data that may still come in it
+        self._asked: set[int] = set()           # short commands that the agent may answer
+        self._left: dict[int, None] = {}        # ... though nobody wants the answer any more
 
     def credit(self, tokens: float) -> None:
         """The host did something that gives the agent reason to send ``tokens`` more frames."""
@@ -82,6 +84,27 @@ class FrameGuard:
             self._reset[stream] = window
             if len(self._reset) > RESETS:
                 del self._reset[next(iter(self._reset))]
+
+    def stream_closed(self, stream: int) -> None:
+        """Nothing more may come in a stream."""
+        self._open.discard(stream)
+
+    def command_asked(self, number: int) -> None:
+        """The host has sent a short command."""
+        self._asked.add(number)
+
+    def command_left(self, number: int) -> None:
+        """The host doesn't wait for the answer any more, or has it; one may be under way."""
+        if number in self._asked:
+            self._asked.discard(number)
+            self._left[number] = None
+            if len(self._left) > RESETS:
+                del self._left[next(iter(self._left))]
+
+    @property
+    def is_inside(self) -> bool:
+        """Some of the current frame's payload is still to come."""
+        return self._payload > 0
 
     @property
     def pending(self) -> tuple[bytes, int]:
@@ -148,7 +171,11 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent sent an HTTP/2 frame of a kind that isn't allowed: {kind:#04x}")
         if length > longest:
             raise AgentProtocolError(f"the agent announced a frame of {length} bytes; kind {kind:#04x} has {longest}")
-        if stream and stream % 2 == 0:
+        if kind == bulk.KIND and flags >= bulk.OVER:
+            self._check_answer(length, flags, stream)
+            return
+        is_command = kind == bulk.KIND and (stream in self._open or stream in self._reset)
+        if stream and stream % 2 == 0 and not is_command:
             raise AgentProtocolError(f"the agent opened a stream ({stream}); only the host may")
         if (kind == DATA and flags & PADDED) or (kind == HEADERS and flags & (PADDED | PRIORITY)):
             raise AgentProtocolError("the agent sent a padded frame or a priority; agents don't")
@@ -169,6 +196,16 @@ class FrameGuard:
             if flags & END_HEADERS:
                 self._block = 0
         self._spend(kind)
+
+    def _check_answer(self, length: int, flags: int, number: int) -> None:
+        if number in self._asked:
+            self._asked.discard(number)
+        elif number in self._left:
+            del self._left[number]
+        else:
+            raise AgentProtocolError(f"the agent answered a command ({number}) that nobody asked for")
+        if not 0 < length <= bulk.LONGEST_ANSWER or flags > bulk.FAILED:
+            raise AgentProtocolError(f"the agent answered a command with {length} bytes and the flags {flags:#04x}")
 
     def _check_data(self, stream: int, length: int) -> None:
         if stream in self._open:

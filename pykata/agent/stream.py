@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from h2.errors import ErrorCodes
 
@@ -56,6 +56,8 @@ class Stream:
         self._reset: int | None = None          # the code, when the peer reset the stream
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
+        self.bulk_id = stream_id
+        """The number of its bulk frames."""
         self.bulk: BulkQueue | None = None
         """Where bulk frames go; None: none may come."""
 
@@ -84,6 +86,13 @@ class Stream:
         if not self._ended:
             self.bulk.put(flag, data)
             self._readable.set()
+
+    def complete(self, messages: bytes, status: int, said: bytes) -> None:
+        """All of the call's answer has come otherwise than by HTTP/2, which knows nothing of this stream."""
+        self._headers = {}
+        self._trailers = {b"grpc-status": b"%d" % status, b"grpc-message": quote_from_bytes(said).encode()}
+        self._buffer += messages
+        self.ended(None)
 
     def ended(self, reset: int | None) -> None:
         if self._ended and self._client_side:
@@ -200,7 +209,7 @@ class Stream:
         await self._channel.writable()
         if self.is_gone:
             return False
-        self._channel.write(bulk_frame(self.id, flag, data))
+        self._channel.write(bulk_frame(self.bulk_id, flag, data))
         return True
 
     def bulk_sent(self, data: bytes) -> None:

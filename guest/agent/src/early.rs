@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstDecoder;
 
 use crate::agent::Agent;
+use crate::input;
 use crate::proto::{RunRequest, RunResponse, run_request};
 use crate::run;
 use crate::server::MAX_MESSAGE;
@@ -57,6 +58,7 @@ pub fn begin(agent: &Arc<Agent>, beside: &Beside, first: &[u8]) {
         Ok(Some(run_request::Request::Start(start))) => {
             let decoder = ProstDecoder::new(BufferSettings::default());
             let requests = Streaming::new_request(decoder, Requests(body), None, Some(MAX_MESSAGE));
+            let requests = input::Requests::Call(Box::new(requests));
             tokio::spawn(run::run(agent.clone(), start, requests, answers, beside.clone()));
         }
         _ => drop(answers.try_send(Err(Status::invalid_argument("start: has to come first")))),

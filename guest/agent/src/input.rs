@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tonic::{Status, Streaming};
 
 use crate::output::Sides;
@@ -21,12 +21,34 @@ const WINDOW: usize = 64 * 1024;
 /// ... where it may send it in bulk frames.
 const BULK_WINDOW: usize = 512 * 1024;
 
+/// What the host sends in a call.
+pub enum Requests {
+    Call(Box<Streaming<RunRequest>>),
+    /// The call is still to come.
+    Coming(oneshot::Receiver<Streaming<RunRequest>>),
+}
+
+impl Requests {
+    /// The next one. May be dropped at any time.
+    async fn message(&mut self) -> Result<Option<RunRequest>, Status> {
+        loop {
+            match self {
+                Requests::Call(call) => return call.message().await,
+                Requests::Coming(coming) => match coming.await {
+                    Ok(call) => *self = Requests::Call(Box::new(call)),
+                    Err(_) => std::future::pending().await, // given up, of which `answers` tells
+                },
+            }
+        }
+    }
+}
+
 /// Takes the host's requests to the end of its side of the call. With windows it never waits for the process: the
 /// host's next message may be the one that the process waits for.
 pub async fn take(
     stdin: &mut Option<Input>,
     queue: &Queue,
-    requests: &mut Streaming<RunRequest>,
+    requests: &mut Requests,
     sides: &Sides,
     answers: &Answers,
 ) -> Result<(), Status> {
@@ -38,7 +60,7 @@ pub async fn take(
 }
 
 /// Without windows: the call itself is what stdin waits in.
-async fn take_in_turn(stdin: &mut Option<Input>, requests: &mut Streaming<RunRequest>) -> Result<(), Status> {
+async fn take_in_turn(stdin: &mut Option<Input>, requests: &mut Requests) -> Result<(), Status> {
     while let Some(request) = requests.message().await? {
         match request.request {
             Some(Request::Stdin(data)) => {
@@ -62,7 +84,7 @@ fn check_size(data: &Bytes) -> Result<(), Invalid> {
 
 fn unexpected(request: Option<Request>) -> Invalid {
     match request {
-        Some(Request::Start(_)) => Invalid::new("start", "was sent before"),
+        Some(Request::Start(_) | Request::Attach(_)) => Invalid::new("start", "was sent before"),
         Some(Request::Window(_)) => Invalid::new("window", "start.window is 0: there is none"),
         _ => Invalid::new("request", "is empty"),
     }
@@ -147,14 +169,14 @@ impl Queue {
         self.shared.held()
     }
 
-    async fn fill(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
+    async fn fill(&self, requests: &mut Requests, sides: &Sides) -> Result<(), Status> {
         let result = self.fill_until_end(requests, sides).await;
         self.held().closed = true;
         self.shared.changed.notify_one();
         result
     }
 
-    async fn fill_until_end(&self, requests: &mut Streaming<RunRequest>, sides: &Sides) -> Result<(), Status> {
+    async fn fill_until_end(&self, requests: &mut Requests, sides: &Sides) -> Result<(), Status> {
         while let Some(request) = requests.message().await? {
             match request.request {
                 Some(Request::Stdin(data)) => {

@@ -29,6 +29,7 @@ pub mod seccomp;
 pub mod server;
 pub mod service;
 pub mod setup;
+pub mod short;
 pub mod stats;
 pub mod stdio;
 pub mod sys;

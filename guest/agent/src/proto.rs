@@ -51,6 +51,9 @@ pub struct SetupResponse {
     /// CLOCK_BOOTTIME when this answer was made; nanoseconds
     #[prost(int64, tag = "7")]
     pub now_ns: i64,
+    /// commands may come in frames of their own, see above
+    #[prost(bool, tag = "8")]
+    pub short_commands: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloneRequest {
@@ -75,6 +78,9 @@ pub struct CloneResponse {
     /// CLOCK_REALTIME as the answer was made
     #[prost(int64, tag = "2")]
     pub unix_time_ns: i64,
+    /// as in SetupResponse
+    #[prost(bool, tag = "3")]
+    pub short_commands: bool,
 }
 /// While `hold` is set, processes outlive the connection on which they were started: in a machine that goes on from one
 /// that was saved meanwhile nobody is at the other end. What they write from then on is thrown away. And the agent runs
@@ -330,7 +336,7 @@ pub struct Rlimit {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunRequest {
-    #[prost(oneof = "run_request::Request", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "run_request::Request", tags = "1, 2, 3, 4, 5")]
     pub request: ::core::option::Option<run_request::Request>,
 }
 /// Nested message and enum types in `RunRequest`.
@@ -347,6 +353,9 @@ pub mod run_request {
         /// so much more may be sent; only with `Start.window`
         #[prost(message, tag = "4")]
         Window(super::Window),
+        /// in place of `start`: the short command of this number goes on here
+        #[prost(uint32, tag = "5")]
+        Attach(u32),
     }
 }
 /// Bytes that may be sent in addition to those allowed before.

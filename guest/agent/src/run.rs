@@ -8,19 +8,20 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
 use crate::container::{self, Container};
 use crate::errno::Failed;
+use crate::input::Requests;
 use crate::output::{Bulk, Side, Sides, Way};
 use crate::process::berth::Berth;
 use crate::process::registry::Company;
 use crate::process::stem::Kind as StemKind;
 use crate::process::{self, Kind, Plan, Running, Spawned, Streams};
 use crate::proto::run_response::Response;
-use crate::proto::{Exited, Process, RunRequest, RunResponse, Start, Started};
+use crate::proto::{Exited, Process, RunResponse, Start, Started};
 use crate::reaper::Exit;
 use crate::stdio::{self, Input};
 use crate::transport::Beside;
@@ -47,7 +48,7 @@ enum Ended {
 }
 
 /// Runs it all. What goes wrong is the call's status.
-pub async fn run(agent: Arc<Agent>, start: Start, requests: Streaming<RunRequest>, answers: Answers, beside: Beside) {
+pub async fn run(agent: Arc<Agent>, start: Start, requests: Requests, answers: Answers, beside: Beside) {
     let mut used = Used::default();
     if let Err(status) = try_run(&agent, start, requests, (&answers, &beside), &mut used).await {
         let _ = answers.send(Err(status)).await;
@@ -79,7 +80,7 @@ impl Used {
 async fn try_run(
     agent: &Arc<Agent>,
     mut start: Start,
-    requests: Streaming<RunRequest>,
+    requests: Requests,
     (answers, beside): (&Answers, &Beside),
     used: &mut Used,
 ) -> Result<(), Status> {
@@ -208,13 +209,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Runs the process. `own`: the container is this call's alone.
-    async fn run(
-        &self,
-        process: Process,
-        requests: Streaming<RunRequest>,
-        own: bool,
-        used: &mut Used,
-    ) -> Result<(), Status> {
+    async fn run(&self, process: Process, requests: Requests, own: bool, used: &mut Used) -> Result<(), Status> {
         let kind = |plan: &Plan| match plan.terminal {
             Some(size) => Kind::Terminal { size, console: own },
             None => Kind::Pipes { stdin: !self.start.stdin_closed },
@@ -247,12 +242,7 @@ impl Call<'_> {
 
     /// From the clone to the exit and the last byte of output. `rest` is what is killed when the process has ended and
     /// something else still holds its output open; without it that may live on, and only what is in the pipes counts.
-    async fn follow(
-        &self,
-        begun: &mut Begun,
-        mut requests: Streaming<RunRequest>,
-        rest: Option<&Cgroup>,
-    ) -> Result<Ended, Status> {
+    async fn follow(&self, begun: &mut Begun, mut requests: Requests, rest: Option<&Cgroup>) -> Result<Ended, Status> {
         let answers = self.answers;
         let process::Started { here, exit } = tokio::select! {
             started = begun.started(self.agent, self.container) => started?,
@@ -300,7 +290,7 @@ impl Call<'_> {
         &self,
         begun: &mut Begun,
         early: Option<Exit>,
-        requests: &mut Streaming<RunRequest>,
+        requests: &mut Requests,
         (stdin, queue): (&mut Option<Input>, &input::Queue),
         sides: &Sides,
         rest: Option<&Cgroup>,

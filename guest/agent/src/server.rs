@@ -14,6 +14,7 @@ use crate::early;
 use crate::proto::agent_server::AgentServer;
 use crate::service::Rpc;
 use crate::setup;
+use crate::short::Shorts;
 use crate::transport::{Channel, ahead};
 
 /// Largest message either way, as the protocol says.
@@ -52,7 +53,10 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
         }
     }));
     let outlet = beside.outlet.clone();
-    let service = AgentServer::new(Rpc::new(agent, beside))
+    let shorts = Shorts::new(&agent, &beside);
+    let taker = shorts.clone();
+    beside.inlet.command(Box::new(move |call, flag, data| taker.take(call, flag, data)));
+    let service = AgentServer::new(Rpc::new(agent, beside, shorts.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let call = service_fn(move |request: hyper::Request<Incoming>| {
@@ -71,5 +75,6 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
         .serve_connection(channel, call)
         .await;
     outlet.close();
+    shorts.close();
     served
 }

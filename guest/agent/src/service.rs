@@ -11,12 +11,14 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::Agent;
 use crate::container;
 use crate::detach;
+use crate::input::Requests;
 use crate::process::waiting::Waiting;
 use crate::proto::agent_server;
 use crate::proto::signal_request::Scope;
 use crate::proto::{self, run_request, serve_request};
 use crate::run;
 use crate::setup::served;
+use crate::short::Shorts;
 use crate::stats;
 use crate::sys;
 use crate::transport::Beside;
@@ -26,6 +28,7 @@ use crate::validate::{self, Invalid};
 pub struct Rpc {
     agent: Arc<Agent>,
     beside: Beside,
+    shorts: Arc<Shorts>,
 }
 
 /// The answers of a call that goes on. Dropped when it ends, however it does; that is how the task behind it learns of
@@ -47,9 +50,9 @@ impl<T: Unpin> Stream for Answers<T> {
 }
 
 impl Rpc {
-    /// `beside` is that of the connection.
-    pub fn new(agent: Arc<Agent>, beside: Beside) -> Self {
-        Self { agent, beside }
+    /// `beside` and `shorts` are those of the connection.
+    pub fn new(agent: Arc<Agent>, beside: Beside, shorts: Arc<Shorts>) -> Self {
+        Self { agent, beside, shorts }
     }
 
     /// Runs in a task of its own, so that a call that is reset doesn't leave the work half-done.
@@ -127,11 +130,16 @@ impl agent_server::Agent for Rpc {
 
     async fn run(&self, request: Request<Streaming<proto::RunRequest>>) -> Result<Response<Self::RunStream>, Status> {
         let mut requests = request.into_inner();
-        let Some(run_request::Request::Start(start)) = requests.message().await?.and_then(|first| first.request) else {
-            return Err(Invalid::new("start", "has to come first").into());
+        let mut rest = match requests.message().await?.and_then(|first| first.request) {
+            Some(run_request::Request::Start(start)) => {
+                let (answers, rest) = mpsc::channel(run::QUEUE);
+                let requests = Requests::Call(Box::new(requests));
+                tokio::spawn(run::run(self.agent.clone(), start, requests, answers, self.beside.clone()));
+                rest
+            }
+            Some(run_request::Request::Attach(call)) => self.shorts.attach(call, requests)?,
+            _ => return Err(Invalid::new("start", "has to come first").into()),
         };
-        let (answers, mut rest) = mpsc::channel(run::QUEUE);
-        tokio::spawn(run::run(self.agent.clone(), start, requests, answers, self.beside.clone()));
         // The headers go with the first of them: by themselves they would cost as much, here and on the host.
         let first = rest.recv().await;
         Ok(Response::new(Answers { first, rest }))

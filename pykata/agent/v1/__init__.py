@@ -131,6 +131,11 @@ class CloneResponse(betterproto2.Message):
     CLOCK_REALTIME as the answer was made
     """
 
+    short_commands: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    as in SetupResponse
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "CloneResponse", CloneResponse)
 
@@ -581,6 +586,11 @@ class RunRequest(betterproto2.Message):
     so much more may be sent; only with `Start.window`
     """
 
+    attach: "int | None" = betterproto2.field(5, betterproto2.TYPE_UINT32, optional=True, group="request")
+    """
+    in place of `start`: the short command of this number goes on here
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "RunRequest", RunRequest)
 
@@ -757,6 +767,11 @@ class SetupResponse(betterproto2.Message):
     now_ns: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
     """
     CLOCK_BOOTTIME when this answer was made; nanoseconds
+    """
+
+    short_commands: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    commands may come in frames of their own, see above
     """
 
 

@@ -54,7 +54,8 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     if is_another {
         agent.go_first(false)?;
     }
-    Ok(proto::CloneResponse { generation, unix_time_ns: sys::now_ns(libc::CLOCK_REALTIME) })
+    let unix_time_ns = sys::now_ns(libc::CLOCK_REALTIME);
+    Ok(proto::CloneResponse { generation, unix_time_ns, short_commands: true })
 }
 
 /// The call as it comes ahead of HTTP/2.

@@ -127,5 +127,6 @@ pub async fn call(agent: &Agent, request: proto::SetupRequest) -> Result<proto::
         memory_total: memory.total,
         memory_available: memory.available,
         now_ns: sys::now_ns(libc::CLOCK_BOOTTIME),
+        short_commands: true,
     })
 }

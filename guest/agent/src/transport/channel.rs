@@ -91,7 +91,7 @@ impl Channel {
             at += self.bulk.take(&data[at..]);
             let (end, next) = match self.frames.feed(&data[at..]) {
                 Some(Other::Bulk(bulk)) => {
-                    self.bulk.begin(bulk.call, bulk.size);
+                    self.bulk.begin(bulk.call, bulk.flag, bulk.size);
                     (at + bulk.at - HEADER_LEN, at + bulk.at)
                 }
                 Some(Other::Restart(restart)) => {

@@ -1,12 +1,16 @@
 //! Much input, beside HTTP/2 on the same connection: bulk frames from the host, on their way to the calls they are for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
 /// Who takes the data of a call.
 pub type Taker = Arc<dyn Fn(Bytes) + Send + Sync>;
+
+/// Who takes what comes with these flags, or higher ones: the number of the call, the flags, the data.
+pub type Commander = Box<dyn Fn(u32, u8, Bytes) + Send + Sync>;
+pub const COMMAND: u8 = 3;
 
 /// Data is handed on in pieces of at most this size.
 const PIECE: usize = 64 * 1024;
@@ -15,6 +19,7 @@ const PIECE: usize = 64 * 1024;
 #[derive(Default)]
 pub struct Inlet {
     calls: Mutex<HashMap<u32, Taker>>,
+    commander: OnceLock<Commander>,
 }
 
 /// A call in it, as long as this lives.
@@ -34,8 +39,19 @@ impl Inlet {
         Taking { inlet: self.clone(), call }
     }
 
+    /// Has commands taken, from the connection's beginning on.
+    pub fn command(&self, commander: Commander) {
+        let _ = self.commander.set(commander);
+    }
+
     /// Data of a call that has ended is dropped.
-    fn give(&self, call: u32, data: Bytes) {
+    fn give(&self, call: u32, flag: u8, data: Bytes) {
+        if flag >= COMMAND {
+            if let Some(commander) = self.commander.get() {
+                commander(call, flag, data);
+            }
+            return;
+        }
         let taker = self.calls().get(&call).cloned();
         if let Some(taker) = taker {
             taker(data);
@@ -54,6 +70,7 @@ impl Drop for Taking {
 pub struct Incoming {
     inlet: Arc<Inlet>,
     call: u32,
+    flag: u8,
     left: usize,
     data: Vec<u8>,
 }
@@ -64,8 +81,8 @@ impl Incoming {
     }
 
     /// A frame begins; the one before is complete.
-    pub fn begin(&mut self, call: u32, size: usize) {
-        (self.call, self.left) = (call, size);
+    pub fn begin(&mut self, call: u32, flag: u8, size: usize) {
+        (self.call, self.flag, self.left) = (call, flag, size);
     }
 
     /// Bytes of it that are still to come.
@@ -108,7 +125,7 @@ impl Incoming {
     /// What has come so far is used at once.
     pub fn hand_on(&mut self) {
         if !self.data.is_empty() {
-            self.inlet.give(self.call, std::mem::take(&mut self.data).into());
+            self.inlet.give(self.call, self.flag, std::mem::take(&mut self.data).into());
         }
     }
 }

@@ -22,6 +22,10 @@ pub enum Flag {
     Stderr = 1,
     /// A message of a call that came ahead of HTTP/2.
     Message = 2,
+    /// The answer to a short command: it is over, goes on, or has failed.
+    Over = 3,
+    GoesOn = 4,
+    Failed = 5,
 }
 
 /// A frame.

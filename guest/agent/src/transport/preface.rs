@@ -44,6 +44,7 @@ pub enum Other {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bulk {
     pub call: u32,
+    pub flag: u8,
     pub size: usize,
     /// Where in the data it begins, behind its header.
     pub at: usize,
@@ -100,8 +101,9 @@ impl Frames {
                         let left = usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]);
                         if bytes[3] == outlet::KIND {
                             let call = u32::from_be_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
+                            let flag = bytes[4];
                             self.state = State::Header { have: 0, bytes: [0; HEADER_LEN] };
-                            return Some(Other::Bulk(Bulk { call, size: left, at }));
+                            return Some(Other::Bulk(Bulk { call, flag, size: left, at }));
                         }
                         self.state = match left {
                             0 => State::Header { have: 0, bytes: [0; HEADER_LEN] },
