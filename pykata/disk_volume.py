@@ -18,7 +18,7 @@ from pykata.images.disk import PAGE, read_head
 from pykata.images.qcow2 import MAGIC as QCOW2
 from pykata.images.qcow2 import Qcow2Error
 from pykata.images.superblock import block_size, filesystem_of
-from pykata.spec import VOLUMES, Attachment, Disk, Mount, Pmem
+from pykata.spec import PMEM_UNIT, VOLUMES, Attachment, Disk, Mount, Pmem
 from pykata.volumes import DiskImage
 
 
@@ -76,6 +76,9 @@ def _kind(descriptor: int, volume: DiskImage) -> str:
 
 def _check_dax(descriptor: int, volume: DiskImage, kind: str) -> None:
     """A page of a file must be a page of memory (filesystems/dax.rst)."""
+    if (length := os.fstat(descriptor).st_size) % PMEM_UNIT or not length:
+        raise ConfigError(f"{volume.path} has {length} bytes now, no multiple of 2 MiB, and device='pmem' maps those",
+                          hint=f"truncate --size=%2M {volume.path}")
     if kind == "squashfs":
         raise ConfigError(f"{volume.path} is a squashfs, of which nothing can be mapped",
                           hint="mkfs.erofs, uncompressed, or mkfs.ext4 -b 4096 make one for device='pmem'")

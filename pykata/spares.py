@@ -92,13 +92,13 @@ class Spares:
         """Start what is missing whenever there is a reason to, one at a time."""
         while True:
             self._wanted = anyio.Event()
-            while self._bad:
-                await finish(self._bad.pop().stack.aclose())
             try:
+                while self._bad:
+                    await finish(self._bad.pop().stack.aclose())
                 while len(self._ready) < self._count:
                     self._ready.append(await self._started())
                     self._arrived.set()
-            except PykataError as error:        # sandboxes are started all the same, and say what is wrong
+            except (PykataError, OSError) as error:     # sandboxes are started all the same, and say what is wrong
                 log.debug("no machine is kept ready: %s", error)
             await self._wanted.wait()
 

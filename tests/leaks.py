@@ -249,7 +249,11 @@ DUMP, DONE, FAILED = 0x301, 3, 2            # NLM_F_REQUEST | NLM_F_DUMP; netlin
 def netlink_dump(protocol: int, kind: int, header: int) -> list[tuple[bytes, dict[int, bytes]]]:
     """What the kernel lists: the ``header`` of each message, of so many bytes, and its attributes."""
     found: list[tuple[bytes, dict[int, bytes]]] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as kernel:
+    try:
+        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    except OSError:     # a kernel without it has none
+        return found
+    with kernel:
         kernel.send(struct.pack("=IHHII", 16 + header, kind, DUMP, 1, 0) + bytes(header))
         while True:
             rest = kernel.recv(1 << 16)

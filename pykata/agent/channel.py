@@ -256,6 +256,11 @@ class Channel(asyncio.BufferedProtocol):
         """A Run may come ahead of HTTP/2: one at a time."""
         return self.is_held and not self._failure and EARLY not in self._streams
 
+    @property
+    def takes_clone(self) -> bool:
+        """Clone may come ahead of HTTP/2: alone."""
+        return self.is_held and not self._streams
+
     def begin_early(self, request: bytes) -> EarlyStream:
         """Such a Run, with its first message."""
         stream = EarlyStream(self)

@@ -104,7 +104,7 @@ class AgentClient:
 
     async def _clone(self, request: CloneRequest, timeout: float) -> CloneResponse:
         request.unix_time_ns = time.time_ns()
-        if not self._channel.is_held:
+        if not self._channel.takes_clone:
             return await self._call("Clone", request, CloneResponse, timeout)
         data = encoded(request)
         with anyio.move_on_after(timeout):

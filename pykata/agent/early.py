@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pykata.agent.channel import Channel
 
 REQUESTS, CANCEL = EARLY - 2, EARLY - 4     # the numbers of the host's messages, and of what ends the Run early
-MOST = 2 * 1024 * 1024          # bytes of messages that wait; what the Run's windows allow is less
+MOST = 16 * 1024 * 1024         # bytes of messages that wait; what the Run's windows allow is less, byte for byte too
 END = 0x80                      # stands where a message has 0, before the status with which the call has ended
 
 

@@ -24,6 +24,7 @@ class Answer:
     def __init__(self) -> None:
         self.flag = 0
         self.data = bytearray()
+        self.is_whole = False
         self.over = asyncio.Event()
         """All of it is here, or the connection has ended."""
 
@@ -32,6 +33,7 @@ class Answer:
         self.flag = flag
         self.data += data
         if whole:
+            self.is_whole = True
             self.over.set()
 
 
@@ -45,7 +47,8 @@ async def command(channel: Channel, number: int, request: bytes, headers: Header
     try:
         channel.write(bulk.frame(number, bulk.COMMAND, request))
         await answer.over.wait()
-        channel.check()
+        if not answer.is_whole:
+            channel.check()
         if answer.flag == bulk.GOES_ON:
             return await _attached(channel, number, answer, headers, attach)
     except BaseException:

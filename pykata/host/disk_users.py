@@ -62,8 +62,11 @@ def _made_of(device: int) -> Iterator[int]:
 
 def _loops(is_it: Callable[[os.stat_result], bool]) -> Iterator[int]:
     """The loop devices of a file or a block device (sysfs-block-loop)."""
-    for name in os.listdir(SYS / "block"):
-        # Not by a glob: this is asked for each container's image.
+    try:
+        names = os.listdir(SYS / "block")   # not by a glob: this is asked for each container's image
+    except OSError:     # no sysfs: nothing is known of devices
+        return
+    for name in names:
         with suppress(OSError), open(SYS / "block" / name / "loop/backing_file", "rb") as file:
             if is_it(os.stat(file.read().rstrip(b"\n"))):
                 yield device_number((SYS / "block" / name / "dev").read_text())

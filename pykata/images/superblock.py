@@ -36,7 +36,7 @@ def block_size(kind: str, head: bytes) -> int:
     """Bytes of a block of an ext4 or erofs that begins with ``head``."""
     head = head.ljust(HEAD, b"\0")
     bits: int = 10 + _EXT4.unpack_from(head)[1] if kind == "ext4" else _EROFS.unpack_from(head)[0]
-    return 1 << bits
+    return 1 << min(bits, 63)   # whatever it says
 
 
 def _wrong_with_squashfs(head: bytes, size: int) -> str:

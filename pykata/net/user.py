@@ -43,7 +43,7 @@ OLDEST_PASST = "20240101"
 MTU = 65520
 """Both programs take the largest packets there are, and each costs the same."""
 
-METADATA = ("169.254.0.0/16", "fd00:ec2::254/128")
+METADATA = ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", "fd00:ec2::254/128")
 """Where clouds tell a machine its secrets."""
 
 

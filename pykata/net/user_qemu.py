@@ -102,15 +102,16 @@ def _gate(refused: Sequence[str]) -> Iterator[tuple[tuple[str, ...], int, Callab
 
     async def ended() -> str:
         await anyio.wait_readable(ours)
-        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        said, descriptors, _, _ = socket.recv_fds(ours, 1000, 1, socket.MSG_CMSG_CLOEXEC)
         for each in descriptors:        # of the process
             try:
                 await anyio.wait_readable(each)
             finally:
                 os.close(each)
-        said = b""
-        with suppress(BlockingIOError):
-            said = ours.recv(1000)
+        if descriptors:
+            said = b""
+            with suppress(BlockingIOError):
+                said = ours.recv(1000)
         return "the process that judges QEMU's connections has ended" + (f": {printable(said)}" if said else "")
 
     with ours, theirs:

@@ -30,8 +30,10 @@ from pykata.attached import places
 from pykata.fs.virtiofs import _kind_of, options, served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
+from pykata.images.superblock import block_size
 from pykata.lost import ended_with
 from pykata.spec import (
+    MIB,
     PMEM_UNIT,
     VOLUMES,
     Attachment,
@@ -220,6 +222,23 @@ def test_what_is_mapped_has_a_place_above_the_memory() -> None:
     devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
     mapped = [each["memdev"] for each in devices if each["driver"] == "virtio-pmem-pci"]
     assert mapped == ["mapped0", "mapped1"], "the guest counts them in this order"
+
+
+def test_what_is_mapped_is_kept_account_of_in_the_guests_memory() -> None:
+    end = socket.socket.__new__(socket.socket)
+
+    def check(mebibytes: int) -> None:
+        devices = (Pmem("disk0", Path("/x"), mebibytes * MIB),)
+        QEMU(machine="q35")._check(VMSpec(Path("k"), Path("i"), SerialTransport(end, end), memory=256, devices=devices))
+
+    check(4096)
+    with pytest.raises(ConfigError, match=r"too little to map 16384 MiB .*memory=1024 or more"):
+        check(16384)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "erofs"])
+def test_a_size_of_blocks_that_cant_be_is_a_number_still(kind: str) -> None:
+    assert len(str(block_size(kind, b"\xff" * 4096))) < 30
 
 
 def test_slots_make_room() -> None:

@@ -86,6 +86,30 @@ async def test_a_process_that_waits_for_its_reader_and_its_writer(sb: Sandbox) -
         assert got == data
 
 
+async def test_output_of_any_length_is_whole(sb: Sandbox) -> None:
+    # What is short comes in one answer, what isn't goes on as a call, and then in bulk; left in between, it is over.
+    async with sb.container(BUSYBOX) as container:
+        for size in (3, 60_000, 66_000, 130_000, 200_000, 300_000, 2_000_000) * 2:
+            done = await container.run(sh(f"yes | head -c {size} | tee /dev/stderr"), check=True)
+            assert done.stdout == done.stderr == ("y\n" * size)[:size]
+        for step in range(20):
+            with anyio.move_on_after(step / 400):
+                await container.run(sh("yes"), max_output=1)
+        assert (await container.run(["echo", "through"])).stdout == "through\n"
+
+
+async def test_a_pause_while_the_first_command_writes() -> None:
+    async with Sandbox(isolation="emulated") as sb, sb.process(BUSYBOX, sh("yes | head -c 3000000")) as process:
+        got = bytearray(await anext(process.stdout))
+        for _ in range(2):
+            await sb.pause()
+            await sb.resume()
+        async for piece in process.stdout:
+            got += piece
+        assert await process.wait() == 0
+        assert got == b"y\n" * 1_500_000
+
+
 async def test_yes_costs_no_memory_on_either_side(sb: Sandbox) -> None:
     async with sb.container(BUSYBOX) as container, container.process(["yes"]) as process:
         unread = 0

@@ -174,12 +174,13 @@ impl Side {
         self.sent.store(usize::MAX, Ordering::Relaxed);
         self.output.widen();
         if let Some(bulk) = self.bulk() {
-            self.pump_bulk(bulk).await;
+            self.pump_bulk(bulk, answers).await;
         }
     }
 
     /// As `pump`, in bulk. What has left the pipe is in the outlet at once.
-    async fn pump_bulk(&self, bulk: &Bulk) {
+    async fn pump_bulk(&self, bulk: &Bulk, answers: &Answers) {
+        taken(answers).await;
         loop {
             let room = self.window.open().await;
             self.output.readable().await;
@@ -203,7 +204,8 @@ impl Side {
     }
 
     /// As `drain`, in bulk.
-    async fn drain_bulk(&self, bulk: &Bulk) {
+    async fn drain_bulk(&self, bulk: &Bulk, answers: &Answers) {
+        taken(answers).await;
         let mut left = self.output.waiting();
         while left > 0 {
             let room = self.window.open().await;
@@ -223,7 +225,7 @@ impl Side {
             return;
         }
         if let Some(bulk) = self.bulk() {
-            return self.drain_bulk(bulk).await;
+            return self.drain_bulk(bulk, answers).await;
         }
         let mut left = self.output.waiting() + self.ready().iter().map(Bytes::len).sum::<usize>();
         while left > 0 {
@@ -249,6 +251,12 @@ impl Side {
             tokio::spawn(async move { self.output.follow(|_| {}).await });
         }
     }
+}
+
+/// Waits until whoever takes the answers has all there are, or is gone. Of a short command that goes on nobody takes any
+/// before the host has attached, and until then it knows of no bulk frames.
+async fn taken(answers: &Answers) {
+    let _ = answers.reserve_many(answers.max_capacity()).await;
 }
 
 impl Output {

@@ -54,8 +54,12 @@ pub async fn serve(channel: &mut Channel, agent: Arc<Agent>) -> Result<(), hyper
     }));
     let outlet = beside.outlet.clone();
     let shorts = Shorts::new(&agent, &beside);
-    let taker = shorts.clone();
-    beside.inlet.command(Box::new(move |call, flag, data| taker.take(call, flag, data)));
+    let taker = Arc::downgrade(&shorts); // which has the inlet
+    beside.inlet.command(Box::new(move |call, flag, data| {
+        if let Some(shorts) = taker.upgrade() {
+            shorts.take(call, flag, data);
+        }
+    }));
     let service = AgentServer::new(Rpc::new(agent, beside, shorts.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);

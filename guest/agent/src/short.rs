@@ -15,6 +15,7 @@ use crate::input::Requests;
 use crate::proto::run_request::Request;
 use crate::proto::{RunRequest, RunResponse, Start};
 use crate::run;
+use crate::stdio;
 use crate::transport::Beside;
 use crate::transport::inlet::COMMAND;
 use crate::transport::outlet::Flag;
@@ -22,6 +23,11 @@ use crate::validate::Invalid;
 
 /// What a command answers.
 type Answered = mpsc::Receiver<Result<RunResponse, Status>>;
+
+/// The most bytes of an answer.
+const LONGEST: usize = 132 * 1024;
+/// The most bytes that a response adds to it.
+const RESPONSE: usize = stdio::PIECE + 64;
 
 /// gRPC's prefix of a message: not compressed, and its length.
 const PREFIX: usize = 5;
@@ -132,7 +138,7 @@ impl Answer {
         Self { flag: Flag::Failed, data: [&code, status.message().as_bytes()].concat() }
     }
 
-    /// From the first response on all that are there.
+    /// From the first response on those that are there, as long as there is room.
     async fn of(rest: &mut Answered) -> Self {
         let mut data = Vec::with_capacity(64);
         let mut next = rest.recv().await.ok_or(TryRecvError::Disconnected);
@@ -142,6 +148,9 @@ impl Answer {
                 Ok(Err(status)) => return Self::failed(&status),
                 Err(TryRecvError::Disconnected) => return Self { flag: Flag::Over, data },
                 Err(TryRecvError::Empty) => return Self { flag: Flag::GoesOn, data },
+            }
+            if data.len() > LONGEST - RESPONSE {
+                return Self { flag: Flag::GoesOn, data };
             }
             next = rest.try_recv();
         }
@@ -184,6 +193,18 @@ mod tests {
         answers.try_send(said(Response::Started(Started { pid: 3 }))).expect("room");
         assert_eq!(Answer::of(&mut rest).await.flag, Flag::GoesOn);
         drop(answers);
+    }
+
+    #[tokio::test]
+    async fn more_than_one_answer_holds_goes_on() {
+        let (answers, mut rest) = mpsc::channel(4);
+        for _ in 0..3 {
+            answers.try_send(said(Response::Stdout(vec![0; stdio::PIECE].into()))).expect("room");
+        }
+        drop(answers);
+        let answer = Answer::of(&mut rest).await;
+        assert_eq!(answer.flag, Flag::GoesOn);
+        assert!(answer.data.len() <= LONGEST && rest.try_recv().is_ok());
     }
 
     #[tokio::test]

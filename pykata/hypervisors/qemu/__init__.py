@@ -15,7 +15,7 @@ from pykata.host import find_tool
 from pykata.hypervisors.base import VM, Hypervisor
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import command, version
-from pykata.spec import Accel, Disk, Features, NineP, Pmem, Transport, VhostFs, VMSpec
+from pykata.spec import MIB, Accel, Disk, Features, NineP, Pmem, Transport, VhostFs, VMSpec
 
 __all__ = ["QEMU"]
 
@@ -24,6 +24,7 @@ __all__ = ["QEMU"]
 SLOTS: dict[command.Machine, int] = {"microvm": 5, "q35": 5}
 KSM = Path("/sys/kernel/mm/ksm/run")
 LEAST_CODE, MOST_CODE = 4, 2047     # MiB of translated code, QEMU's own limit at the upper end
+PAGES_OF_PMEM = 64      # bytes mapped for each byte of the guest's memory that keeps account of them (struct page)
 SERIAL_LENGTH = 20      # bytes of a disk's serial; VIRTIO_BLK_ID_BYTES
 
 
@@ -177,6 +178,10 @@ class QEMU(Hypervisor):
             raise ConfigError(f"memory={spec.memory} MiB is too little", hint="64 MiB is the least")
         if self.machine == "microvm" and any(isinstance(device, Pmem) for device in spec.devices):
             raise ConfigError("microvm has no place for device='pmem'", hint="QEMU(machine='q35') has, or device='blk'")
+        mapped = sum(device.size for device in spec.devices if isinstance(device, Pmem))
+        if mapped // PAGES_OF_PMEM > spec.memory * MIB // 4:
+            raise ConfigError(f"memory={spec.memory} MiB is too little to map {mapped // MIB} MiB by device='pmem'",
+                              hint=f"memory={4 * mapped // PAGES_OF_PMEM // MIB} or more, or device='blk'")
         room = command.TRANSPORTS[self.machine] - self._slots_beside(spec) - self.reclaim - 1
         if len(spec.devices) > room:
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",
