@@ -18,6 +18,7 @@ import pytest
 from pykata import Sandbox
 from pykata.concurrency import boot_slots
 from pykata.host import run_root
+from pykata.spec import TemplatePolicy
 from tests import leaks
 from tests.cancellation import WAYS, Way, cancel_everywhere
 from tests.conftest import PLACES
@@ -61,8 +62,8 @@ class Left:
         assert leaks.left(self._before, PLACES) == [], where
 
 
-async def session(work: Work) -> None:
-    async with Sandbox(isolation="emulated") as sandbox:
+async def session(work: Work, template: TemplatePolicy = "auto") -> None:
+    async with Sandbox(isolation="emulated", template=template) as sandbox:
         await work(sandbox)
 
 
@@ -71,24 +72,30 @@ async def everything(sandbox: Sandbox) -> None:
     await several_commands(sandbox)
 
 
-async def cancelled(*, first: int, step: int, ways: tuple[Way, ...] = WAYS) -> list[tuple[Way, int]]:
+async def cancelled(
+    template: TemplatePolicy, *, first: int, step: int, ways: tuple[Way, ...] = WAYS
+) -> list[tuple[Way, int]]:
     """Where it was cancelled; nothing was left of any."""
-    await session(everything)       # once, so that caches and lazy imports are filled
+    await session(everything, template)     # once, so that caches and lazy imports are filled
     left = Left()
-    most = await cancel_everywhere(lambda: session(everything), left, ways=ways, first=first, step=step)
+    most = await cancel_everywhere(lambda: session(everything, template), left, ways=ways, first=first, step=step)
     log.info("%d cancellations at up to %d awaits", len(left.cancelled), most)
     assert most > 30
     return left.cancelled
 
 
+@pytest.mark.parametrize("template", ["auto", "off"])
 @pytest.mark.parametrize(("way", "first"), [("suspended", 1), ("arriving", 3)])
-async def test_cancelled_at_every_fourth_await_nothing_is_left(bundle: object, way: Way, first: int) -> None:
-    assert len(await cancelled(first=first, step=4, ways=(way,))) >= 8
+async def test_cancelled_at_every_fourth_await_nothing_is_left(
+    bundle: object, way: Way, first: int, template: TemplatePolicy
+) -> None:
+    assert len(await cancelled(template, first=first, step=4, ways=(way,))) >= 8
 
 
 @pytest.mark.slow
-async def test_cancelled_at_every_await_nothing_is_left(bundle: object) -> None:
-    where = await cancelled(first=1, step=1)
+@pytest.mark.parametrize("template", ["auto", "off"])
+async def test_cancelled_at_every_await_nothing_is_left(bundle: object, template: TemplatePolicy) -> None:
+    where = await cancelled(template, first=1, step=1)
     for way in WAYS:
         numbers = [n for found, n in where if found == way]
         assert numbers == list(range(1, len(numbers) + 1))
