@@ -83,19 +83,24 @@ class Slirp4netns(NetworkStrategy):
             yield Attachment(devices=(nic,), interfaces=(_interface(MTU),), published=ports)
 
 
+def _free(port: Port) -> Port:
+    """The same with a port of the host that nobody has."""
+    with socket.create_server((port.address, 0)) as free:
+        return Port(port.guest, int(free.getsockname()[1]), port.address)
+
+
 def _forwarded(api: Path, port: Port) -> Port:
     """Have slirp4netns publish it (slirp4netns(1), API SOCKET)."""
-    with socket.create_server((port.address, 0)) as free:
-        number = int(free.getsockname()[1])
+    free = _free(port)
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.connect(str(api))
-        arguments = {"proto": "tcp", "host_addr": port.address, "host_port": number, "guest_addr": GUEST,
-                     "guest_port": port.guest}
+        arguments = {"proto": "tcp", "host_addr": free.address, "host_port": free.host, "guest_addr": GUEST,
+                     "guest_port": free.guest}
         client.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
         client.shutdown(socket.SHUT_WR)
         answer = json.loads(client.recv(1 << 16))
     assert "error" not in answer, answer
-    return Port(port.guest, number, port.address)
+    return free
 
 
 @frozen
@@ -110,10 +115,7 @@ class Passt(NetworkStrategy):
         async with AsyncExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)
-            ports = []
-            for port in wanted.ports:
-                with socket.create_server((port.address, 0)) as free:
-                    ports.append(Port(port.guest, int(free.getsockname()[1]), port.address))
+            ports = tuple([_free(port) for port in wanted.ports])
             words = [word for each in ports for word in ("-t", f"{each.address}/{each.host}:{each.guest}")]
             argv: list[str | Path] = [
                 find_tool("passt", package="passt", env_var="PYKATA_PASST"), "--foreground", "--quiet", "--ipv4-only",
@@ -123,4 +125,4 @@ class Passt(NetworkStrategy):
             await stack.enter_async_context(spawn(argv, pass_fds=[theirs.fileno()], env=TOOL_ENV, kill=KILL))
             theirs.close()
             device = Nic("passt", MAC, {"type": "socket", "fd": str(ours.fileno())}, fds=(ours.fileno(),))
-            yield Attachment(devices=(device,), interfaces=(_interface(MTU),), published=tuple(ports))
+            yield Attachment(devices=(device,), interfaces=(_interface(MTU),), published=ports)
