@@ -186,9 +186,9 @@ RECORDS = {
 @asynccontextmanager
 async def lab(
     allow: Sequence[str] | None, deny: Sequence[str] = (), *, bridge: bool = False, rate: object = None,
-    ipv6: bool = True, mtu: int = 1500,
+    ipv6: bool = True, mtu: int = 1500, known: bool = True,
 ) -> AsyncIterator[Lab]:  # fmt: skip
-    """The world, with a policy in it."""
+    """The world, with a policy in it; its gateway's MAC may have to be learned."""
     policy = policy_of(allow, deny, rate)
     assert policy is not None
     async with AsyncExitStack() as stack:
@@ -197,7 +197,9 @@ async def lab(
         world = World(outside)
         await stack.enter_async_context(_servers(world))
         resolver = await stack.enter_async_context(_resolver())
-        mine = Tapped(tap, MAC, (GUEST, GUEST6) if ipv6 else (GUEST,), uplink="" if bridge else "uplink")
+        neighbours = {GATEWAY: GATEWAY_MAC, GATEWAY6: GATEWAY_MAC} if known else {}
+        mine = Tapped(tap, MAC, (GUEST, GUEST6) if ipv6 else (GUEST,), uplink="" if bridge else "uplink",
+                      gateways=(GATEWAY, GATEWAY6), neighbours=neighbours)
         wanted = Wanted(policy=policy, hosts=HOSTS)
         made = await stack.enter_async_context(enforced(RUN_DIR, [mine], wanted, upstream=(resolver.address,)))
         (guard,) = made.guards

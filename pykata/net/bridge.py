@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +19,7 @@ from pykata.net.guarding import guarding
 from pykata.net.leases import forget_unused, lease
 from pykata.net.netlink import Link, Netlink, netlink
 from pykata.net.netns import Netns, opened, require
-from pykata.net.owned import BRIDGE, Member, joined, place
+from pykata.net.owned import BRIDGE, Asked, Member, joined, place
 from pykata.net.policy.enforce import Tapped
 from pykata.net.policy.resolve import servers_of_host
 from pykata.net.relay import bound, relayed
@@ -27,6 +27,7 @@ from pykata.net.tap import link_name, tap
 from pykata.spec import Attachment, Interface, Route
 
 GUEST = "eth0"
+CONNECTIONS, MOST_CONNECTIONS = 4096, 1_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 
 
@@ -45,6 +46,12 @@ def _subnet(value: str) -> str:
     return value
 
 
+def _connections(value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_CONNECTIONS:
+        raise ConfigError(f"connections={value!r} is no limit", hint=f"a whole number from 1 to {MOST_CONNECTIONS}")
+    return value
+
+
 @frozen
 class Bridge(NetworkStrategy):
     """A tap that is a port of a bridge.
@@ -60,7 +67,8 @@ class Bridge(NetworkStrategy):
     ``hostname`` too, unless they are ``isolated``. They get out with the host's address. From outside nobody gets in,
     and they are refused the addresses of this machine unless ``host`` is true. Addresses are given without DHCP, of
     ``subnet`` or of one that is free. With ``ipv6`` they have addresses of a private IPv6 network as well, and get out
-    with them if the host forwards IPv6.
+    with them if the host forwards IPv6. ``connections`` is how many each of them may have at a time to what is beyond,
+    of those that the host has to remember: more are refused.
 
     With ``name`` it is a bridge that exists, in the namespace ``netns`` (by default our own). The guest has the
     ``addresses`` and the ``gateway`` that are given, else one of the bridge's own network that no other sandbox has.
@@ -81,13 +89,15 @@ class Bridge(NetworkStrategy):
     ipv6: bool = field(default=False, kw_only=True)
     isolated: bool = field(default=False, kw_only=True)
     host: bool = field(default=False, kw_only=True)
+    connections: int = field(default=CONNECTIONS, converter=_connections, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not self.bridge and (self.addresses or self.gateway or self.netns):
             raise ConfigError("addresses, gateway and netns are for a bridge that exists", hint="Bridge(NAME, ...)")
-        if self.bridge and (self.subnet or self.ipv6 or self.host or self.network != "default"):
-            raise ConfigError(f"network, subnet, ipv6 and host are for a network of pykata's own, and not for "
-                              f"the bridge {self.bridge!r}", hint="leave out one or the other")
+        if self.bridge and (self.subnet or self.ipv6 or self.host or self.network != "default"
+                            or self.connections != CONNECTIONS):
+            raise ConfigError(f"network, subnet, ipv6, host and connections are for a network of pykata's own, and not "
+                              f"for the bridge {self.bridge!r}", hint="leave out one or the other")
 
     @asynccontextmanager
     async def attach(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
@@ -100,13 +110,16 @@ class Bridge(NetworkStrategy):
     async def _owned(self, run_dir: Path, wanted: Wanted) -> AsyncIterator[Attachment]:
         from pykata.net.peers import addresses_of, answering, named
 
+        asked = Asked(subnet=self.subnet, ipv6=self.ipv6, host=self.host, connections=self.connections)
+
         def known(name: str) -> list[str]:
             return addresses_of(name, member.plan, member.directory)
 
         async with (
-            joined(self.network, subnet=self.subnet, ipv6=self.ipv6, host=self.host) as member,
+            joined(self.network, asked) as member,
             answering(member) as server,
-            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member), known, member.plan.own) as made,
+            self._port(run_dir, wanted, member.netns, BRIDGE, _interface(member), known, member.plan.own,
+                       member.plan.neighbours) as made,
         ):
             with named(member, wanted.hostname):
                 yield made if made.nameservers else made + Attachment(nameservers=(server,))
@@ -135,6 +148,7 @@ class Bridge(NetworkStrategy):
     async def _port(
         self, run_dir: Path, wanted: Wanted, netns: Netns, bridge: str, interface: Interface,
         known: Callable[[str], Sequence[str]] = lambda _: (), own: Sequence[str] = (),
+        neighbours: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Attachment]:  # fmt: skip
         async with netlink(netns) as kernel:
             master = (await kernel.link(bridge)).index
@@ -146,7 +160,10 @@ class Bridge(NetworkStrategy):
             if self.isolated:
                 async with netlink(netns) as kernel:
                     await kernel.isolate(made.index)
-            tapped = Tapped(made, interface.mac, interface.addresses, own=own)
+            gateways = [each.gateway for each in interface.routes if each.gateway]
+            tapped = Tapped(
+                made, interface.mac, interface.addresses, own=own, gateways=gateways, neighbours=neighbours or {}
+            )
             kept = await stack.enter_async_context(guarding(run_dir, [tapped], wanted, known=known))
             # From where the bridge is, which has an address in the guest's network.
             published = await stack.enter_async_context(relayed(listeners, netns, interface.addresses))

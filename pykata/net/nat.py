@@ -26,6 +26,12 @@ class Translated(Protocol):
     def host(self) -> bool: ...
     @property
     def link(self) -> str: ...
+    @property
+    def connections(self) -> int: ...
+
+
+ALL = 16
+"""Guests whose connections a network may have at a time: they can use addresses of each other's."""
 
 
 def inner(plan: Translated) -> str:
@@ -41,9 +47,16 @@ table inet pykata {
 
 
 def outer(plan: Translated) -> str:
-    """On the host: out with the host's address, in only with what belongs to that, and nothing to the host itself."""
+    """On the host: out with the host's address, in only with what belongs to that, and nothing to the host itself.
+
+    The host remembers each connection, in a table that all have together. What is over the limit is told so at once.
+    """
     link, six = plan.link, plan.subnet6
-    to_host = "" if plan.host else f"""
+    to_host = f"""
+    chain input {{
+        type filter hook input priority 0; policy accept;
+        iifname "{link}" ct state new jump begun
+    }}""" if plan.host else f"""
     chain input {{
         type filter hook input priority 0; policy accept;
         iifname "{link}" ct state established,related accept
@@ -51,8 +64,17 @@ def outer(plan: Translated) -> str:
         iifname "{link}" reject with icmpx type admin-prohibited
     }}"""
     masquerade6 = f'ip6 saddr {six} oifname != "{link}" masquerade' if six else ""
+    not_theirs6 = f"ip6 saddr != {six}" if six else "meta nfproto ipv6"
+    no_more = "counter reject with icmpx type admin-prohibited"
     return f"""
 table inet {table(plan)} {{
+    set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+    chain begun {{
+        add @connections4 {{ ip saddr ct count over {plan.connections} }} {no_more}
+        add @connections6 {{ ip6 saddr ct count over {plan.connections} }} {no_more}
+        ct count over {plan.connections * ALL} {no_more}
+    }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
         ip saddr {plan.subnet} oifname != "{link}" masquerade
@@ -61,6 +83,9 @@ table inet {table(plan)} {{
     chain forward {{
         type filter hook forward priority 0; policy accept;
         iifname "{link}" ip daddr 169.254.0.0/16 reject with icmpx type admin-prohibited
+        iifname "{link}" ip saddr != {plan.subnet} drop
+        iifname "{link}" {not_theirs6} drop
+        iifname "{link}" ct state new jump begun
         oifname "{link}" ct state established,related accept
         oifname "{link}" drop
     }}{to_host}
@@ -106,7 +131,7 @@ async def _nft(netns: Netns, rules: str) -> None:
         await run_tool([nsenter, f"--net={netns.proc_path}", nft, "-f", "-"], input=rules.encode(), timeout=30)
     except ToolFailedError as exc:
         raise NetworkError(f"this kernel doesn't take the rules of a network: {exc}",
-                           hint="it needs nf_tables with the family inet, nat and reject") from exc
+                           hint="it needs nf_tables with the family inet, nat, reject and connlimit") from exc
 
 
 async def _forward(plan: Translated, record: Path) -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from pykata.errors import NetworkError, PykataError
 from pykata.host import finish, locked, run_root
@@ -32,6 +32,16 @@ SIZE = 23               # of a network from the pool: 254 sandboxes
 PLACE = ".networks"     # below the run directories' root
 
 
+@frozen(kw_only=True)
+class Asked:
+    """What somebody wants of a network: all who are in it the same. ``subnet`` may be empty: any."""
+
+    subnet: str
+    ipv6: bool
+    host: bool
+    connections: int
+
+
 @frozen
 class Plan:
     """What a network is made of. ``subnet6`` is empty without IPv6."""
@@ -41,6 +51,7 @@ class Plan:
     subnet6: str
     host: bool          # its guests may reach the addresses of this machine
     link: str           # the host's end
+    connections: int    # of each guest, that the host remembers at a time
 
     @property
     def network(self) -> IPv4Network:
@@ -62,6 +73,12 @@ class Plan:
         """Addresses that are no guest's: the gateway's, those of name servers, the host's end."""
         upper = list(self.network.subnets())[1]
         return (self.gateway, str(upper), *([self.gateway6] if self.subnet6 else []))
+
+    @property
+    def neighbours(self) -> dict[str, str]:
+        """MACs that every guest may know: no other guest can say that they are its own."""
+        mac = mac_of(self.gateway)
+        return {self.gateway: mac, **({self.gateway6: mac} if self.subnet6 else {})}
 
     @property
     def gateway6(self) -> str:
@@ -88,21 +105,21 @@ class Member:
 
 
 @asynccontextmanager
-async def joined(name: str, *, subnet: str, ipv6: bool, host: bool) -> AsyncIterator[Member]:
+async def joined(name: str, asked: Asked) -> AsyncIterator[Member]:
     """A place in the network of this name, which is made if it isn't there. Raises NetworkError."""
     directory = place() / name
-    async with _place(directory, subnet=subnet, ipv6=ipv6, host=host) as (plan, number):
+    async with _place(directory, asked) as (plan, number):
         with opened(directory / "net") as netns:
             yield Member(plan, directory, number, netns)
 
 
 @asynccontextmanager
-async def _place(directory: Path, *, subnet: str, ipv6: bool, host: bool) -> AsyncIterator[tuple[Plan, int]]:
+async def _place(directory: Path, asked: Asked) -> AsyncIterator[tuple[Plan, int]]:
     lock = directory.with_name(f".{directory.name}.lock")
     try:
         with ExitStack() as stack:
             async with locked(lock):
-                plan = await _plan(directory, subnet=subnet, ipv6=ipv6, host=host)
+                plan = await _plan(directory, asked)
                 what = f"the network {directory.name!r} ({plan.subnet})"
                 number = stack.enter_context(lease(directory / "leases", plan.numbers, what=what))
             yield plan, number
@@ -117,18 +134,20 @@ def place() -> Path:
     return path
 
 
-async def _plan(directory: Path, *, subnet: str, ipv6: bool, host: bool) -> Plan:
+async def _plan(directory: Path, asked: Asked) -> Plan:
     """That of the network as it is, or of the one that is made now."""
     if not held(directory / "leases"):
         await _remove(directory)        # it may be half of one, if who made it was killed
-        plan = await _new(directory.name, subnet=subnet, ipv6=ipv6, host=host)
+        plan = await _new(directory.name, asked)
         _write(plan, directory)
         await _make(plan, directory)
     plan = _read(directory)
-    asked = (subnet or plan.subnet, ipv6, host)
-    if asked != (plan.subnet, bool(plan.subnet6), plan.host):
-        raise NetworkError(f"there is a network {plan.name!r} with other options: {plan.subnet}, "
-                           f"ipv6={bool(plan.subnet6)}, host={plan.host}", hint="use its options, or another name")
+    there = Asked(subnet=plan.subnet, ipv6=bool(plan.subnet6), host=plan.host, connections=plan.connections)
+    if evolve(asked, subnet=asked.subnet or plan.subnet) != there:
+        raise NetworkError(
+            f"there is a network {plan.name!r} with other options: {plan.subnet}, ipv6={there.ipv6}, "
+            f"host={there.host}, connections={there.connections}", hint="use its options, or another name",
+        )  # fmt: skip
     return plan
 
 
@@ -141,19 +160,19 @@ def _read(directory: Path) -> Plan:
     return Plan(**json.loads((directory / "network.json").read_text()))
 
 
-async def _new(name: str, *, subnet: str, ipv6: bool, host: bool) -> Plan:
+async def _new(name: str, asked: Asked) -> Plan:
     digest = hashlib.sha256(f"{run_root()}/{name}".encode()).hexdigest()
     with opened() as ours:
         async with netlink(ours) as kernel:
             routes = await kernel.routes()
     used = [ipaddress.ip_network(each.destination, strict=False) for each in routes]
     used = [each for each in used if each.version == 4 and each.prefixlen]
-    chosen = subnet or next((str(each) for each in POOL.subnets(new_prefix=SIZE)
+    chosen = asked.subnet or next((str(each) for each in POOL.subnets(new_prefix=SIZE)
                              if not any(each.overlaps(other) for other in used)), "")
     if not chosen or any(IPv4Network(chosen).overlaps(other) for other in used):
         raise NetworkError(f"{chosen or POOL} is in use: the host has a route into it", hint="choose another subnet=")
-    six = f"fd{digest[:2]}:{digest[2:6]}:{digest[6:10]}::/64" if ipv6 else ""
-    return Plan(name, chosen, six, host, f"pk{digest[:11]}")
+    six = f"fd{digest[:2]}:{digest[2:6]}:{digest[6:10]}::/64" if asked.ipv6 else ""
+    return Plan(name, chosen, six, asked.host, f"pk{digest[:11]}", asked.connections)
 
 
 async def _make(plan: Plan, directory: Path) -> None:

@@ -89,7 +89,7 @@ async def redirected(
                 beside = tap(netns, name, mtu=each.link.mtu, vnet_header=not wanted.restricts)
                 taps.append(await stack.enter_async_context(beside))
             both = list(zip(taps, found, strict=True))
-            tapped = [Tapped(made, one.link.mac, one.addresses, one.link.name) for made, one in both]
+            tapped = [_tapped(made, one) for made, one in both]
             kept = await stack.enter_async_context(guarding(run_dir, tapped, wanted))
             for made, one in both:
                 await stack.enter_async_context(_between(kernel, one, made, run_dir, guarded=bool(kept.guards)))
@@ -97,6 +97,14 @@ async def redirected(
             devices=tuple(made.nic(one.link.mac) for made, one in both),
             interfaces=tuple(one.interface() for one in found),
         )
+
+
+def _tapped(made: Tap, endpoint: Endpoint) -> Tapped:
+    gateways = tuple(each.gateway for each in endpoint.routes if each.gateway)
+    return Tapped(
+        made, endpoint.link.mac, endpoint.addresses, endpoint.link.name, gateways=gateways,
+        neighbours=dict(endpoint.neighbours),
+    )  # fmt: skip
 
 
 async def _check_free(kernel: Netlink, endpoint: Endpoint) -> None:

@@ -211,7 +211,8 @@ async def _guarded(run_dir: Path, tap: Tap, interface: Interface, wanted: Wanted
         return
     from pykata.net.policy.enforce import Tapped, enforced  # takes a while, and few come here
 
-    async with enforced(run_dir, [Tapped(tap, interface.mac, interface.addresses, own=OWN)], wanted) as attachment:
+    tapped = Tapped(tap, interface.mac, interface.addresses, own=OWN, gateways=(GATEWAY, GATEWAY6))
+    async with enforced(run_dir, [tapped], wanted) as attachment:
         yield attachment
 
 

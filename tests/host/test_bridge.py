@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -96,6 +98,61 @@ async def test_what_is_beyond_the_host_is_reached_with_its_address(dirs: Iterato
         # Nobody gets in, even one who knows the way.
         await run(outside, "ip", "route", "add", _plan("out").subnet, "via", "198.51.100.1")
         assert await unreachable(outside, _plan("out").address(2).partition("/")[0])
+
+
+async def test_the_connections_of_a_guest_have_an_end(dirs: Iterator[Path]) -> None:
+    """The host's table of connections is for all: a guest that opens more than its share is told so at once."""
+    bridge = Bridge(network="share", connections=20)
+    async with beyond() as outside, guest(bridge, dirs) as (one, first), guest(bridge, dirs) as (other, _):
+        with netns.socket_in(outside, socket.AF_INET, socket.SOCK_STREAM) as server, ExitStack() as stack:
+            server.bind(("198.51.100.2", 9000))
+            server.listen(100)
+            clients = [stack.enter_context(await connected(one, "198.51.100.2")) for _ in range(20)]
+            for _ in range(5):
+                with pytest.raises(OSError, check=lambda exc: exc.errno == errno.EHOSTUNREACH):
+                    await connected(one, "198.51.100.2")
+            (await connected(other, "198.51.100.2")).close()        # its own share
+            # Answers are no part of it: the host still reaches the guest.
+            with netns.opened() as host:
+                assert "2 packets received" in await ping(host, address(first))
+                said = await run(host, "nft", "list", "chain", "inet", f"pykata-{_plan('share').link}", "begun")
+            assert "counter packets 5 " in said
+            for each in clients[:10]:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.close()
+            for _ in range(10):
+                stack.enter_context(await connected(one, "198.51.100.2"))
+
+
+async def connected(where: Netns, there: str) -> socket.socket:
+    client = netns.socket_in(where, socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        client.setblocking(False)
+        async with asyncio.timeout(30):
+            await asyncio.get_running_loop().sock_connect(client, (there, 9000))
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+async def test_other_senders_than_guests_of_the_network_do_not_get_out(dirs: Iterator[Path]) -> None:
+    async with beyond() as outside, guest(Bridge(network="out"), dirs) as (one, _):
+        await run(outside, "ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.1")
+        await run(one, "ip", "addr", "add", "203.0.113.7/32", "dev", "eth0")
+        with (
+            netns.socket_in(outside, socket.AF_INET, socket.SOCK_DGRAM) as server,
+            netns.socket_in(one, socket.AF_INET, socket.SOCK_DGRAM) as client,
+            netns.socket_in(one, socket.AF_INET, socket.SOCK_DGRAM) as liar,
+        ):
+            server.bind(("198.51.100.2", 9000))
+            server.setblocking(False)
+            liar.bind(("203.0.113.7", 0))
+            for each in (liar, client):
+                each.sendto(each.getsockname()[0].encode(), ("198.51.100.2", 9000))
+            async with asyncio.timeout(20):
+                came, sender = await asyncio.get_running_loop().sock_recvfrom(server, 100)
+            assert (came, sender[0]) == (b"0.0.0.0", "198.51.100.1")
 
 
 @asynccontextmanager
@@ -188,7 +245,7 @@ async def test_addresses_come_back_and_run_out(dirs: Iterator[Path]) -> None:
 
 async def test_a_network_whose_sandboxes_were_killed_is_collected(dirs: Iterator[Path]) -> None:
     before = await changes_of_host()
-    plan = await owned._new("lost", subnet="", ipv6=False, host=False)
+    plan = await owned._new("lost", owned.Asked(subnet="", ipv6=False, host=False, connections=9))
     owned._write(plan, owned.place() / "lost")
     await owned._make(plan, owned.place() / "lost")
     async with guest(Bridge(network="used"), dirs):
@@ -250,6 +307,9 @@ async def test_what_can_not_be_used(dirs: Iterator[Path], tmp_path: Path) -> Non
         ({"subnet": "10.0.0.0/30"}, "8 to 28 bits"), ({"subnet": "ten"}, "subnet='ten'"),
         ({"network": "../up"}, "no name of a network"), ({"addresses": ["10.0.0.5/24"]}, "for a bridge that exists"),
         ({"name": "br0", "ipv6": True}, "for a network of pykata's own"),
+        ({"name": "br0", "connections": 7}, "for a network of pykata's own"),
+        ({"connections": 0}, "connections=0 is no limit"), ({"connections": True}, "connections=True"),
+        ({"connections": 1_000_001}, "from 1 to 1000000"),
         ({"name": "br0", "addresses": ["ten"]}, "addresses="), ({"name": "br0", "gateway": "ten"}, "gateway='ten'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):

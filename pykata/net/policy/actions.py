@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pykata.net.policy import answers, dns
 from pykata.net.policy.addresses import Address
@@ -19,11 +19,14 @@ Action = Literal["allowed", "denied"]
 
 @frozen
 class Guest:
-    """Who the guest is on its network, and whom it asks for names."""
+    """Who the guest is on its network, whom it asks for names, and who is beside it: its gateways, and those whose MACs
+    are known."""
 
     mac: bytes
     addresses: tuple[Address, ...]
     resolvers: tuple[Address, ...] = ()
+    gateways: tuple[Address, ...] = ()
+    neighbours: Mapping[Address, bytes] = field(factory=dict)
 
     def has(self, version: int) -> bool:
         """Has it an address of this version of IP?"""
@@ -56,6 +59,12 @@ class Actions(Protocol):
 
     def cut(self, flow: Flow) -> None:
         """As :meth:`forget`, and what the other end began isn't answered either."""
+
+    def admit(self, mac: bytes, address: Address | None) -> None:
+        """From now on the kernel lets pass frames for this MAC, as far as they are for the address, or any."""
+
+    def dismiss(self, mac: bytes, address: Address | None) -> None:
+        """Not any more."""
 
     def ask(self, question: dns.Question, packet: Packet) -> None:
         """Ask DNS; the answer comes to :meth:`~pykata.net.policy.inspector.Inspector.answered`."""

@@ -19,6 +19,7 @@ MARK = 0x706B0001
 
 FLOWS = 8192                # of the kernel, each way; twice what we know of, for those that are being removed
 REPLIES = 4096              # connections that others made to the guest
+STATIONS = 8192             # around the guest; more than we remember
 TCP_IDLE, UDP_IDLE, REPLY_IDLE, ECHO_IDLE = "5m", "60s", "1h", "10s"
 
 # Packets in a second, and at once. Those that make us decide something; those that no proper guest sends; copies of
@@ -26,6 +27,8 @@ TCP_IDLE, UDP_IDLE, REPLY_IDLE, ECHO_IDLE = "5m", "60s", "1h", "10s"
 ASKED = "limit rate 3000/second burst 500 packets"
 ODD = "limit rate 200/second burst 100 packets"
 COPIED = "limit rate 3000/second burst 500 packets"
+TOLD = "limit rate 1000/second burst 1000 packets"
+"""Copies of what others say of themselves."""
 ACCEPTED = "limit rate 3000/second burst 1000 packets"
 """Copies of what a server accepts a connection with: none of them may be lost among the others."""
 RESOLUTION = "limit rate 100/second burst 100 packets"
@@ -66,6 +69,7 @@ def ruleset(place: Place) -> str:
 def _table(place: Place) -> Iterator[str]:
     for one in (V4, V6):
         yield from _sets(one)
+    yield f"set routers {{ type ether_addr; size {STATIONS}; }}"
     yield f"chain onward {{ {'fwd to ' + quoted(place.uplink) if place.uplink else 'accept'}; }}"
     yield f"chain inward {{ {'fwd to ' + quoted(place.tap) if place.uplink else 'accept'}; }}"
     yield f"chain ask {{ {ASKED} counter fwd to {quoted(place.inspection)}; counter drop; }}"
@@ -93,6 +97,7 @@ def _sets(one: tuple[str, ...]) -> Iterator[str]:
         yield f"set {name}{number} {{ {key}; size {size}; flags dynamic,timeout; }}"
     for name in ("read", "data"):
         yield f"set {name}{number} {{ {key}; size {FLOWS}; }}"
+    yield f"set near{number} {{ type {address} . ether_addr; size {STATIONS}; }}"
     yield f"set echoes{number} {{ type {address} . {address}; size {REPLIES}; flags dynamic,timeout; }}"
 
 
@@ -105,18 +110,27 @@ def _data_only() -> Iterator[str]:
 
 
 def _known(one: tuple[str, ...]) -> Iterator[str]:
-    """Packets with the guest's addresses: those of connections that are granted go on."""
+    """Packets with the guest's addresses: those of connections that are granted go on, to where their addresses are."""
     number, ip, _, protocol, _, reply = one
     key = f"{protocol} . {ip} saddr . {ip} daddr . th dport . th sport"
-    yield f"chain known{number} {{"
-    yield "tcp flags & (syn | ack) == syn goto ask;"
-    for kind, idle in (("tcp", TCP_IDLE), ("udp", UDP_IDLE)):
-        match = f"meta l4proto {kind} {key}"
-        yield f"{match} @flows{number} update @flows{number} {{ {key} timeout {idle} }} goto onward;"
-        yield f"{match} @replies{number} update @replies{number} {{ {key} timeout {REPLY_IDLE} }} goto onward;"
-    yield f"meta l4proto tcp {key} @data{number} goto empty{number};"
+    # Answers to who came to the guest: he may have come by another router.
+    yield f"chain answers{number} {{"
+    for kind in ("tcp", "udp"):
+        match = f"meta l4proto {kind} {key} @replies{number}"
+        yield f"{match} update @replies{number} {{ {key} timeout {REPLY_IDLE} }} goto onward;"
     yield f"{reply} {ip} saddr . {ip} daddr @echoes{number} goto onward;"
     yield "goto ask; }"
+    yield f"chain granted{number} {{"
+    for kind, idle in (("tcp", TCP_IDLE), ("udp", UDP_IDLE)):
+        match = f"meta l4proto {kind} {key} @flows{number}"
+        yield f"{match} update @flows{number} {{ {key} timeout {idle} }} goto onward;"
+    yield f"meta l4proto tcp {key} @data{number} goto empty{number};"
+    yield f"goto answers{number}; }}"
+    yield f"chain known{number} {{"
+    yield "tcp flags & (syn | ack) == syn goto ask;"
+    yield f"ether daddr @routers goto granted{number};"
+    yield f"{ip} daddr . ether daddr @near{number} goto granted{number};"
+    yield f"goto answers{number}; }}"
 
 
 def _from_guest(place: Place) -> Iterator[str]:
@@ -182,6 +196,7 @@ def _to_guest(place: Place) -> Iterator[str]:
     yield from _packets_over(place.rate)
     if not place.restricts:
         return
+    yield from _told(place)
     for number, ip, _, protocol, request, _ in (V4, V6):
         kind = "ip" if ip == "ip" else "ip6"
         key = f"{protocol} . {ip} daddr . {ip} saddr . th sport . th dport"
@@ -197,6 +212,20 @@ def _to_guest(place: Place) -> Iterator[str]:
         yield f"ether type {kind} meta l4proto udp {key} @flows{number} goto inward;"
         yield f"ether type {kind} meta l4proto udp update @replies{number} {{ {key} timeout {UDP_IDLE} }} goto inward;"
         yield f"{request} update @echoes{number} {{ {ip} daddr . {ip} saddr timeout {ECHO_IDLE} }} goto inward;"
+
+
+def _told(place: Place) -> Iterator[str]:
+    """Copy what the guest is told of who is where; a gateway doesn't name another one."""
+    others = f"{TOLD} dup to {quoted(place.copies)};"
+    if own := ", ".join(place.of(4)):
+        # That others ask for others doesn't take the room of what is for the guest.
+        yield f"ether type arp arp htype 1 arp ptype ip arp daddr ip {{ {own} }} {others}"
+        yield f"ether type arp arp htype 1 arp ptype ip arp daddr ip != {{ {own} }} {others}"
+    yield "icmp type redirect drop;"
+    if place.of(6):
+        kinds = "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }"
+        yield f"icmpv6 type {kinds} ip6 hoplimit 255 {others}"
+    yield "icmpv6 type nd-redirect drop;"
 
 
 def _packets_over(rate: Rate | None) -> Iterator[str]:

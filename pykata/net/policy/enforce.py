@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pykata.errors import ConfigError
 from pykata.net.base import Wanted
@@ -24,7 +24,8 @@ class Tapped:
     """A tap, and who is behind it. ``uplink`` is an interface of the tap's namespace: what comes in at one of the two
     goes out of the other, as far as the policy lets it, and nothing else may redirect either, for tc would do so before
     nftables sees it. Without, frames go where they would go anyway: the tap is a port of a bridge, or they are routed.
-    ``own`` are addresses and networks of what connects the guest: gateways, their name servers.
+    ``own`` are addresses and networks of what connects the guest: gateways, their name servers. ``gateways`` are those
+    of the guest's routes, ``neighbours`` known MACs, by address (:class:`~pykata.net.policy.stations.Stations`).
     """
 
     tap: Tap
@@ -32,6 +33,8 @@ class Tapped:
     addresses: Sequence[str]
     uplink: str = ""
     own: Sequence[str] = ()
+    gateways: Sequence[str] = ()
+    neighbours: Mapping[str, str] = field(factory=dict)
 
 
 @asynccontextmanager
@@ -57,6 +60,7 @@ async def enforced(
             await stack.enter_async_context(guarded(each.tap, Guarded(
                 run_dir=run_dir, mac=each.mac, addresses=each.addresses, policy=policy, uplink=each.uplink,
                 dns=wanted.dns, upstream=upstream, known=known, own=each.own,
+                gateways=each.gateways, neighbours=each.neighbours,
             ), events, pins)) for each in taps
         ]  # fmt: skip
         yield Attachment(

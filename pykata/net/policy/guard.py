@@ -6,12 +6,12 @@ import asyncio
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pykata.host import finish
 from pykata.net.policy import dns, resolve
@@ -48,7 +48,8 @@ class Guarded:
     ``uplink`` is the interface that frames go on to, or "" where they go where they would go anyway. ``dns`` are the
     guest's name servers, asked from here if ``upstream`` names no others. ``known`` says where those names lead that
     DNS needn't know. ``own`` are addresses and networks of what connects the guest: as the host's own, they are reached
-    only if they are named themselves.
+    only if they are named themselves. ``gateways`` are the addresses of those by whom the guest reaches others, and
+    ``neighbours`` the MACs that are known, by address: others are learned from what the guest is told.
     """
 
     run_dir: Path
@@ -60,6 +61,8 @@ class Guarded:
     upstream: Sequence[resolve.Server] = ()
     known: Callable[[str], Sequence[str]] = lambda _: ()
     own: Sequence[str] = ()
+    gateways: Sequence[str] = ()
+    neighbours: Mapping[str, str] = field(factory=dict)
 
 
 @asynccontextmanager
@@ -84,7 +87,8 @@ class TapGuard:
 
     def __init__(self, pipes: Plumbing, about: Guarded, events: Events, pins: Pins) -> None:
         resolvers = addresses(about.dns or (RESOLVER, RESOLVER6))
-        guest = Guest(bytes.fromhex(about.mac.replace(":", "")), addresses(about.addresses), resolvers)
+        neighbours = {ipaddress.ip_address(each): _mac(mac) for each, mac in about.neighbours.items()}
+        guest = Guest(_mac(about.mac), addresses(about.addresses), resolvers, addresses(about.gateways), neighbours)
         self._pipes = pipes
         self._servers = tuple(about.upstream) or tuple((each, 53) for each in about.dns)
         judge = Judge(about.policy, _owning([ipaddress.ip_network(each, strict=False) for each in about.own]))
@@ -182,6 +186,19 @@ class TapGuard:
         self.forget(flow)
         self._pipes.elements.change([Change("delete", f"replies{flow.version}", _key(flow))])
 
+    def admit(self, mac: bytes, address: Address | None) -> None:
+        self._elements("add", mac, address)
+
+    def dismiss(self, mac: bytes, address: Address | None) -> None:
+        self._elements("delete", mac, address)
+
+    def _elements(self, verb: Literal["add", "delete"], mac: bytes, address: Address | None) -> None:
+        # A part of a key takes whole registers of 4 bytes.
+        where, key = ("routers", mac) if address is None else (f"near{address.version}", address.packed + mac + b"\0\0")
+        for error in self._pipes.elements.change([Change(verb, where, key)]):
+            if error and verb == "add":
+                log.warning("can't add to the set %s: %s", where, os.strerror(error))
+
     def ask(self, question: dns.Question, packet: Packet) -> None:
         if len(self._tasks) >= MOST_QUESTIONS:
             return
@@ -206,6 +223,10 @@ class TapGuard:
 def addresses(texts: Sequence[str]) -> tuple[Address, ...]:
     """Addresses, without the lengths of prefixes that they may have."""
     return tuple(ipaddress.ip_address(text.partition("/")[0]) for text in texts)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def _owning(networks: Sequence[IPNetwork]) -> Callable[[Address], bool]:

@@ -27,6 +27,7 @@ from pykata.net.policy.pins import Pins
 from pykata.net.policy.questions import Questions
 from pykata.net.policy.rules import Policy
 from pykata.net.policy.segments import Segments
+from pykata.net.policy.stations import Stations
 
 DNS_PORT = 53
 ECHO, ECHO6 = 8, 128
@@ -46,8 +47,8 @@ class Inspector:
         self.flows = Flows(actions)
         self._questions = Questions(judge, guest, actions, pins, known)
         self._segments = Segments(judge, actions, pins, self.flows)
+        self._stations = Stations(guest, actions)
         self.answered = self._questions.answered
-        self.to_guest_seen = self._segments.to_guest
         self._by_protocol = {TCP: self._segments.from_guest, UDP: self._udp, ICMP: self._icmp, ICMP6: self._icmp}
 
     def from_guest(self, frame: bytes) -> None:
@@ -56,6 +57,11 @@ class Inspector:
             self._frame(frame)
         except BadPacketError as bad:
             self._do.tell("denied", bad.reason, f"{bad}", bad.protocol, bad.address, 0, "")
+
+    def to_guest_seen(self, frame: bytes) -> None:
+        """Look at the copy of a frame that the guest is sent."""
+        if not self._stations.heard(frame):
+            self._segments.to_guest(frame)
 
     def _frame(self, frame: bytes) -> None:
         _, source, kind = macs(frame)
@@ -76,6 +82,9 @@ class Inspector:
         if found.to_many and not found.is_for_many:
             raise BadPacketError("malformed", "it is for one host, and its frame for many", protocol=found.name,
                                  address=str(found.destination))
+        if not found.to_many:
+            self._do.catch_up()             # the guest may have been told just now where that is
+            self._stations.check(found)
         self._by_protocol.get(found.protocol, self._other)(found)
 
     def _arp(self, frame: bytes) -> None:
