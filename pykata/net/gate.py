@@ -1,11 +1,14 @@
-"""Run as a program of its own, ``python -I -S gate.py FD REFUSED... -- COMMAND...``: it imports nothing of pykata.
+"""Run as programs of its own, ``python -I -S gate.py VERB ...``: it imports nothing of pykata.
 
-It becomes COMMAND, with a process beside it that is asked by the kernel whenever COMMAND connects a socket or sends
-something to an address (seccomp_unotify(2)), and says no to the REFUSED networks of IPv4. What a connected socket sends
-and receives isn't asked about, and so costs nothing. The name servers of resolv.conf may be asked wherever they are.
+``judge FD REFUSED...`` is asked by the kernel whenever another process connects a socket or sends something to an
+address (seccomp_unotify(2)), and says no to the REFUSED networks of IPv4. What a connected socket sends and receives
+isn't asked about, and so costs nothing. The name servers of resolv.conf may be asked wherever they are.
+
+``before FD JUDGE COMMAND...`` becomes COMMAND, judged by the process JUDGE, which has the other end of the socket FD.
+``attempt FD JUDGE UID`` becomes nothing, but that user if it may: it tries whether judging works.
 
 It keeps a guest from the host, not a QEMU that the guest has broken into: that could change an address after it was
-looked at. Over the socket FD come a descriptor of the process beside it, and its last words.
+looked at.
 """
 
 import ctypes
@@ -13,6 +16,7 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -23,7 +27,7 @@ MACHINES = {
     "x86_64": (0xC000003E, 317, 42, 44),
     "aarch64": (0xC00000B7, 277, 203, 206),
 }
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_PTRACER, SIGKILL = 1, 38, 0x59616D61, 9
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PTRACER = 1, 4, 38, 0x59616D61
 SET_MODE_FILTER, NEW_LISTENER = 1, 8
 ALLOW, ASK, FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
 RECEIVE, ANSWER, IS_VALID, CONTINUE = 0xC0502100, 0xC0182101, 0x80082102, 1      # linux/seccomp.h
@@ -83,15 +87,10 @@ def name_servers(path: str = RESOLV) -> list[str]:
 # --- the process that is asked ---
 
 
-def serve(control: socket.socket, handed: socket.socket, refused: list[str]) -> None:
-    """Answer until there is nobody left who could ask."""
-    me = os.getpid()
-    listener = socket.recv_fds(handed, 1, 1)[1][0]
-    let_go_of_all_but(control.fileno(), listener)
+def judge(handed: socket.socket, refused: list[str]) -> None:
+    """Answer until there is nobody left who could ask. Who started us waits for our end, and ends us."""
     gate = Gate(refused)
-    pidfd = os.pidfd_open(me)
-    socket.send_fds(control, [b"."], [pidfd])
-    os.close(pidfd)
+    (listener,) = socket.recv_fds(handed, 1, 1)[1]
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     while any(happened & select.POLLIN for _, happened in poll.poll()):
@@ -99,6 +98,8 @@ def serve(control: socket.socket, handed: socket.socket, refused: list[str]) -> 
         with suppress(FileNotFoundError):       # who asked was killed, or interrupted, and asks again
             fcntl.ioctl(listener, RECEIVE, request, True)
             fcntl.ioctl(listener, ANSWER, answer(gate, listener, request))
+    while True:
+        signal.pause()
 
 
 def answer(gate: Gate, listener: int, request: bytearray) -> bytes:
@@ -136,49 +137,45 @@ def become_owner_of(pid: int) -> None:
         end_with(os.getppid())      # the change of credentials cleared it
 
 
-def let_go_of_all_but(*kept: int) -> None:
-    """Close what belongs to COMMAND: somebody waits for its ends."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(nothing, standard)
-    for descriptor in map(int, os.listdir("/proc/self/fd")):       # there may be room for a thousand million
-        if descriptor > 2 and descriptor not in kept:
-            with suppress(OSError):     # that of the list itself
-                os.close(descriptor)
+# --- the process that is judged ---
 
 
-# --- the process that becomes COMMAND ---
+def hand_over(control: socket.socket, judge: int) -> None:
+    """From here on this process, and what it becomes, is asked about."""
+    libc.prctl(PR_SET_PTRACER, judge, 0, 0, 0)      # for Yama; without it there is no such call
+    listener = installed()
+    socket.send_fds(control, [b"."], [listener])
+    os.close(listener)
+    control.close()
+
+
+def attempt(uid: int) -> bool:
+    """Whether what may be done is done, and what may not is refused: the loopback is, here."""
+    if os.geteuid() == 0 != uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        check("prctl", libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))     # as for a program that was started like that
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        nobody = b"\0" + os.urandom(16)
+        return one.connect_ex(nobody) == errno.ECONNREFUSED and other.connect_ex(("127.0.0.1", 9)) == errno.EHOSTUNREACH
 
 
 def main() -> None:
-    control, at = socket.socket(fileno=int(sys.argv[1])), sys.argv.index("--")
-    end_with(os.getppid())
-    ours, theirs = socket.socketpair()
-    me = os.getpid()
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        end_with(me)
-        try:
-            serve(control, theirs, sys.argv[2:at])
-        except Exception as exc:        # it is said, and nothing gets out any more
-            control.send(f"{type(exc).__name__}: {exc}".encode())
-        os._exit(1)
-    theirs.close()
-    control.close()
+    verb, control, rest = sys.argv[1], socket.socket(fileno=int(sys.argv[2])), sys.argv[3:]
+    if verb == "judge":
+        judge(control, rest)
     try:
-        libc.prctl(PR_SET_PTRACER, child, 0, 0, 0)      # for Yama; without it there is no such call
-        listener = installed()
-        socket.send_fds(ours, [b"."], [listener])
-        os.close(listener)
-        ours.close()
-        os.execv(sys.argv[at + 1], sys.argv[at + 1 :])
+        hand_over(control, int(rest[0]))
+        if verb == "attempt":
+            sys.exit(not attempt(int(rest[1])))
+        os.execv(rest[1], rest[1:])
     except OSError as exc:
-        sys.exit(f"can't run {sys.argv[at + 1]} behind a gate: {exc}")
+        sys.exit(f"can't run {rest[1]} behind a gate: {exc}")
 
 
 def installed() -> int:
-    """From here on this thread, and what it becomes, is asked about: by the descriptor."""
+    """From here on this thread, and what it becomes, is asked about by the descriptor."""
     architecture, seccomp, connect, sendto = MACHINES[os.uname().machine]
     steps = [
         (LOAD, 0, 0, ARCHITECTURE), (JUMP_IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, FAIL),
@@ -194,7 +191,7 @@ def installed() -> int:
 
 
 def end_with(parent: int) -> None:
-    check("prctl", libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
+    check("prctl", libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != parent:
         os._exit(1)
 

@@ -8,19 +8,17 @@ can't be, the guest's device isn't connected to QEMU's network, but by two socke
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
-from threading import Thread
 
 import anyio
 
 from pykata import host
-from pykata.errors import NotPermittedError, printable
+from pykata.errors import NotPermittedError
 from pykata.net.base import Wanted
 from pykata.net.relay import bound
 from pykata.spec import Attachment, Interface, Nic, Port, Route
@@ -28,7 +26,7 @@ from pykata.spec import Attachment, Interface, Nic, Port, Route
 SIEVE, GATE = (Path(__file__).with_name(name) for name in ("sieve.py", "gate.py"))
 NETWORK, GATEWAY, DNS, GUEST = "10.0.2.0/24", "10.0.2.2", "10.0.2.3", "10.0.2.15"
 UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")       # 2: none but administrators may look into processes, 3: nobody
+PATIENCE = 20.0        # seconds for the attempt, on the busiest host
 
 NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", NETWORK, "224.0.0.0/3")
 """Addresses of this host, by other names, and those of groups, to which it may belong."""
@@ -57,9 +55,9 @@ async def by_qemu(wanted: Wanted, mac: str, refused: Sequence[str], *, to_host: 
         kept = (*NOWHERE, *(each for each in refused if ":" not in each))
         if to_host:
             device = Attachment(devices=(Nic("user", mac, slirp),))
-        elif gate_works():
-            through, fd, ended = stack.enter_context(_gate(kept))
-            device = Attachment(devices=(Nic("user", mac, slirp, fds=(fd,), through=through),), lost=(ended,))
+        elif await gate_works():
+            through, fd, words = await stack.enter_async_context(_gate("before", kept))
+            device = Attachment(devices=(Nic("user", mac, slirp, fds=(fd,), through=through),), lost=(words.ended,))
         else:
             guest, uplink, words = await stack.enter_async_context(_sieve(kept, answers=bool(ports)))
             device = Attachment(devices=(_behind(mac, guest, uplink, slirp),), lost=(words.ended,))
@@ -70,54 +68,48 @@ async def by_qemu(wanted: Wanted, mac: str, refused: Sequence[str], *, to_host: 
         )  # fmt: skip
 
 
-@functools.cache
-def gate_works() -> bool:
-    """Whether processes may be judged here: not beside who judges them already (some containers), nor by an old kernel.
-
-    It is tried, in a thread: what is asked about, and which privileges are given up, is each thread's own.
+async def gate_works() -> bool:
+    """Whether processes may be judged here, which is tried once: not beside who judges them already (some containers),
+    where processes may not be looked into (Yama), nor by a Linux before 5.5.
     """
-    from pykata.net import gate  # few come here
+    if _worked is None:
+        return await _try_gate()
+    return _worked
 
-    worked = False
 
-    def attempt() -> None:
-        nonlocal worked
-        with suppress(OSError, KeyError):
-            os.close(gate.installed())
-            worked = True
+_worked: bool | None = None     # in this process, once it was tried
 
-    with suppress(OSError):
-        if int(YAMA.read_text()) > 1:
-            return False
-    thread = Thread(target=attempt)
-    thread.start()
-    thread.join()
+
+async def _try_gate() -> bool:
+    global _worked
+    async with AsyncExitStack() as stack:
+        argv, fd, _ = await stack.enter_async_context(_gate("attempt", ("127.0.0.0/8",)))
+        identity = stack.enter_context(host.ephemeral_identity())
+        uid = str(identity.uid or 0) if identity else "0"
+        attempt = host.spawn([*argv, uid], pass_fds=[fd], cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL)
+        process = await stack.enter_async_context(attempt)
+        worked = False
+        with anyio.move_on_after(PATIENCE):
+            worked = await process.wait() == 0
+        _worked = worked
     return worked
 
 
-@contextmanager
-def _gate(refused: Sequence[str]) -> Iterator[tuple[tuple[str, ...], int, Callable[[], Awaitable[str]]]]:
-    """The command that QEMU is to be started through, its descriptor, and what waits until nobody judges any more."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    async def ended() -> str:
-        await anyio.wait_readable(ours)
-        said, descriptors, _, _ = socket.recv_fds(ours, 1000, 1, socket.MSG_CMSG_CLOEXEC)
-        for each in descriptors:        # of the process
-            try:
-                await anyio.wait_readable(each)
-            finally:
-                os.close(each)
-        if descriptors:
-            said = b""
-            with suppress(BlockingIOError):
-                said = ours.recv(1000)
-        return "the process that judges QEMU's connections has ended" + (f": {printable(said)}" if said else "")
-
-    with ours, theirs:
-        ours.setblocking(False)
-        argv = (sys.executable, "-I", "-S", str(GATE), str(theirs.fileno()), *refused, "--")
-        yield argv, theirs.fileno(), ended
+@asynccontextmanager
+async def _gate(verb: str, refused: Sequence[str]) -> AsyncIterator[tuple[tuple[str, ...], int, host.LastWords]]:
+    """A process that judges; the command through which what is to be judged is started, with its descriptor."""
+    async with AsyncExitStack() as stack:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(ours)
+        with theirs:
+            argv: list[str | Path] = [sys.executable, "-I", "-S", GATE, "judge", str(theirs.fileno()), *refused]
+            process = await stack.enter_async_context(host.spawn(
+                argv, stderr=host.PIPE, pass_fds=[theirs.fileno()], cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL,
+            ))  # fmt: skip
+        words = host.LastWords(process, "the process that judges QEMU's connections")
+        stack.push_async_callback(words.stop)
+        through = (sys.executable, "-I", "-S", str(GATE), verb, str(ours.fileno()), str(process.pid))
+        yield through, ours.fileno(), words
 
 
 def _behind(mac: str, guest: int, uplink: int, slirp: dict[str, object]) -> Nic:

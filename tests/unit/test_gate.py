@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pykata import host
 from pykata.net import gate, user_qemu
 from pykata.net.user_qemu import GATE, NOWHERE
 
@@ -76,13 +76,15 @@ def test_any_address_is_judged_by_the_networks(single: list[str], to: str) -> No
     assert bool(refused) == (to in single)
 
 
-def test_it_works_here_and_leaves_this_process_as_it_was() -> None:
+async def test_it_works_here_and_leaves_this_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     before = privileges()
-    user_qemu.gate_works.cache_clear()
-    assert user_qemu.gate_works()
+    monkeypatch.setattr(user_qemu, "_worked", None)
+    assert await user_qemu.gate_works()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.connect(("127.0.0.1", 9))
     assert privileges() == before
+    monkeypatch.setattr(user_qemu, "GATE", Path("/nowhere"))
+    assert await user_qemu.gate_works()             # it was tried already
 
 
 def privileges() -> list[str]:
@@ -90,24 +92,32 @@ def privileges() -> list[str]:
     return [line for line in lines if line.startswith(("NoNewPrivs", "Seccomp"))]
 
 
-def test_where_processes_may_not_be_looked_into_it_does_not_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("there", "instead"), [
+    # Linux before 5.5 doesn't know how to let a call go on.
+    ("0x80082102, 1  ", "0x80082102, 2  "),
+    # Yama, or a missing capability: who judges may not look into what it judges.
+    ('descriptor = os.open(f"/proc/{pid}/mem"', 'raise PermissionError(pid); os.open("/proc/self/mem"'),
+    # Before 5.0 there is nothing of that, and some containers don't allow it.
+    ("SET_MODE_FILTER, NEW_LISTENER = 1, 8", "SET_MODE_FILTER, NEW_LISTENER = 1, 1 << 30"),
+])  # fmt: skip
+async def test_where_the_kernel_does_not_it_is_found_out_before_a_machine_starts(
+    there: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = tmp_path / "ptrace_scope"
-    monkeypatch.setattr(user_qemu, "YAMA", setting)
-    for value, works in (("1", True), ("2", False), ("3", False)):
-        setting.write_text(value)
-        user_qemu.gate_works.cache_clear()
-        assert user_qemu.gate_works() is works
-    user_qemu.gate_works.cache_clear()
+    source = GATE.read_text()
+    assert source.count(there) == 1
+    other = tmp_path / "gate.py"
+    other.write_text(source.replace(there, instead))
+    monkeypatch.setattr(user_qemu, "GATE", other)
+    monkeypatch.setattr(user_qemu, "_worked", None)
+    assert not await user_qemu.gate_works()
 
 
 def test_where_somebody_judges_already_it_does_not_work() -> None:
     code = (
-        "import os\n"
+        "import asyncio, os\n"
         "from pykata.net import gate, user_qemu\n"
         "listener = gate.installed()\n"
-        "print(user_qemu.gate_works(), os.fstat(listener).st_mode > 0)"
+        "print(asyncio.run(user_qemu.gate_works()), os.fstat(listener).st_mode > 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False True\n"
@@ -136,20 +146,21 @@ sys.stdin.read()
 """
 
 
-def test_the_kernel_asks_about_connections_and_datagrams() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with socket.create_server(("127.0.0.1", 0)) as server, ours, theirs:
+async def test_the_kernel_asks_about_connections_and_datagrams() -> None:
+    no = errno.EHOSTUNREACH
+    with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        argv = [sys.executable, "-I", "-S", str(GATE), str(theirs.fileno()), "127.0.0.2/32", "--",
-                sys.executable, "-c", ATTEMPTS, port]
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[theirs.fileno()])
-        with process:
-            assert process.stdout is not None
-            no = errno.EHOSTUNREACH
-            assert process.stdout.readline().split() == [str(each).encode() for each in (0, no, 0, no)]
-            assert process.stdout.readline() == b"pair\n"
-            (pidfd,) = socket.recv_fds(ours, 1, 1)[1]
-            assert not select.select([pidfd], [], [], 0)[0]
-        # It goes with who it judged.
-        assert select.select([pidfd], [], [], 20)[0]
-        os.close(pidfd)
+        async with user_qemu._gate("before", ["127.0.0.2/32"]) as (through, fd, words):
+            argv = [sys.executable, "-c", ATTEMPTS, port]
+            async with host.spawn(argv, through=through, pass_fds=[fd], stdin=host.PIPE, stdout=host.PIPE) as process:
+                assert process.stdout is not None
+                said = b""
+                while not said.endswith(b"pair\n"):
+                    said += await process.stdout.receive()
+                assert said == f"0 {no} 0 {no}\npair\n".encode()
+            # It is ours, so we end it, and wait for it: it doesn't end by itself.
+            judge = int(through[-1])
+            os.kill(judge, 0)
+        assert "was killed by SIGKILL" in await words.ended()
+        with pytest.raises(ProcessLookupError):
+            os.kill(judge, 0)

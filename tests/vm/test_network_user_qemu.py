@@ -47,10 +47,11 @@ async def sb(
     network = Network(UserNetwork(via="qemu"), ports=[80], dns=[beyond.address])
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "sieve":
-            patch.setattr(user_qemu, "gate_works", lambda: False)
+            patch.setattr(user_qemu, "_worked", False)
         async with shared(bundle, network=network) as sandbox:
             patch.undo()
-            assert len(sieves()) == int(request.param == "sieve")
+            assert (len(beside("sieve.py")), len(beside("gate.py"))) == \
+                ((1, 0) if request.param == "sieve" else (0, 1))
             yield sandbox
 
 
@@ -116,33 +117,33 @@ async def test_with_host_its_loopback_is_reached(bundle: Bundle) -> None:
 
 
 async def test_the_machine_ends_with_the_process_that_judges(bundle: Bundle) -> None:
+    before = beside("gate.py")
     async with Sandbox(isolation="emulated", network=UserNetwork(via="qemu")) as sandbox:
-        (judge,) = children(sandbox._open.vm.pid)
+        (judge,) = beside("gate.py") - before
         async with sandbox.process(BUSYBOX, ["sleep", "60"]) as process:
             os.kill(judge, 9)
-            with pytest.raises(ShareLostError, match="the process that judges QEMU's connections has ended"):
+            with pytest.raises(ShareLostError, match="judges QEMU's connections was killed by SIGKILL"):
                 await process.wait()
 
 
 async def test_the_machine_ends_with_the_process_in_between(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_qemu, "gate_works", lambda: False)
-    before = sieves()
+    monkeypatch.setattr(user_qemu, "_worked", False)
+    before = beside("sieve.py")
     async with Sandbox(isolation="emulated", network=UserNetwork(via="qemu")) as sandbox:
-        (sieve,) = sieves() - before
+        (sieve,) = beside("sieve.py") - before
         async with sandbox.process(BUSYBOX, ["sleep", "60"]) as process:
             os.kill(sieve, 9)
             with pytest.raises(ShareLostError, match="the process before QEMU's network was killed by SIGKILL"):
                 await process.wait()
 
 
-def sieves() -> set[int]:
-    return {each for each in children(os.getpid()) if "sieve.py" in Path(f"/proc/{each}/cmdline").read_text()}
-
-
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def beside(program: str) -> set[int]:
+    """The processes of this kind that we have."""
+    me = os.getpid()
+    children = map(int, Path(f"/proc/{me}/task/{me}/children").read_text().split())
+    return {each for each in children if program in Path(f"/proc/{each}/cmdline").read_text()}
 
 
 PROGRAM = """
