@@ -12,10 +12,11 @@ import anyio
 import pytest
 
 import pykata
-from pykata import Bridge, Sandbox
+from pykata import Bridge, Network, Rate, Sandbox
 from pykata.host import PIPE, run_root, spawn
 from pykata.net import netns
 from pykata.net.netlink import netlink
+from pykata.net.netns import Netns
 from pykata.net.owned import PLACE
 from tests.worlds import run
 
@@ -32,31 +33,51 @@ async def of_host() -> tuple[list[str], list[str], int]:
     return links, rules, sum(" nsfs " in each and str(run_root()) in each for each in mounts)
 
 
-async def _come_and_go(count: int) -> None:
-    before = await of_host()
-    lab = Bridge(network="many", ipv6=True)
-    seen: set[str] = set()
-
-    async def one(number: int) -> None:
-        async with Sandbox(network=lab, hostname=f"box{number}", isolation="emulated", memory=96) as sb:
-            seen.add(sb.network.addresses[0])
-            done = await sb.run(BUSYBOX, ["ping", "-c", "1", sb.network.addresses[0].rpartition(".")[0] + ".1"])
-            assert "1 packets received" in done.stdout
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(count):
-            tasks.start_soon(one, number)
-    assert len(seen) <= count
-    assert await of_host() == before
+async def within(place: Netns) -> tuple[dict[str, list[str]], str]:
+    """The links of a namespace with their queueing disciplines, and its tables of nftables."""
+    async with netlink(place) as kernel:
+        links = {each.name: await kernel.qdiscs(each.index) for each in await kernel.links()}
+    return links, await run(place, "nft", "list", "tables")
 
 
-async def test_some_at_a_time_leave_nothing() -> None:
-    await _come_and_go(6)
+async def _come_and_go(count: int, path: Path) -> None:
+    """Half of them in a network of pykata's own, half on a bridge that stays, with a policy: tables and disciplines."""
+    async with netns.made(path / "net") as place:
+        async with netlink(place) as kernel:
+            bridge = await kernel.add("br0", "bridge", address="02:00:00:00:00:01")
+            await kernel.add_address(bridge.index, "10.5.0.1/24")
+            await kernel.up(bridge.index)
+        before, before_there = await of_host(), await within(place)
+        lab = Network(Bridge(network="many", ipv6=True))
+        policed = Network(Bridge("br0", netns=place.path), allow=["10.5.0.1"], rate=Rate(bits_per_second=10_000_000))
+        seen: set[str] = set()
+        at_work: list[int] = []
+
+        async def one(number: int) -> None:
+            network = policed if number % 2 else lab
+            async with Sandbox(network=network, hostname=f"box{number}", isolation="emulated", memory=96) as sb:
+                seen.add(sb.network.addresses[0])
+                done = await sb.run(BUSYBOX, ["ping", "-c", "1", sb.network.addresses[0].rpartition(".")[0] + ".1"])
+                assert "1 packets received" in done.stdout
+                links, tables = await within(place)
+                at_work.append(tables.count("pykata") + sum("tbf" in each for each in links.values()))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(one, number)
+        assert 0 < len(seen) <= count
+        assert max(at_work) >= 2        # there was something to leave
+        assert await of_host() == before
+        assert await within(place) == before_there
+
+
+async def test_some_at_a_time_leave_nothing(tmp_path: Path) -> None:
+    await _come_and_go(6, tmp_path)
 
 
 @pytest.mark.slow
-async def test_fifty_at_a_time_leave_nothing() -> None:
-    await _come_and_go(50)
+async def test_fifty_at_a_time_leave_nothing(tmp_path: Path) -> None:
+    await _come_and_go(50, tmp_path)
 
 
 CHILD = """
