@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AsyncExitStack
 from io import BytesIO
 
 import anyio
@@ -103,20 +102,31 @@ async def collect(process: Process, how: Collection) -> Completed:
 
 async def _to_the_end(collector: Collector, how: Collection) -> Reason:
     process = collector.process
-    async with AsyncExitStack() as stack:
-        if how.input:
-            await stack.enter_async_context(alongside(_feed(process, how.input)))
-        else:
-            await process.stdin.aclose()
-        with anyio.move_on_after(how.timeout):
-            await collector.until_ended()
-        if not process.ended:
-            await collector.put_down()
-            return "timeout"
+    if how.input:
+        async with alongside(_feed(process, how.input)):
+            in_time = await _in_time(collector, how.timeout)
+    else:
+        await process.stdin.aclose()
+        in_time = await _in_time(collector, how.timeout)
     exited = process.exited
+    if not in_time:
+        return "timeout"
     if exited is not None and exited.oom_killed:
         return "oom"
     return "signal" if exited is not None and exited.signal else "exit"
+
+
+async def _in_time(collector: Collector, timeout: float | None) -> bool:
+    """Run it to its end; False: to its death, after so many seconds."""
+    if timeout is None:
+        await collector.until_ended()
+    else:
+        with anyio.move_on_after(timeout):
+            await collector.until_ended()
+    if collector.process.ended:
+        return True
+    await collector.put_down()
+    return False
 
 
 async def _feed(process: Process, data: bytes) -> None:

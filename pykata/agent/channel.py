@@ -170,6 +170,8 @@ class Channel(asyncio.BufferedProtocol):
             if self._guard:
                 data, frames = self._guard.feed(data)
                 self._receive_size = DENSE_SIZE if frames * DENSE > nbytes + DENSE else RECEIVE_SIZE
+            if not data:
+                return
             for event in self._h2.receive_data(data):
                 self._process(event)
             self.flush()

@@ -10,6 +10,7 @@ from pykata.agent.bulk import WINDOW as BULK_WINDOW
 from pykata.agent.bulk import BulkQueue, Name
 from pykata.agent.bulk import Stderr as Stderr
 from pykata.agent.bulk import Stdout as Stdout
+from pykata.agent.news import news
 from pykata.agent.stream import PREFIX, STDIN_TAG, Stream, frame, varint
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import Ended as EndedMessage
@@ -91,17 +92,22 @@ class RunStream:
 
         Raises AgentRefusedError, AgentTimeoutError, AgentLostError, AgentProtocolError.
         """
+        if self._pid is None and self._stream.is_gone:
+            self._pid = await self._take_start()        # all is here: nothing is waited for
         if self._pid is None:
             with anyio.move_on_after(self._timeout):
-                response = await self._receive()
-                if not isinstance(response, RunResponse) or response.started is None:
-                    self._stream.broken("sent something else before it said that the process has started")
-                if response.started.pid < 0:
-                    self._stream.broken("sent a negative process id")
-                self._pid = response.started.pid
+                self._pid = await self._take_start()
         if self._pid is None:
             raise AgentTimeoutError(f"the agent didn't start the process within {self._timeout:g} s")
         return self._pid
+
+    async def _take_start(self) -> int:
+        response = await self._receive()
+        if not isinstance(response, RunResponse) or response.started is None:
+            self._stream.broken("sent something else before it said that the process has started")
+        if response.started.pid < 0:
+            self._stream.broken("sent a negative process id")
+        return response.started.pid
 
     @property
     def gone(self) -> bool:
@@ -188,12 +194,16 @@ class RunStream:
 
     async def finished(self, timeout: float = 30.0) -> None:
         """After :class:`Exited`: wait until the agent has ended the call, so that a container it made is gone too."""
+        if self._stream.is_gone:
+            return await self._take_end()
         with anyio.move_on_after(timeout):
-            if await self._stream.receive(MAX_ANSWER) is not None:
-                self._stream.broken("sent something after the end of the process")
-            self._stream.raise_for_status()
-            return
+            return await self._take_end()
         raise AgentTimeoutError(f"the agent didn't finish the call within {timeout:g} s")
+
+    async def _take_end(self) -> None:
+        if await self._stream.receive(MAX_ANSWER) is not None:
+            self._stream.broken("sent something after the end of the process")
+        self._stream.raise_for_status()
 
     async def send_stdin(self, data: bytes) -> None:
         """Send all of ``data``, waiting as long as the process doesn't read; for a command without windows.
@@ -256,7 +266,8 @@ class RunStream:
         event = stdio(data)
         if event is None:
             try:
-                response = decoded(RunResponse, data)
+                known = news(data)
+                response = decoded(RunResponse, data) if known is None else known
             except ValueError as exc:
                 self._stream.broken(f"sent an answer to Run that {exc}")
             if response.stdout is not None:

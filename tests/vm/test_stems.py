@@ -39,7 +39,8 @@ grep -E -v '^(P?Pid|Tgid|NS.*id|FDSize|SigQ|Vm.*|Rss.*|Hugetlb.*|.*ctxt_switches
 cat /proc/self/cgroup /proc/self/limits /proc/self/oom_score_adj
 for one in ipc mnt net pid pid_for_children user uts; do readlink /proc/self/ns/$one; done
 ls /proc/self/fd | wc -l; umask; pwd; env | sort; id; ls -l /proc/self/fd/0 | cut -c 1-10
-set -- $(cat /proc/$$/stat); echo parent $4 terminal $7 $8 priority ${18} ${19}; test $5 = $$ && test $6 = $$
+set -- $(cat /proc/$$/stat); echo parent $4 terminal $7 $8 priority ${18} ${19} policy ${41}
+test $5 = $$ && test $6 = $$
 """
 
 

@@ -10,6 +10,8 @@ use tonic::Status;
 use crate::boot::Guest;
 use crate::container::Container;
 use crate::errno::{Failed, Step};
+use crate::process::Spare;
+use crate::process::patience::Patience;
 use crate::process::slots::Slots;
 use crate::reaper::Reaper;
 use crate::setup::Ready;
@@ -19,6 +21,8 @@ pub struct Agent {
     pub guest: Guest,
     pub reaper: Reaper,
     pub slots: Arc<Slots>,
+    pub pipes: Spare,
+    pub patience: Patience,
     /// How often the guest was cloned.
     generation: AtomicU64,
     /// It runs before everybody else who wants to.
@@ -74,11 +78,13 @@ impl From<StateError> for Status {
 }
 
 impl Agent {
-    pub fn new(guest: Guest, slots: Arc<Slots>) -> Self {
+    pub fn new(guest: Guest, slots: Arc<Slots>, patience: Patience) -> Self {
         Self {
             guest,
             reaper: Reaper::default(),
             slots,
+            pipes: Spare::default(),
+            patience,
             generation: AtomicU64::new(0),
             is_first: AtomicBool::default(),
             state: Mutex::default(),

@@ -14,6 +14,7 @@ use crate::container;
 use crate::errno::{Failed, Step};
 use crate::log;
 use crate::mounts::{self, RDONLY, mount_at};
+use crate::process::patience::Patience;
 use crate::process::slots::Slots;
 use crate::reaper;
 use crate::server;
@@ -77,7 +78,9 @@ fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
             .step("open", "pid namespace")?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    runtime.step("start", "event loop")?.block_on(serve(guest))
+    // As a task: what only the event loop itself is to be woken for waits until it has looked for events once more.
+    let serving = async { tokio::spawn(serve(guest)).await };
+    runtime.step("start", "event loop")?.block_on(serving).unwrap_or_else(|_| sys::exit_now(1))
 }
 
 async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> {
@@ -86,14 +89,11 @@ async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> 
     let endpoint = Endpoint::open(&cmdline).await?;
     guest.agent_ns = sys::now_ns(libc::CLOCK_BOOTTIME);
     log!("serving after {} us", (guest.agent_ns - guest.kernel_ns) / 1000);
-    let agent = Arc::new(Agent::new(guest, Slots::new().step("map", "slots")?));
-    let reaping = agent.clone();
-    tokio::spawn(async move {
-        if let Err(failed) = reaping.reaper.run(signals).await {
-            log!("fatal: {failed}");
-            sys::exit_now(1);
-        }
-    });
+    let patience = Patience::new().step("make", "timer")?;
+    let agent = Arc::new(Agent::new(guest, Slots::new().step("map", "slots")?, patience));
+    let (reaping, waking) = (agent.clone(), agent.clone());
+    tokio::spawn(async move { attend(reaping.reaper.run(signals)).await });
+    tokio::spawn(async move { attend(waking.patience.run()).await });
     let mut last = None;
     loop {
         let mut channel = endpoint.connect(last).await?;
@@ -101,6 +101,14 @@ async fn serve(mut guest: Guest) -> Result<std::convert::Infallible, BootError> 
             log!("connection: {err}");
         }
         last = Some(channel);
+    }
+}
+
+/// What has to go on for as long as the guest lives.
+async fn attend(work: impl Future<Output = Result<(), Failed>>) {
+    if let Err(failed) = work.await {
+        log!("fatal: {failed}");
+        sys::exit_now(1);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::proto::{RunRequest, RunResponse, run_request};
 use crate::run;
 use crate::server::MAX_MESSAGE;
 use crate::transport::Beside;
-use crate::transport::outlet::{Flag, Outlet, frame};
+use crate::transport::outlet::{Flag, Outlet, frame, prefix};
 
 /// Its number, which no stream of HTTP/2 ever has.
 pub const CALL: u32 = 0x7fff_ffff;
@@ -102,7 +102,7 @@ fn message(answer: Option<Result<RunResponse, Status>>) -> Vec<u8> {
         Some(Err(status)) => (END, [&[status.code() as u8], status.message().as_bytes()].concat()),
         None => (END, vec![Code::Ok as u8]),
     };
-    [&[mark][..], &(text.len() as u32).to_be_bytes(), &text].concat()
+    [&prefix(mark, text.len())[..], &text].concat()
 }
 
 #[cfg(test)]

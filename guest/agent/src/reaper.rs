@@ -96,28 +96,23 @@ impl Reaper {
         lock(&self.waiters).contains_key(&pid) || lock(&self.expected).iter().any(|(slot, _)| slot.get() == pid)
     }
 
-    /// Collects every child that has ended. Returns how many.
-    pub fn reap(&self) -> usize {
-        let mut count = 0;
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            count += 1;
-            let exit = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, Some(signal)) => Exit::Signal(signal),
-                (None, None) => continue,
-            };
-            let pid = pid.as_raw_pid();
-            match self.waiter(pid) {
-                Some(waiter) => drop(waiter.send(exit)),
-                None => {
-                    let mut unclaimed = lock(&self.unclaimed);
-                    if unclaimed.holders > 0 {
-                        unclaimed.exits.insert(pid, exit);
-                    }
-                }
-            }
+    /// Collects a child that has ended, and says whether somebody waited for it. None: there is none.
+    pub fn reap(&self) -> Option<bool> {
+        let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
+        let exit = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => return Some(false),
+        };
+        let pid = pid.as_raw_pid();
+        if let Some(waiter) = self.waiter(pid) {
+            return Some(waiter.send(exit).is_ok());
         }
-        count
+        let mut unclaimed = lock(&self.unclaimed);
+        if unclaimed.holders > 0 {
+            unclaimed.exits.insert(pid, exit);
+        }
+        Some(false)
     }
 
     /// Reaps for ever. `signals` is a signalfd of SIGCHLD.
@@ -128,7 +123,11 @@ impl Reaper {
             // However many there are, one record stands for them all.
             let _ = rustix::io::read(signals.as_fd(), &mut [0u8; 128]);
             ready.clear_ready();
-            self.reap();
+            while let Some(awaited) = self.reap() {
+                if awaited {
+                    tokio::task::yield_now().await; // the host is told first: mostly there is no other
+                }
+            }
         }
     }
 }
@@ -183,7 +182,7 @@ mod tests {
     fn reap_all(reaper: &Reaper, count: usize) {
         let mut left = count;
         while left > 0 {
-            left -= reaper.reap();
+            left -= usize::from(reaper.reap().is_some());
         }
     }
 

@@ -59,21 +59,32 @@ pub async fn run(agent: Arc<Agent>, start: Start, requests: Requests, answers: A
     used.give_back(&agent);
 }
 
-/// What a process that has ended leaves for the next one.
+/// What a process that has ended leaves: for the next one, and to be cleared away when the host has heard of its end.
 #[derive(Default)]
-pub struct Used(pub Option<(Arc<Container>, Arc<Berth>, Option<StemKind>)>);
+pub struct Used {
+    place: Option<(Arc<Container>, Arc<Berth>, Option<StemKind>)>,
+    begun: Option<Begun>,
+}
 
 impl Used {
     pub fn by(container: &Arc<Container>, begun: &Begun) -> Self {
-        Self(Some((container.clone(), begun.spawned.berth.clone(), StemKind::of(&begun.plan))))
+        let place = (container.clone(), begun.spawned.berth.clone(), StemKind::of(&begun.plan));
+        Self { place: Some(place), begun: None }
+    }
+
+    /// Its place goes with the container.
+    fn forget(&mut self) {
+        *self = Self::default();
     }
 
     pub fn give_back(self, agent: &Agent) {
-        let Some((container, berth, kind)) = self.0 else { return };
+        drop(self.begun);
+        let Some((container, berth, kind)) = self.place else { return };
         container.return_berth(berth);
         if let Some(kind) = kind {
             container.plant(agent, kind);
         }
+        agent.pipes.refill();
     }
 }
 
@@ -96,7 +107,7 @@ async fn try_run(
         if !start.last {
             return result;
         }
-        used.0 = None;
+        used.forget();
         let removed = container::remove(agent, &container.id).await;
         return result.and(removed);
     };
@@ -114,7 +125,7 @@ async fn try_run(
     claim.publish(&container);
     let call = Call { agent, container: &container, start: &start, answers, beside };
     let result = call.run(process, requests, true, used).await;
-    used.0 = None;
+    used.forget();
     let removed = container::remove(agent, &id).await;
     result.and(removed)
 }
@@ -141,9 +152,13 @@ pub fn begin(
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
     let kind = kind(&plan);
+    let before = container.take_kills_before();
     let (oom_kills, spawned) = match become_process(agent, container, &plan, kind) {
-        Some(spawned) => (0, spawned), // the first that runs in there
-        None => (container.oom_kills(), process::spawn(agent, container, &plan, kind, None)?),
+        Some(spawned) => (before.unwrap_or(0), spawned), // mostly the first that runs in there
+        None => {
+            let before = before.unwrap_or_else(|| container.oom_kills());
+            (before, process::spawn(agent, container, &plan, kind, None)?)
+        }
     };
     let kept = Arc::new(AtomicBool::new(false));
     let running = Running { pid: spawned.pid, berth: spawned.berth.clone(), terminal: None, kept: kept.clone() };
@@ -233,6 +248,7 @@ impl Call<'_> {
             Ok(Ended::Exit(exit)) => {
                 let exited = begun.exited(self.container, exit);
                 let _ = answer(self.answers, Response::Exited(exited)).await;
+                used.begun = Some(begun);
                 Ok(())
             }
             Ok(Ended::Cancelled) => Ok(()),

@@ -18,7 +18,7 @@ use crate::run;
 use crate::stdio;
 use crate::transport::Beside;
 use crate::transport::inlet::COMMAND;
-use crate::transport::outlet::Flag;
+use crate::transport::outlet::{Flag, PREFIX, prefix};
 use crate::validate::Invalid;
 
 /// What a command answers.
@@ -28,9 +28,6 @@ type Answered = mpsc::Receiver<Result<RunResponse, Status>>;
 const LONGEST: usize = 132 * 1024;
 /// The most bytes that a response adds to it.
 const RESPONSE: usize = stdio::PIECE + 64;
-
-/// gRPC's prefix of a message: not compressed, and its length.
-const PREFIX: usize = 5;
 
 /// Those of a connection that aren't over.
 pub struct Shorts {
@@ -161,8 +158,7 @@ impl Answer {
 fn frame(response: &RunResponse, out: &mut Vec<u8>) {
     let size = response.encoded_len();
     out.reserve(PREFIX + size);
-    out.push(0);
-    out.extend((size as u32).to_be_bytes());
+    out.extend(prefix(0, size));
     let _ = response.encode(out); // a vector has room for all
 }
 

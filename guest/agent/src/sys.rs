@@ -150,8 +150,19 @@ pub fn ascending(fds: &[OwnedFd]) -> Result<Vec<OwnedFd>, Errno> {
 
 /// Puts this thread before all others that aren't of that kind, or back among them. Its children aren't concerned.
 pub fn set_realtime(on: bool) -> Result<(), Errno> {
-    let (policy, priority) =
-        if on { (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1) } else { (libc::SCHED_OTHER, 0) };
+    match on {
+        true => schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1),
+        false => schedule(libc::SCHED_OTHER, 0),
+    }
+}
+
+/// Has this thread, when it wakes, wait until whoever runs then has to wait for something; or no longer. Its children
+/// have it from it.
+pub fn set_patient(on: bool) -> Result<(), Errno> {
+    schedule(if on { libc::SCHED_BATCH } else { libc::SCHED_OTHER }, 0)
+}
+
+fn schedule(policy: i32, priority: i32) -> Result<(), Errno> {
     let param = libc::sched_param { sched_priority: priority };
     // SAFETY: the record lives through the call. The system call itself, for the C library has its own idea of threads.
     match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) } {

@@ -70,6 +70,8 @@ pub struct Container {
     leftovers: Mutex<Vec<Arc<Berth>>>,
     /// A free one for the next process: to make one takes a while.
     spare: Mutex<Option<Arc<Berth>>>,
+    /// How often the OOM killer had struck when nothing ran in here any more, until something does.
+    kills_before: Mutex<Option<u64>>,
     /// What the last process was like that a stem could have made.
     last: Mutex<Option<Kind>>,
     /// Stems that were made since one was of use.
@@ -176,6 +178,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             processes: Registry::default(),
             leftovers: Mutex::default(),
             spare: Mutex::default(),
+            kills_before: Mutex::default(),
             last: Mutex::default(),
             useless: AtomicU64::new(0),
             stems: usual.then(Arc::default),
@@ -278,6 +281,8 @@ impl Container {
         let mut spare = lock(&self.spare);
         if spare.is_none() && berth.is_free() {
             *spare = Some(berth);
+            let is_quiet = lock(&self.leftovers).is_empty() && self.processes.is_quiet();
+            *lock(&self.kills_before) = is_quiet.then(|| self.oom_kills());
             return;
         }
         berth.take_stem();
@@ -352,6 +357,11 @@ impl Container {
 
     pub fn take_waiting(&self) -> Option<Waiting> {
         lock(&self.waiting).take()
+    }
+
+    /// How often the OOM killer had struck when nothing ran in here any more: until now, when something is about to.
+    pub fn take_kills_before(&self) -> Option<u64> {
+        lock(&self.kills_before).take()
     }
 
     /// How often the OOM killer has struck in here.

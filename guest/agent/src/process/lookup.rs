@@ -50,16 +50,28 @@ impl<'a> Command<'a> {
             let candidate = join(&mut self.candidate, dir, name);
             let Err(errno) = exec(candidate, &self.argv, &self.envp);
             match errno {
-                Errno::NOENT if exists(candidate) => return explain(name, candidate, errno),
                 Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
                 Errno::ACCESS => denied = denied.or(Some(dir)),
                 _ => return explain(name, candidate, errno),
             }
         }
-        match denied {
-            Some(dir) => explain(name, join(&mut self.candidate, dir, name), Errno::ACCESS),
-            None => not_executed(name, 127, "command not found"),
+        self.not_found(denied)
+    }
+
+    /// After all directories: a file that is there although it wasn't found has an interpreter that isn't. To look for
+    /// that on the way, as shells do, would take as long as the search itself.
+    fn not_found(&mut self, denied: Option<&str>) -> NotExecuted {
+        let name = self.name;
+        if let Some(dir) = denied {
+            return explain(name, join(&mut self.candidate, dir, name), Errno::ACCESS);
         }
+        for dir in self.path.split(':') {
+            let candidate = join(&mut self.candidate, dir, name);
+            if exists(candidate) {
+                return explain(name, candidate, Errno::NOENT);
+            }
+        }
+        not_executed(name, 127, "command not found")
     }
 }
 

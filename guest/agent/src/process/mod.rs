@@ -9,6 +9,7 @@ pub mod detached;
 mod explore;
 mod lookup;
 mod orders;
+pub mod patience;
 pub mod registry;
 pub mod rlimits;
 pub mod slots;
@@ -44,7 +45,7 @@ use streams::{Ours, Theirs};
 use user::UserRequest;
 
 pub use registry::Running;
-pub use streams::{Kind, Streams};
+pub use streams::{Kind, Spare, Streams};
 pub use terminal::Size;
 
 const DEFAULT_TERM: &str = "TERM=xterm";
@@ -165,7 +166,7 @@ pub fn spawn(
         return Err(Status::failed_precondition(format!("container {}: its init is gone", container.id)));
     }
     agent.guest.cgroups.follow_memory()?;
-    let (ours, theirs) = streams::make(stdio)?;
+    let (ours, theirs) = agent.pipes.take(stdio)?;
     let berth = container.next_berth()?;
     if orders.is_none()
         && let Some(stem) = berth.ask(plan, &theirs)
@@ -206,7 +207,7 @@ impl Spawned {
     /// Waits until the command runs, and for its end if that comes within `plan.patience`. May be dropped at any time.
     pub async fn started(&mut self, agent: &Agent, container: &Arc<Container>, plan: &Plan) -> Result<Started, Status> {
         if matches!(self.way, Way::Asked { .. }) {
-            if let Some(started) = self.made(plan.patience).await {
+            if let Some(started) = self.made(agent, plan.patience).await {
                 container.stem_works();
                 return Ok(started);
             }
@@ -215,18 +216,18 @@ impl Spawned {
         let Way::Cloned { report, started } = &self.way else { return Err(Status::internal("start: lost")) };
         let (reported, here) = (report.read().await?.report, started.get());
         match reported == Report::Silent && here != 0 {
-            true => Ok(Started { here, exit: end_within(&mut self.exit, plan.patience).await }),
+            true => Ok(Started { here, exit: end_within(agent, &mut self.exit, plan.patience).await }),
             false => Err(reported.status()),
         }
     }
 
     /// By the stem. None: it couldn't.
-    async fn made(&mut self, patience: Duration) -> Option<Started> {
+    async fn made(&mut self, agent: &Agent, patience: Duration) -> Option<Started> {
         let Way::Asked { stem, .. } = &self.way else { return None };
         let (stem, mut exit) = (stem.clone(), None);
         let reply = tokio::select! {
             biased;
-            exited = end_within(&mut self.exit, patience) => {
+            exited = end_within(agent, &mut self.exit, patience) => {
                 exit = exited;
                 match exit {
                     Some(_) if stem.told.here.get() != 0 => Reply::Done,
@@ -311,10 +312,14 @@ impl Spawned {
 }
 
 /// How a process ends, if it does so within that time.
-async fn end_within(exit: &mut oneshot::Receiver<Exit>, patience: Duration) -> Option<Exit> {
-    match patience.is_zero() {
-        true => None,
-        false => tokio::time::timeout(patience, exit).await.ok()?.ok(),
+async fn end_within(agent: &Agent, exit: &mut oneshot::Receiver<Exit>, patience: Duration) -> Option<Exit> {
+    if patience.is_zero() {
+        return None;
+    }
+    tokio::select! {
+        biased;
+        exit = exit => exit.ok(),
+        () = agent.patience.wait(patience) => None,
     }
 }
 

@@ -62,6 +62,11 @@ impl Registry {
         Company { others, started: known.started }
     }
 
+    /// None of them runs.
+    pub fn is_quiet(&self) -> bool {
+        self.known().running.is_empty()
+    }
+
     /// It runs by now; its PID, and its terminal.
     pub fn runs(&self, id: &str, pid: i32, terminal: Option<Arc<OwnedFd>>) {
         if let Some(running) = self.known().running.get_mut(id) {

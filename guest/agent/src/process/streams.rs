@@ -1,7 +1,7 @@
 //! What a process has as stdin, stdout and stderr, from both sides.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -96,8 +96,33 @@ pub struct Streams {
     pub terminal: Option<Arc<OwnedFd>>,
 }
 
+/// Pipes for the next command, made when nobody waits for that: most commands get the same.
+#[derive(Default)]
+pub struct Spare(Mutex<Option<(Ours, Theirs)>>);
+
+impl Spare {
+    const KIND: Kind = Kind::Pipes { stdin: false };
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Ours, Theirs)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Streams of this kind.
+    pub fn take(&self, kind: Kind) -> Result<(Ours, Theirs), Failed> {
+        let spare = if kind == Self::KIND { self.lock().take() } else { None };
+        spare.map_or_else(|| make(kind), Ok)
+    }
+
+    pub fn refill(&self) {
+        let mut spare = self.lock();
+        if spare.is_none() {
+            *spare = make(Self::KIND).ok(); // who needs them will say why there are none
+        }
+    }
+}
+
 /// Both sides, before the clone.
-pub fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
+fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
     match kind {
         Kind::Pipes { stdin } => pipes(stdin),
         Kind::Terminal { size, console } => {
@@ -202,6 +227,16 @@ mod tests {
             (Ours::Pipes(ours), Theirs::Fds(theirs)) => (ours, theirs),
             _ => panic!("no pipes"),
         }
+    }
+
+    #[test]
+    fn spare_pipes_are_given_to_one() {
+        let spare = Spare::default();
+        spare.refill();
+        let is_kept = || spare.lock().is_some();
+        assert!(spare.take(Kind::Pipes { stdin: true }).is_ok() && is_kept(), "of another kind");
+        assert!(spare.take(Spare::KIND).is_ok() && !is_kept());
+        assert!(spare.take(Spare::KIND).is_ok(), "new ones");
     }
 
     #[test]

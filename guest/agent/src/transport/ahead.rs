@@ -6,7 +6,7 @@
 //! come a byte that says which it is, the size of the request, three bytes, and the request. What Clone is answered with
 //! is a bulk frame of stream 0; Run goes on as [`crate::early`] says.
 
-use super::outlet::{Flag, frame};
+use super::outlet::{Flag, frame, prefix};
 use super::preface::PREFACE;
 
 pub const MAGIC: &[u8; PREFACE.len()] = b"PRI * PYKATA/1\r\n\r\nCALL\r\n";
@@ -63,8 +63,7 @@ pub fn answer(made: Result<Vec<u8>, String>) -> Vec<u8> {
         Ok(message) => (Flag::Stdout, message),
         Err(why) => (Flag::Stderr, why.into_bytes()),
     };
-    let prefix = (message.len() as u32).to_be_bytes();
-    frame(0, flag, &[&[0], &prefix[..], &message].concat())
+    frame(0, flag, &[&prefix(0, message.len())[..], &message].concat())
 }
 
 #[cfg(test)]

@@ -30,12 +30,21 @@ pub enum Flag {
 
 /// A frame.
 pub fn frame(stream: u32, flag: Flag, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_LEN + payload.len());
-    out.extend(&(payload.len() as u32).to_be_bytes()[1..]);
-    out.extend([KIND, flag as u8]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
+    [&header(stream, flag, payload.len())[..], payload].concat()
+}
+
+fn header(stream: u32, flag: Flag, size: usize) -> [u8; HEADER_LEN] {
+    let ([_, high, middle, low], [a, b, c, d]) = ((size as u32).to_be_bytes(), stream.to_be_bytes());
+    [high, middle, low, KIND, flag as u8, a, b, c, d]
+}
+
+/// Bytes before a message of gRPC.
+pub const PREFIX: usize = 5;
+
+/// These: how it is to be taken, 0 for one as it is, and its size.
+pub fn prefix(mark: u8, size: usize) -> [u8; PREFIX] {
+    let [a, b, c, d] = (size as u32).to_be_bytes();
+    [mark, a, b, c, d]
 }
 
 /// Takes one frame at a time, from whoever waits for his turn, until the connection ends.
@@ -109,10 +118,7 @@ impl Outlet {
             frame.clear();
             return filled;
         }
-        let [_, size @ ..] = (size as u32).to_be_bytes();
-        frame[..3].copy_from_slice(&size);
-        frame[3..5].copy_from_slice(&[KIND, flag as u8]);
-        frame[5..HEADER_LEN].copy_from_slice(&stream.to_be_bytes());
+        frame[..HEADER_LEN].copy_from_slice(&header(stream, flag, size));
         if let Some(waker) = &state.waker {
             waker.wake_by_ref();
         }

@@ -95,10 +95,12 @@ impl Stream {
         }
     }
 
-    /// Reads what else is there, without waiting for it. Its end is left to [`Self::poll_read`].
+    /// Reads what else is there, without waiting for it. Its end is left to [`Self::poll_read`], which needn't ask again
+    /// after an answer that there is nothing.
     pub fn poll_more(&self, space: &mut [MaybeUninit<u8>]) -> usize {
         let Ok(fd) = self.fd() else { return 0 };
-        rustix::io::read(fd.as_fd(), space).map_or(0, |(data, _)| data.len())
+        let read = fd.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd.as_fd(), space)?.0.len()));
+        read.unwrap_or(0)
     }
 
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {

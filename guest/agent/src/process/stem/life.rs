@@ -39,6 +39,10 @@ pub fn run(container: &Container, kind: &Kind, socket: OwnedFd, told: &Told) -> 
     if sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).is_err() {
         sys::exit_now(1);
     }
+    // The agent has more to do when it has given an order: in between it would have to begin anew.
+    if sys::set_patient(true).is_err() {
+        sys::exit_now(1);
+    }
     let kept = [socket];
     // SAFETY: nothing of this process uses another descriptor any more than the standard ones and this.
     unsafe { sys::close_all_but(3, &kept) };
@@ -161,11 +165,12 @@ impl<'a> Start<'a> {
 
 extern "C" fn execute(start: &mut Start<'_>) -> ! {
     // SAFETY: plain calls with integers, and a string that lives through the call.
-    let ready = unsafe {
-        libc::setsid() != -1
-            && (0..).zip(start.fds).all(|(to, from)| libc::dup2(from, to) == to)
-            && libc::chdir(start.cwd.as_ptr()) == 0
-    };
+    let ready = sys::set_patient(false).is_ok()
+        && unsafe {
+            libc::setsid() != -1
+                && (0..).zip(start.fds).all(|(to, from)| libc::dup2(from, to) == to)
+                && libc::chdir(start.cwd.as_ptr()) == 0
+        };
     if !ready {
         if !start.urgent {
             say(start.socket, NO);
