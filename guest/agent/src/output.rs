@@ -342,7 +342,32 @@ async fn both(answers: &Answers, sides: [&Side; 2], one: impl Future<Output = ()
     };
     let mut rest = async || if first == 0 { other.as_mut().await } else { one.as_mut().await };
     if tokio::time::timeout(MOMENT, rest()).await.is_err() {
-        sides[first].tell(answers).await;
-        rest().await;
+        // Together: who isn't polled keeps the room that it waits for, which may be all there is.
+        tokio::join!(sides[first].tell(answers), rest());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run;
+
+    fn side() -> Side {
+        let (read, _write) = stdio::pipe().expect("pipe");
+        Side::stdout(Output::pipe(read).expect("watched"), Way { window: 0, bulk: None })
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_is_told_while_the_other_waits_for_all_room() {
+        let (answers, mut rest) = tokio::sync::mpsc::channel(run::QUEUE);
+        let (stdout, stderr) = (side(), side());
+        answers.try_send(Ok(RunResponse { response: Some(Response::Bulk(stdout.end)) })).expect("room");
+        let host = async {
+            tokio::time::sleep(2 * MOMENT).await;
+            (rest.recv().await, rest.recv().await)
+        };
+        let work = both(&answers, [&stdout, &stderr], taken(&answers), async {});
+        let all = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(work, host).1 }).await;
+        assert!(matches!(all, Ok((Some(Ok(_)), Some(Ok(_))))), "{all:?}");
     }
 }
