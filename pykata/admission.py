@@ -7,8 +7,8 @@ them getting anywhere; more machines than memory drag the host down with all tha
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
@@ -29,6 +29,9 @@ AGAIN = 0.25
 """Seconds until the next look at the memory."""
 
 
+_givers: list[Callable[[], bool]] = []
+
+
 @asynccontextmanager
 async def admitted(cost: int, timeout: float) -> AsyncIterator[None]:
     """One's turn to start a machine that takes ``cost`` bytes. Waits ``timeout`` seconds for memory at most.
@@ -36,8 +39,26 @@ async def admitted(cost: int, timeout: float) -> AsyncIterator[None]:
     Raises :class:`AdmissionError`.
     """
     async with boot_slots(), _slot_of_the_user():
-        await _room_for(cost, timeout)
+        if not await _room_for(cost, timeout):
+            raise _refused(cost, timeout)
         yield
+
+
+@asynccontextmanager
+async def admitted_now(cost: int) -> AsyncIterator[bool]:
+    """The same for one that nobody waits for: whether there is memory for it now. Nobody gives up anything for it."""
+    async with boot_slots(), _slot_of_the_user():
+        yield fits(cost * _cores(), host.room())
+
+
+@contextmanager
+def giving(give_up: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs, ``give_up`` is called where memory is missing. It has one machine end, if there is one."""
+    _givers.append(give_up)
+    try:
+        yield
+    finally:
+        _givers.remove(give_up)
 
 
 @asynccontextmanager
@@ -52,16 +73,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-async def _room_for(cost: int, timeout: float) -> None:
+async def _room_for(cost: int, timeout: float) -> bool:
     # The others who have a slot may have been admitted by the same reading.
     cost_of_all = cost * _cores()
     with anyio.move_on_after(timeout):
-        while not fits(cost_of_all, host.room()):  # noqa: ASYNC110 nobody tells when memory has become free
-            await anyio.sleep(AGAIN)
-        return
+        while not fits(cost_of_all, host.room()):
+            any(give_up() for give_up in _givers)       # the first that has something to give
+            await anyio.sleep(AGAIN)    # nobody tells when memory has become free
+        return True
+    return False
+
+
+def _refused(cost: int, timeout: float) -> AdmissionError:
     found = host.room()
     used = [str(use) for use in host.in_use()]
-    raise AdmissionError(
+    return AdmissionError(
         f"there is no room for another sandbox: {found.available // MIB} MiB of memory are free, it takes "
         f"{cost // MIB} MiB, and {reserve(found) // MIB} MiB are left to others; waited {timeout:g} s",
         hint="sandboxes of this user, those that wait included: "

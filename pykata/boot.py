@@ -118,6 +118,7 @@ class Machine:
     spec: VMSpec
     vm: VM | None = None                # one that was started before it was known for whom
     agent: AgentClient | None = None    # in it, if it doesn't stand still
+    rehearsed: bool = False             # the way of a first command
 
 
 async def attached(

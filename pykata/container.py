@@ -216,24 +216,31 @@ async def kept_container(running: Running, image: str, pull: PullPolicy | None =
             await finish(container.files.aclose())
 
 
-def saved_container(running: Running, identity: str, image: Image, *, fresh: bool = False) -> SavedContainer:
+def saved_container(
+    running: Running, identity: str, image: Image, *, fresh: bool = False, rehearsal: bool = False
+) -> SavedContainer:
     """What a sandbox that goes on from this one has to know of a container."""
     return SavedContainer(
         id=identity, reference=image.reference, digest=image.digest, config=image.config,
-        architecture=image.architecture, disk=running.options.disk, fresh=fresh,
+        architecture=image.architecture, disk=running.options.disk, fresh=fresh, rehearsal=rehearsal,
     )  # fmt: skip
 
 
 @asynccontextmanager
-async def fresh_container(running: Running, rootfs: Prepared, *, explored: bool = False) -> AsyncIterator[None]:
+async def fresh_container(
+    running: Running, rootfs: Prepared, *, explored: bool = False, rehearsal: bool = False
+) -> AsyncIterator[None]:
     """A container that nothing has run in, and in which a process waits for a command.
 
     ``explored``: it has looked up what that may be, which takes long and is worth it in a guest that will be saved.
+    ``rehearsal``: it is for that, and for nobody else.
     """
     from pykata.requests import container_request
 
     identity = running.new_id("c")
-    running.containers[identity] = saved_container(running, identity, rootfs.image, fresh=True)
+    running.containers[identity] = saved_container(
+        running, identity, rootfs.image, fresh=not rehearsal, rehearsal=rehearsal
+    )
     try:
         async with running.explained():
             request = container_request(running, identity, rootfs, waits=True, explored=explored)
@@ -248,7 +255,7 @@ def inherited(running: Running) -> list[Container]:
     """The containers that were there before the sandbox was entered, for whoever wants to use them."""
     return [
         Container(running, one.id, Image(one.reference, one.digest, one.config, one.architecture))
-        for one in running.containers.values() if not one.fresh
+        for one in running.containers.values() if not one.fresh and not one.rehearsal
     ]  # fmt: skip
 
 

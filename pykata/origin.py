@@ -14,7 +14,10 @@ NOBODY = "pykata-template"
 
 @frozen
 class SavedContainer:
-    """A container that was there when the guest was saved. ``fresh``: nothing has run in it, and a process waits."""
+    """A container that was there when the guest was saved.
+
+    ``fresh``: nothing has run in it, and a process waits. ``rehearsal``: the same, and nobody gets it (rehearsal.py).
+    """
 
     id: str
     reference: str                      # the image, as it was named
@@ -23,6 +26,7 @@ class SavedContainer:
     architecture: str
     disk: int                           # bytes of its writable layer
     fresh: bool = False
+    rehearsal: bool = False
 
 
 @frozen
@@ -36,6 +40,7 @@ class Origin:
     start: Start
     containers: tuple[SavedContainer, ...] = ()
     main: str = ""                      # the container that a setup has set up
+    idle: bool = False                  # ... in which nothing runs any more
     next_number: int = 1                # of the next container or process
     signal: int = 0                     # sent to the processes that run in it
     identity: Mapping[str, str] = field(factory=dict)       # what a machine has to be to go on from here
@@ -43,4 +48,9 @@ class Origin:
     @property
     def is_busy(self) -> bool:
         """Whether processes may run in it, which shall execute nothing before the guest has become another one."""
-        return not self.parked or bool(self.main)
+        return not self.parked or (bool(self.main) and not self.idle)
+
+    @property
+    def rehearsal(self) -> SavedContainer | None:
+        """The container in which the way of a first command can be rehearsed."""
+        return next((one for one in self.containers if one.rehearsal), None)

@@ -19,6 +19,7 @@ from pykata.container import fresh_container
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.host import finish
 from pykata.options import check_count
+from pykata.rehearsal import rehearse_in
 from pykata.rootfs import prepared
 from pykata.sandbox import Sandbox
 from pykata.templates import Template
@@ -72,9 +73,10 @@ class Pool:
     altogether, with those in use (default: no limit). Who waits is served in the order of coming. One that ends while
     nobody has it is replaced. Each is used once: when it is given back it is gone.
 
-    ``warm_up`` is called with each new one before anybody gets it. Where there is no KVM, what has run there once runs
-    much faster the next time. If it has used the container that waits in a sandbox of the template for its first
-    ``run``, there is a new one afterwards. What it raises is a start that failed.
+    Where there is no KVM, what has run in a guest once runs much faster the next time. So each has rehearsed the way of
+    a command, without one of the image's. For more, ``warm_up`` is called with each new one before anybody gets it. If
+    it has used the container that waits in a sandbox of the template for its first ``run``, there is a new one
+    afterwards. What it raises is a start that failed.
     """
 
     def __init__(
@@ -219,6 +221,7 @@ class Pool:
     async def _warm(self) -> Sandbox:
         async with AsyncExitStack() as stack:
             sandbox = await stack.enter_async_context(self._template.sandbox())
+            await rehearse_in(sandbox._open)
             if self._warm_up is not None:
                 await self._have_waiting(sandbox, 2)    # by now: while an image is in use, what was read of it stays
                 await self._warm_up(sandbox)

@@ -155,6 +155,8 @@ async def restored(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Runni
     timings = evolve(_timings(begun, slot, vm), start=origin.start)
     running = _running(begun, machine, vm, agent, origin.memory_limit, timings)
     running.inherit(origin)
+    if machine.rehearsed:
+        running.end_rehearsal()
     return running
 
 

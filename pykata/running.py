@@ -84,6 +84,10 @@ class Running:
         self.env_of_processes = self.options.env
         self._numbers = count(origin.next_number)
 
+    def end_rehearsal(self) -> None:
+        """Its container is gone."""
+        self.containers = {key: one for key, one in self.containers.items() if not one.rehearsal}
+
     def check(self) -> None:
         """Raise why the sandbox can't be used any more, if it can't."""
         if self.broken is not None:

@@ -368,7 +368,7 @@ class Sandbox:
         running.check()
         async with running.explained():
             said = await running.agent.stats()
-        return decoded(said, hidden=[one.id for one in running.containers.values() if one.fresh])
+        return decoded(said, hidden=[one.id for one in running.containers.values() if one.fresh or one.rehearsal])
 
     @property
     def containers(self) -> Mapping[str, Container]:

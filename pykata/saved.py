@@ -50,6 +50,7 @@ def write(folder: Path, origin: Origin) -> None:
         "parked": origin.parked,
         "memory_limit": origin.memory_limit,
         "main": origin.main,
+        "idle": origin.idle,
         "containers": [asdict(container) for container in origin.containers],
         "next_number": origin.next_number,
     }
@@ -84,7 +85,8 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
                 greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
                 memory_limit=state["memory_limit"], start=start,
                 containers=tuple(_container(each) for each in state["containers"]),
-                main=state["main"], next_number=state["next_number"], identity=state["identity"],
+                main=state["main"], idle=state.get("idle", False), next_number=state["next_number"],
+                identity=state["identity"],
             )  # fmt: skip
         yield origin
 

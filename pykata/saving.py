@@ -20,13 +20,14 @@ from pykata.spec import SavedVM, Start
 
 
 def origin(
-    running: Running, vm: SavedVM, start: Start, greeting: bytes, *, parked: bool = False, signal: int = 0
-) -> Origin:
+    running: Running, vm: SavedVM, start: Start, greeting: bytes, *, parked: bool = False, idle: bool = False,
+    signal: int = 0,
+) -> Origin:  # fmt: skip
     """What a sandbox has to know to go on from this one."""
     return Origin(
         vm=vm, greeting=greeting, parked=parked, memory_limit=running.memory_limit, start=start, signal=signal,
-        containers=tuple(running.containers.values()), main=running.main, next_number=running.next_number(),
-        identity=identity(running.options),
+        containers=tuple(running.containers.values()), main=running.main, idle=idle,
+        next_number=running.next_number(), identity=identity(running.options),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Machines that go on from a template before somebody asks for a sandbox.
 
 Most of a start is the same for each: QEMU is started and loads the saved machine, the agent takes its first request,
-for which all of its code has to be translated. So a template keeps some machines that have got as far as that. Who
-enters a sandbox makes another guest of one, as of each that goes on from a template.
+for which all of its code has to be translated. So a template keeps some machines that have got as far as that, and
+have rehearsed what comes next. Who enters a sandbox makes another guest of one, as of each that goes on from a
+template.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import anyio
 from attrs import evolve, frozen
 
-from pykata.admission import RESTORED, admitted
+from pykata.admission import RESTORED, admitted_now, giving
 from pykata.boot import Machine, attached
 from pykata.concurrency import alongside
-from pykata.errors import PykataError
+from pykata.errors import PykataError, VMDiedError
 from pykata.host import finish
 from pykata.net.none import NoNetwork
 from pykata.options import Options
 from pykata.origin import NOBODY, Origin
+from pykata.rehearsal import rehearse
 from pykata.restore import taken_over
 from pykata.spec import SavedVM
 
@@ -56,6 +58,8 @@ class Spares:
         self._count = count
         self._ready: deque[Spare] = deque()
         self._bad: list[Spare] = []
+        self._is_short = False
+        """One was given up for want of memory, and nobody has wanted one since."""
         self._wanted = anyio.Event()
         self._arrived = anyio.Event()
 
@@ -80,7 +84,20 @@ class Spares:
 
     def refill(self) -> None:
         """Start what is missing."""
+        self._is_short = False
         self._wanted.set()
+
+    def give_up(self) -> bool:
+        """End one, as somebody else's start lacks memory. Whether there was one."""
+        if not self._ready:
+            return False
+        spare = self._ready.popleft()
+        assert spare.machine.vm is not None
+        spare.machine.vm.end(VMDiedError("its memory was needed"))      # now: to clean up may have to wait
+        self._bad.append(spare)
+        self._is_short = True
+        self._wanted.set()
+        return True
 
     async def filled(self) -> None:
         """Wait until as many are ready as shall be."""
@@ -95,9 +112,8 @@ class Spares:
             try:
                 while self._bad:
                     await finish(self._bad.pop().stack.aclose())
-                while len(self._ready) < self._count:
-                    self._ready.append(await self._started())
-                    self._arrived.set()
+                while not self._is_short and len(self._ready) < self._count:
+                    await self._add()
             except (PykataError, OSError) as error:     # sandboxes are started all the same, and say what is wrong
                 log.debug("no machine is kept ready: %s", error)
             await self._wanted.wait()
@@ -110,15 +126,25 @@ class Spares:
             self._ready.clear()
             self._bad.clear()
 
+    async def _add(self) -> None:
+        async with admitted_now(RESTORED) as fits:
+            self._is_short = not fits
+            if fits:
+                self._ready.append(await self._started())
+                self._arrived.set()
+
     async def _started(self) -> Spare:
+        options, origin = self._options, self._origin
         async with AsyncExitStack() as stack:
-            async with admitted(RESTORED, timeout=0):
-                options, origin = self._options, self._origin
-                # Where processes run, nothing is executed before it is known whose guest it is.
-                machine = await attached(stack, options, origin.vm, paused=origin.is_busy)
-                vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
-                agent = None if origin.is_busy else await taken_over(stack, vm, machine, options, origin)
-            return Spare(evolve(machine, vm=vm, agent=agent), stack.pop_all())
+            # Where processes run, nothing is executed before it is known whose guest it is.
+            machine = await attached(stack, options, origin.vm, paused=origin.is_busy)
+            vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
+            machine = evolve(machine, vm=vm)
+            if not origin.is_busy:
+                agent = await taken_over(stack, vm, machine, options, origin)
+                rehearsed = await rehearse(agent, origin.rehearsal)
+                machine = evolve(machine, agent=agent, rehearsed=rehearsed)
+            return Spare(machine, stack.pop_all())
 
 
 @asynccontextmanager
@@ -129,7 +155,8 @@ async def kept_ready(options: Options, origin: Origin, count: int) -> AsyncItera
         return
     spares = Spares(options, origin, count)
     try:
-        async with alongside(spares.fill()):
-            yield spares
+        with giving(spares.give_up):
+            async with alongside(spares.fill()):
+                yield spares
     finally:
         await finish(spares.drain())

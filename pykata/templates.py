@@ -103,7 +103,7 @@ class Template:
                 await self._set_up(main)
                 running.main = main.id
                 await running.agent.hold(True)      # what runs on stands behind the agent from now on
-            await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None))
+            await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None, rehearsal=True))
             await self._hold_image(stack, running)
             return await stack.enter_async_context(_saved(running))
 
@@ -134,8 +134,11 @@ async def bare_with(options: Options, bare: Origin, image: str) -> AsyncIterator
 
 
 @asynccontextmanager
-async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator[None]:
-    """A container in which a process waits for its first command; ``warm``, after another one of its image was used."""
+async def _waiting(running: Running, image: str, *, warm: bool, rehearsal: bool = False) -> AsyncIterator[None]:
+    """A container in which a process waits for its first command; ``warm``, after another one of its image was used.
+
+    ``rehearsal``: and another one for that.
+    """
     from pykata.rootfs import prepared
 
     async with AsyncExitStack() as stack:
@@ -147,6 +150,8 @@ async def _waiting(running: Running, image: str, *, warm: bool) -> AsyncIterator
                 await other.shell(":")      # an image may have none
             rootfs = await stack.enter_async_context(prepared(running, image))
             await stack.enter_async_context(fresh_container(running, rootfs, explored=True))
+        if rehearsal:
+            await stack.enter_async_context(fresh_container(running, rootfs, rehearsal=True))
         yield
 
 
@@ -155,8 +160,17 @@ async def _saved(running: Running) -> AsyncIterator[Origin]:
     """This sandbox, which nobody can use any more, as what others go on from while the block runs."""
     from pykata.saving import origin  # who imports pykata need not wait for it
 
+    idle = await _is_idle(running)
     greeting = await running.agent.park()
     # Nobody talks to this guest any more: what is to be undone in it goes with its machine.
     running.broken = SandboxClosedError("this sandbox has become a template")
     async with running.vm.saved() as vm:
-        yield origin(running, vm, "template", greeting, parked=True)
+        yield origin(running, vm, "template", greeting, parked=True, idle=idle)
+
+
+async def _is_idle(running: Running) -> bool:
+    """Whether nothing runs on in the container that was set up, but its init."""
+    if not running.main:
+        return True
+    said = (await running.agent.stats()).containers.get(running.main)
+    return said is not None and said.pids <= 1

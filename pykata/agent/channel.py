@@ -120,7 +120,7 @@ class Channel(asyncio.BufferedProtocol):
         """
         sock.setblocking(False)
         try:
-            made = partial(cls, held=True) if parked else cls
+            made = partial(cls, held=True) if greeting else cls
             _, protocol = await asyncio.get_running_loop().create_connection(made, sock=sock)
         except BaseException:
             sock.close()

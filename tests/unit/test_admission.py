@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from pykata import AdmissionError, Sandbox, admission, host
-from pykata.admission import admitted, fits, reserve
+from pykata.admission import admitted, admitted_now, fits, giving, reserve
 from pykata.errors import ConfigError
 from pykata.host import Room, locked_one_of
 from pykata.spec import MIB
@@ -129,3 +129,25 @@ def test_a_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.M
     (groups / "memory/v1/memory.usage_in_bytes").write_text("600000\n")
     (groups / "memory/v1/memory.stat").write_text("total_inactive_file 7\n")
     assert host.room() == Room(500000, 0)
+
+
+async def test_what_is_kept_ready_is_given_up_for_what_is_asked_for(room: list[Room]) -> None:
+    room[:] = [Room(0, 0)]
+    kept = [1, 2]
+
+    def give_up() -> bool:
+        if not kept:
+            return False
+        kept.pop()
+        if not kept:
+            room[:] = [Room(1024 * MIB, 1024 * MIB)]
+        return True
+
+    async with admitted_now(1) as fits:
+        assert not fits
+    assert kept == [1, 2], "nobody waits for it"
+    with giving(lambda: False), giving(give_up):
+        async with admitted(1, 60):
+            assert not kept
+    async with admitted_now(1) as fits:
+        assert fits

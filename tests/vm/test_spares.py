@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from pykata import Sandbox, Template
+from pykata import AdmissionError, Sandbox, Template, host
 from pykata.errors import ConfigError
+from pykata.host import Room
 from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.spares import Spare, Spares
+from pykata.spec import MIB
 from tests.vm.conftest import BUSYBOX
 from tests.vm.test_templates import identity
 
@@ -77,6 +79,49 @@ async def test_processes_of_a_template_execute_nothing_before_they_are_somebodys
             assert pid(sb) == pid(spare)
             script = "until tail -n 1 /names | grep -q $(hostname); do sleep 0.1; done; echo running"
             assert (await sb.main.run(["sh", "-c", script])).stdout == "running\n"
+
+
+async def test_a_rehearsal_leaves_nothing_behind() -> None:
+    look = "echo $$; cat /sys/fs/cgroup/pids.peak; ls /sys/fs/cgroup; ls -d /proc/[0-9]*; cat /proc/*/comm; env"
+    said = []
+    for spares in (0, 1):
+        async with Template(BUSYBOX, isolation="emulated", spares=spares) as template:
+            if spares:
+                spare = await ready(template)
+                assert spare.machine.rehearsed
+            async with template.sandbox() as sb, sb.container(BUSYBOX) as other:
+                assert sb.containers == {}
+                assert list((await sb.stats()).containers) == [other.id]
+                done = await sb.run(BUSYBOX, ["sh", "-c", look], check=True)
+                said.append(done.stdout.replace(sb.options.hostname, "HOST"))
+                assert await other.changes() == []
+                assert any(one.rehearsal for one in sb._open.containers.values()) == (not spares)
+    assert said[0] == said[1]
+
+
+async def test_a_setup_that_has_ended_is_no_reason_to_stand_still() -> None:
+    async with Template(BUSYBOX, setup=[["sh", "-c", "echo made > /file"]], isolation="emulated") as template:
+        spare = await ready(template)
+        assert spare.machine.rehearsed
+        async with template.sandbox() as sb:
+            assert pid(sb) == pid(spare)
+            assert (await sb.main.run(["cat", "/file"])).stdout == "made\n"
+            assert (await sb.run(BUSYBOX, ["test", "-e", "/file"])).exit_code == 1
+
+
+async def test_one_is_given_up_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Template(BUSYBOX, isolation="emulated") as template:
+        spare, spares = await ready(template), template._spares
+        assert isinstance(spares, Spares)
+        assert spare.machine.vm is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(host, "room", lambda: Room(1024 * MIB, 0))
+            with pytest.raises(AdmissionError):
+                async with Sandbox(isolation="emulated", template="off", admission_timeout=0.5):
+                    pass
+        assert "its memory was needed" in str(await spare.machine.vm.died())
+        spares.refill()
+        assert pid(await ready(template)) != pid(spare)
 
 
 async def test_a_sandbox_outlives_its_template() -> None:

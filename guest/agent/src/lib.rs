@@ -24,6 +24,7 @@ pub mod process;
 #[rustfmt::skip] // generated
 pub mod proto;
 pub mod reaper;
+pub mod rehearsal;
 pub mod run;
 pub mod seccomp;
 pub mod server;

@@ -146,13 +146,14 @@ impl Channel {
                 Begin::Call(kind, request) => {
                     let made = self.answerer.as_ref().map(|answer| answer(kind, &request));
                     self.out.extend(made.unwrap_or_default());
-                    if let Poll::Ready(Err(err)) = self.flush_out(cx) {
-                        return Poll::Ready(Err(err)); // what there is no room for goes with what comes next
-                    }
                     continue;
                 }
                 Begin::Other if preface::seek(&mut self.carry) => return Poll::Ready(Ok(true)),
                 Begin::Other | Begin::PartOfCall => {}
+            }
+            // What there is no room for now goes when there is: that comes back to here.
+            if let Poll::Ready(Err(err)) = self.flush_out(cx) {
+                return Poll::Ready(Err(err));
             }
             let mut space = [MaybeUninit::uninit(); 4096];
             let n = ready!(self.stream.poll_read(cx, &mut space))?;
