@@ -33,7 +33,6 @@ use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::errno::{Failed, Step};
 use crate::proto::process::Tool;
-use crate::reaper::Exit;
 use crate::sys::{self, Cloned};
 use told::Told;
 
@@ -47,11 +46,10 @@ pub struct Stem {
     socket: AsyncFd<OwnedFd>,
     pub told: Told,
     kind: Kind,
-    exit: oneshot::Receiver<Exit>,
+    /// Closed when it has ended.
+    exit: oneshot::Receiver<()>,
     /// cgroup.procs: who lives where it does.
     members: OwnedFd,
-    /// One of the container's.
-    _counted: Option<Arc<()>>,
 }
 
 /// What its processes have in common.
@@ -96,9 +94,15 @@ impl Stem {
             Cloned::Parent { pid } => pid,
             Cloned::Child => life::run(container, &kind, theirs, &told),
         };
-        let exit = agent.reaper.watch(pid);
+        let ended = agent.reaper.watch(pid);
+        let (lives, exit) = oneshot::channel();
+        let counted = container.stems.clone(); // one of the container's, as long as it lives
+        tokio::spawn(async move {
+            let _ = ended.await;
+            drop((counted, lives));
+        });
         let socket = sys::watch(ours, Interest::READABLE).step("epoll", "stem")?;
-        Ok(Self { pid, socket, told, kind, exit, members, _counted: container.stems.clone() })
+        Ok(Self { pid, socket, told, kind, exit, members })
     }
 
     /// No other process lives in its cgroup. (Only who has more rights than the usual container can make one below.)
