@@ -76,7 +76,7 @@ class Collector:
             args=self.process.args,
             exit_code=self.process.returncode,
             reason=reason,
-            signal=(exited.signal or None) if exited else None,
+            signal=self.process.signal,
             stdout_bytes=self.stdout.kept.getvalue(),
             stderr_bytes=self.stderr.kept.getvalue(),
             truncated=self.stdout.truncated or self.stderr.truncated,
@@ -108,12 +108,7 @@ async def _to_the_end(collector: Collector, how: Collection) -> Reason:
     else:
         await process.stdin.aclose()
         in_time = await _in_time(collector, how.timeout)
-    exited = process.exited
-    if not in_time:
-        return "timeout"
-    if exited is not None and exited.oom_killed:
-        return "oom"
-    return "signal" if exited is not None and exited.signal else "exit"
+    return (process.reason or "exit") if in_time else "timeout"
 
 
 async def _in_time(collector: Collector, timeout: float | None) -> bool:

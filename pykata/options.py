@@ -26,6 +26,7 @@ MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
 
 MAX_NAME = 63
+MAX_SIGNAL = 64
 
 Rlimits = Mapping[str, int | tuple[int, int]]
 """Limits by name, such as ``{"nofile": 1024, "core": (0, -1)}``: soft and hard at once, or both; -1 is none."""
@@ -113,6 +114,13 @@ def check_terminal_size(rows: object, cols: object) -> None:
     for name, value in (("rows", rows), ("cols", cols)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
             raise ConfigError(f"{name}={value!r} is not a size of a terminal", hint="from 1 to 65535")
+
+
+def check_signal(number: object) -> int:
+    """A signal's number. Raises :class:`ConfigError` for what is none on Linux."""
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_SIGNAL:
+        return int(number)
+    raise ConfigError(f"signal {number!r:.80} is not a signal's number", hint=f"from 1 to {MAX_SIGNAL}: signal.SIGTERM")
 
 
 def check_rlimits(rlimits: Rlimits | None) -> tuple[tuple[str, int, int], ...]:

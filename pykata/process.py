@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import signal
+import signal as signals
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from pykata.errors import AgentLostError, AgentRefusedError, AgentTimeoutError, ConfigError, SandboxClosedError
-from pykata.options import check_terminal_size
+from pykata.buffers import bytes_of
+from pykata.concurrency import alongside
+from pykata.errors import (
+    AgentLostError,
+    AgentRefusedError,
+    AgentTimeoutError,
+    ConfigError,
+    SandboxClosedError,
+    VMDiedError,
+)
+from pykata.options import check_signal, check_terminal_size
 from pykata.running import ProcessId, Running
+from pykata.spec import Reason
 from pykata.streams import Input, Output
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from pykata.agent.run import Exited, RunStream
     from pykata.agent.v1 import SignalRequestScope
+
+
+class End(Protocol):
+    """What the agent tells of a process's end."""
+
+    @property
+    def signal(self) -> int: ...
+    @property
+    def oom_killed(self) -> bool: ...
 
 
 class Process:
@@ -57,8 +78,44 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, 128 + the signal's number when one ended it, None while it runs."""
+        """Exit code, 128 + the signal's number when one ended it.
+
+        None while it runs, and for one that was killed because its block was left: nobody heard of its end.
+        """
         return self._exited.exit_code if self._exited else None
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended, as in :class:`Completed`: ``"exit"``, ``"signal"``, ``"oom"`` or ``"vm_died"``.
+
+        None while it runs, and for one that was killed because its block was left: nobody heard of its end.
+        """
+        if self._exited is not None:
+            return reason_of(self._exited)
+        return "vm_died" if isinstance(self._running.broken, VMDiedError) else None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it; None for another end, and while it runs."""
+        return (self._exited.signal or None) if self._exited else None
+
+    async def communicate(self, input: Buffer | None = None) -> tuple[bytes, bytes]:
+        """Send ``input`` and the end of it, take in all output, and wait: ``(stdout, stderr)``.
+
+        All of it is kept in memory, whatever its size; :meth:`Container.run` has a limit.
+        """
+        data = b"" if input is None else bytes_of(input, "input")
+        kept: tuple[list[bytes], list[bytes]] = ([], [])
+        async with alongside(self._feed(data)):
+            while not self.ended:
+                await self.advance(lambda: self.stdout.waiting or self.stderr.waiting)
+                for pieces, output in zip(kept, (self.stdout, self.stderr), strict=True):
+                    pieces.extend(iter(output.take, b""))
+        return b"".join(kept[0]), b"".join(kept[1])
+
+    async def _feed(self, data: Buffer) -> None:
+        await self.stdin.send(data)
+        await self.stdin.aclose()
 
     async def wait(self) -> int:
         """Wait until it has ended; returns its exit code.
@@ -84,18 +141,18 @@ class Process:
         """Send a signal to its process group. Nothing happens when it has ended."""
         from pykata.agent.v1 import SignalRequestScope
 
-        await self._signal(number, SignalRequestScope.GROUP)
+        await self._signal(check_signal(number), SignalRequestScope.GROUP)
 
     async def terminate(self) -> None:
         """Send SIGTERM to its process group."""
-        await self.send_signal(signal.SIGTERM)
+        await self.send_signal(signals.SIGTERM)
 
     async def kill(self) -> None:
         """Send SIGKILL to it and to all its descendants, whatever their group."""
         from pykata.agent.v1 import SignalRequestScope
 
         try:
-            await self._signal(signal.SIGKILL, SignalRequestScope.TREE)
+            await self._signal(signals.SIGKILL, SignalRequestScope.TREE)
         except AgentTimeoutError as silent:
             # Nothing else can be asked of an agent that doesn't answer this; another wait would only take longer.
             raise await self._running.why(silent) from silent
@@ -132,9 +189,10 @@ class Process:
             self._news = anyio.Event()
 
     async def _take_one(self) -> None:
-        from pykata.agent.run import Ended, Exited, Stderr, Stdout
+        from pykata.agent.run import Ended, Exited, Room, Stderr, Stdout
 
         try:
+            await self.stdin.catch_up()
             event = await anext(self._stream)
         except AgentLostError as lost:
             raise await self._running.why(lost) from lost
@@ -150,6 +208,8 @@ class Process:
                 self._running.saw_output()
             case Exited():
                 self._exited = event
+            case Room():
+                self.stdin.push()
             case Ended(stdout, stderr):
                 self.stdout.end(stdout)
                 self.stderr.end(stderr)
@@ -157,6 +217,13 @@ class Process:
     def _check_open(self) -> None:
         if self._left and not self.ended:
             raise SandboxClosedError("this process is gone", hint="use it inside its 'async with' block")
+
+
+def reason_of(end: End) -> Reason:
+    """Why a process ended that the agent told the end of."""
+    if end.oom_killed:
+        return "oom"
+    return "signal" if end.signal else "exit"
 
 
 async def ask(running: Running, call: Callable[[], Awaitable[None]]) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+import anyio
+
+from pykata.buffers import bytes_of
 from pykata.errors import ConfigError
 from pykata.running import Running
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from pykata.agent.run import RunStream
 
 LONGEST_LINE = 64 * 1024
 """Bytes of a line, beyond which it comes in pieces."""
+
+LONGEST_PIECE = 64 * 1024
+"""Bytes of stdin that are sent at once at most."""
+
+MAX_WRITTEN = 1024 * 1024
+"""Bytes of stdin that may wait to be sent before another ``write`` is refused."""
 
 
 class Source(Protocol):
@@ -43,9 +55,54 @@ class Output:
             raise StopAsyncIteration
         return self.take()
 
-    async def read(self) -> bytes:
-        """All that is left, up to the end of the stream."""
-        return b"".join([piece async for piece in self])
+    async def read(self, n: int = -1) -> bytes:
+        """All that is left, up to the end of the stream; with ``n``, at most so many bytes as soon as there are any."""
+        if n < 0:
+            return b"".join([piece async for piece in self])
+        if n == 0 or not await self._wait():
+            return b""
+        if not self._line:
+            self._line += self._pop()
+        return self._cut(n)
+
+    async def readexactly(self, n: int) -> bytes:
+        """The next ``n`` bytes. At the end of the stream an :class:`asyncio.IncompleteReadError` has what came."""
+        if n < 0:
+            raise ConfigError(f"n={n} is not a number of bytes")
+        while len(self._line) < n:
+            if not await self._more():
+                raise asyncio.IncompleteReadError(self._cut(n), n)
+            self._line += self._pop()
+        return self._cut(n)
+
+    async def readline(self) -> bytes:
+        """The next line with its newline, which the last one may lack; empty at the end of the stream.
+
+        One of more than 64 KiB comes in pieces of that size, as from :meth:`lines`.
+        """
+        return await self.line(LONGEST_LINE)
+
+    async def readuntil(self, separator: bytes = b"\n") -> bytes:
+        """What comes up to the next ``separator``, with that.
+
+        Raises :class:`asyncio.IncompleteReadError`, with what came, when the stream ends before it, and
+        :class:`asyncio.LimitOverrunError`, which takes nothing, when there is none in the next 64 KiB.
+        """
+        if not isinstance(separator, bytes) or not separator:
+            raise ConfigError(f"separator={separator!r:.80} is not bytes that can be found")
+        seen = 0
+        while (start := self._line.find(separator, seen)) < 0:
+            seen = max(len(self._line) - len(separator) + 1, 0)
+            if len(self._line) > LONGEST_LINE:
+                raise asyncio.LimitOverrunError(f"no separator in {LONGEST_LINE} bytes", seen)
+            if not await self._more():
+                raise asyncio.IncompleteReadError(self._cut(len(self._line)), None)
+            self._line += self._pop()
+        return self._cut(start + len(separator))
+
+    def at_eof(self) -> bool:
+        """All of it was read."""
+        return not self.waiting and (self._over or self._source.ended)
 
     def lines(self, limit: int = LONGEST_LINE) -> Lines:
         """The same by lines, each with the newline at its end; the last one may lack it.
@@ -126,29 +183,108 @@ class Lines:
 
 
 class Input:
-    """Standard input of a process. Sending waits while the process doesn't read."""
+    """Standard input of a process. Sending waits while the process doesn't read.
+
+    :meth:`send` and :meth:`aclose` are all that is needed; the other names are those of :class:`asyncio.StreamWriter`.
+    """
 
     def __init__(self, source: Source, running: Running, stream: RunStream) -> None:
         self._source = source
         self._running = running
         self._stream = stream
+        self._written = bytearray()     # by write(), and not sent yet
+        self._turn = anyio.Lock()       # of whoever sends it
+        self._closing = False
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: Buffer) -> None:
         """Write ``data``. A process that closed its stdin, or ended, is no error: the data is gone, as in a shell.
 
         When this is cancelled, part of the data may have been written.
         """
-        view = memoryview(data)
+        view = bytes_of(data)
+        await self.drain()
         while view and self._stream.takes_stdin:
-            if not self._stream.stdin_room:
-                # The news of room come between those of output, of which no more comes than there is room for here.
-                await self._source.advance(lambda: self._stream.stdin_room > 0)
-                continue
-            async with self._running.explained():
-                sent = await self._stream.send_some(view)
-            view = view[sent:]
+            view = view[await self._send_some(view) :]
 
     async def aclose(self) -> None:
-        """End of input; on a terminal, its end-of-file character."""
+        """End of input, after all that was written; on a terminal, its end-of-file character."""
+        self._closing = True
+        await self.drain()
         async with self._running.explained():
             await self._stream.close_stdin()
+
+    def write(self, data: Buffer) -> None:
+        """Write ``data`` without waiting: what the process has no room for is sent in a :meth:`drain`, or as it reads.
+
+        Once more than 1 MiB waits, another write is a :class:`ConfigError`: ``await stdin.drain()`` between them.
+        """
+        view = bytes_of(data)
+        if len(self._written) > MAX_WRITTEN:
+            raise ConfigError(
+                f"more than {MAX_WRITTEN} bytes wait for the process to read them", hint="await stdin.drain() meanwhile"
+            )
+        self._written += view
+        self.push()
+
+    def writelines(self, data: Iterable[Buffer]) -> None:
+        """As :meth:`write`, of several at once."""
+        self.write(b"".join([bytes_of(each) for each in data]))
+
+    async def drain(self) -> None:
+        """Wait until what was written has been sent: the process has read it, but for some 100 KiB."""
+        while self._written and self._stream.takes_stdin:
+            async with self._turn:
+                while self._written and self._stream.takes_stdin:
+                    self._sent(await self._send_some(self._next()))
+        self.push()
+
+    def close(self) -> None:
+        """End of input, after all that was written, without waiting: :meth:`wait_closed` does that."""
+        self._closing = True
+        self.push()
+
+    def write_eof(self) -> None:
+        """As :meth:`close`."""
+        self.close()
+
+    def is_closing(self) -> bool:
+        """Nothing more can be written: it was closed, or nobody reads it any more."""
+        return self._closing or not self._stream.takes_stdin
+
+    async def wait_closed(self) -> None:
+        """Wait until the end of input was sent. It need not have been closed before: as :meth:`aclose`."""
+        await self.aclose()
+
+    async def catch_up(self) -> None:
+        """Send what was written as far as the process has room. Waits for the agent only, never for the process."""
+        while self._stream.takes_stdin and not self._turn.locked():
+            if self._written and self._stream.stdin_room:
+                async with self._turn:
+                    self._sent(await self._stream.send_some(self._next()))
+            elif self._closing and not self._written:
+                await self._stream.close_stdin()
+            else:
+                return
+
+    async def _send_some(self, view: memoryview) -> int:
+        if not self._stream.stdin_room:
+            # The news of room come between those of output, of which no more comes than there is room for here.
+            await self._source.advance(lambda: self._stream.stdin_room > 0)
+            return 0
+        async with self._running.explained():
+            return await self._stream.send_some(view)
+
+    def _next(self) -> memoryview:
+        return memoryview(bytes(self._written[:LONGEST_PIECE]))
+
+    def _sent(self, size: int) -> None:
+        del self._written[:size]
+
+    def push(self) -> None:
+        """Send what was written as far as it goes at once, unless another task is at it."""
+        if not self._stream.takes_stdin:
+            self._written.clear()
+        while self._written and not self._turn.locked() and (size := self._stream.send_ready(self._next())):
+            self._sent(size)
+        if self._closing and not self._written:
+            self._stream.close_ready()

@@ -17,8 +17,6 @@ from pykata.running import Running
 from pykata.sandbox import Sandbox
 from pykata.spares import Spares, kept_ready
 
-Setup = Callable[[Container], Awaitable[object]]
-
 
 class Template:
     """A sandbox that was set up once, saved, and goes on in as many as one likes.
@@ -44,8 +42,9 @@ class Template:
     """
 
     def __init__(
-        self, image: str, *, setup: Sequence[Sequence[str]] | Setup | None = None, spares: int = 1, **options: Any
-    ) -> None:
+        self, image: str, *, setup: Sequence[Sequence[str]] | Callable[[Container], Awaitable[object]] | None = None,
+        spares: int = 1, **options: Any,
+    ) -> None:  # fmt: skip
         self.image = image
         """What its containers are made from."""
         self._count = 0 if spares == 0 and not isinstance(spares, bool) else check_count("spares", spares)

@@ -22,6 +22,9 @@ RETURNS = {
     "AbstractAsyncContextManager": "AbstractContextManager",
 }
 
+CONSTRUCTED = ("pykata.pool", "pykata.sandbox", "pykata.templates")
+"""Modules of what a caller makes; everything else is returned by a method."""
+
 
 class Source:
     """A module of pykata, and where the names in it come from."""
@@ -45,6 +48,14 @@ class Source:
             return self.imports[name]
         assigned = [target for node in self.tree.body if isinstance(node, ast.Assign) for target in node.targets]
         return self.name if name in {*map(ast.unparse, assigned), *self.classes} else None
+
+
+class Returned(ast.NodeTransformer):
+    """A hook may be a plain function: what would be awaited is what it returns."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        return node.slice if isinstance(node.value, ast.Name) and node.value.id == "Awaitable" else node
 
 
 class Stub:
@@ -119,7 +130,7 @@ class Stub:
     def member(self, source: Source, node: ast.stmt) -> Iterator[str]:
         match node:
             case ast.FunctionDef(name="__init__") | ast.AsyncFunctionDef(name="__init__"):
-                if source.name == "pykata.sandbox":
+                if source.name in CONSTRUCTED:
                     yield from self.function(source, node, "    ")
                 yield from self.attributes(source, node)
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
@@ -133,11 +144,11 @@ class Stub:
         arguments = {arg.arg: arg.annotation for arg in [*init.args.args, *init.args.kwonlyargs]}
         for node in init.body:
             match node:
-                case ast.AnnAssign(target=ast.Attribute(attr=name), annotation=annotation) if name[0] != "_":
+                case ast.AnnAssign(ast.Attribute(ast.Name("self"), name), annotation) if name[0] != "_":
                     yield from self.attribute(source, name, annotation)
-                case ast.Assign(targets=[ast.Attribute(attr=name)], value=ast.Name(id=argument)) if name[0] != "_":
+                case ast.Assign([ast.Attribute(ast.Name("self"), name)], ast.Name(argument)) if name[0] != "_":
                     yield from self.attribute(source, name, arguments[argument])
-                case ast.Assign(targets=[ast.Attribute(attr=name)], value=ast.Call(func=made)) if name[0] != "_":
+                case ast.Assign([ast.Attribute(ast.Name("self"), name)], ast.Call(made)) if name[0] != "_":
                     yield from self.attribute(source, name, made)
 
     def attribute(self, source: Source, name: str, annotation: ast.expr | None) -> Iterator[str]:
@@ -148,7 +159,7 @@ class Stub:
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         kept = [f"{indent}@{name}" for name in decorators if name in ("property", "classmethod", "staticmethod")]
         arguments = node.args
-        for argument in [*arguments.args, *arguments.kwonlyargs]:
+        for argument in [*arguments.args, *arguments.kwonlyargs, *filter(None, [arguments.kwarg])]:
             argument.annotation = argument.annotation and ast.Name(self.type(source, argument.annotation))
         arguments.defaults = [ast.Constant(...) for _ in arguments.defaults]
         arguments.kw_defaults = [default and ast.Constant(...) for default in arguments.kw_defaults]
@@ -172,6 +183,7 @@ class Stub:
         """An annotation as it is, with all names in it imported, or added if they have a synchronous face."""
         if annotation is None:
             return "object"
+        annotation = Returned().visit(annotation)
         for node in ast.walk(annotation):
             if isinstance(node, ast.Name) and node.id in source.modules:
                 self.modules.add(node.id)

@@ -16,6 +16,8 @@ async def command(arguments: argparse.Namespace) -> int:
     source, target = split(arguments.source), split(arguments.target)
     if (source is None) == (target is None):
         raise pykata.ConfigError("one of the two paths must be of a sandbox, and the other of this machine", hint=HINT)
+    if "-" in (arguments.source, arguments.target):
+        raise pykata.ConfigError("cp copies files and directories, not streams", hint="./- is a file of that name")
     return await relayed(_copy, arguments)
 
 

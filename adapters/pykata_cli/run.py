@@ -52,7 +52,7 @@ def _tell(ports: Sequence[pykata.Port]) -> None:
 
 async def _detached(arguments: argparse.Namespace, relay: Relay) -> int:
     # The environment is that of the sandbox, so that `pykata exec` finds it as well.
-    name = arguments.name or f"sandbox-{os.urandom(3).hex()}"
+    name = f"sandbox-{os.urandom(3).hex()}" if arguments.name is None else arguments.name
     options = {**_process_options(arguments), "own_command": arguments.own_command}
     with bars(sys.stderr) as show:
         sandbox = pykata.Sandbox(**sandbox_options(arguments), env=environment(arguments.env), progress=show)
@@ -64,7 +64,7 @@ async def _detached(arguments: argparse.Namespace, relay: Relay) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     wrong = FOREGROUND_ONLY if arguments.detach else DETACHED_ONLY
     for name in wrong:
-        if getattr(arguments, name):
+        if getattr(arguments, name) not in (None, False, []):
             how = "can't be combined with --detach" if arguments.detach else "needs --detach"
             raise pykata.ConfigError(f"--{name.replace('_', '-')} {how}")
 

@@ -26,7 +26,7 @@ LONGEST_ANSWER = 132 * 1024     # bytes of payload
 
 def frame(stream: int, flag: int, data: bytes | memoryview) -> bytes:
     """A bulk frame."""
-    return b"".join((len(data).to_bytes(3), bytes((KIND, flag)), stream.to_bytes(4), data))
+    return b"".join((memoryview(data).nbytes.to_bytes(3), bytes((KIND, flag)), stream.to_bytes(4), data))
 
 
 @frozen

@@ -217,27 +217,40 @@ class RunStream:
 
     async def send_some(self, data: memoryview) -> int:
         """Send as much of ``data`` as the process has room for; 0 when it has none, or nobody reads it any more."""
-        allowed = min(PIECE, len(data), self._stdin_room if self._window else PIECE)
-        if self._stdin_closed or not allowed:
+        if not self._allowed(data):
             return 0
-        if self._stdin_in_bulk is None:
-            # The agent knows where to once the process runs. What began by gRPC goes on so, or would be overtaken.
-            self._stdin_in_bulk = self._pid is not None
-        if self._stdin_in_bulk:
-            piece = data[:allowed]
-            if not await self._stream.send_bulk(bulk.STDIN, piece):
+        if self._in_bulk():
+            await self._stream.writable()
+        else:
+            await self._stream.room(STDIN_OVERHEAD + 1)
+        return self.send_ready(data)
+
+    def send_ready(self, data: memoryview) -> int:
+        """Send as much of ``data`` as goes without waiting, at most what the process has room for."""
+        piece = data[: self._allowed(data)]
+        if not piece:
+            return 0
+        if self._in_bulk():
+            if not self._stream.send_bulk(bulk.STDIN, piece):
                 return 0
-            self._stdin_room -= len(piece)
-            return len(piece)
-        room = await self._stream.room(STDIN_OVERHEAD + 1)
-        if not room:
-            return 0
-        piece = data[: min(allowed, room - STDIN_OVERHEAD)]
-        # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
-        self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
+        else:
+            piece = piece[: max(self._stream.room_now() - STDIN_OVERHEAD, 0)]
+            if not piece:
+                return 0
+            # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
+            self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
         if self._window:
             self._stdin_room -= len(piece)
         return len(piece)
+
+    def _allowed(self, data: memoryview) -> int:
+        return 0 if self._stdin_closed else min(PIECE, len(data), self._stdin_room if self._window else PIECE)
+
+    def _in_bulk(self) -> bool:
+        if self._stdin_in_bulk is None:
+            # The agent knows where to once the process runs. What began by gRPC goes on so, or would be overtaken.
+            self._stdin_in_bulk = self._pid is not None
+        return self._stdin_in_bulk
 
     @property
     def takes_stdin(self) -> bool:
@@ -252,6 +265,11 @@ class RunStream:
     async def close_stdin(self) -> None:
         """The process reads the end of its stdin after what was sent before. Can be repeated."""
         if not self._stdin_closed and await self._stream.room(STDIN_OVERHEAD):
+            self.close_ready()
+
+    def close_ready(self) -> None:
+        """The same, unless one would have to wait for it."""
+        if not self._stdin_closed and self._stream.room_now() >= STDIN_OVERHEAD:
             self._stdin_closed = True
             # With windows there is more to be said: the stream stays open.
             self._stream.send_now(frame(bytes(RunRequest(stdin_closed=True))), end=not self._window)

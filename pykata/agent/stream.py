@@ -204,10 +204,13 @@ class Stream:
             h2.end_stream(self.id)
         self._channel.flush(len(data))
 
-    async def send_bulk(self, flag: int, data: bytes | memoryview) -> bool:
-        """Send a bulk frame, whole or not at all. False: nobody takes it anymore."""
+    async def writable(self) -> None:
+        """Wait until the agent has read enough of what was written before."""
         await self._channel.writable()
-        if self.is_gone:
+
+    def send_bulk(self, flag: int, data: bytes | memoryview) -> bool:
+        """Send a bulk frame, whole or not at all, when it is :meth:`writable`. False: nobody takes it anymore."""
+        if self.is_gone or self._channel.has_failed:
             return False
         self._channel.write(bulk_frame(self.bulk_id, flag, data))
         return True
@@ -227,13 +230,17 @@ class Stream:
         return self._reset is not None or (self._ended and self._client_side)
 
     def close(self) -> None:
-        """The caller is done with the call; it is reset if it isn't over. Never waits, never fails."""
+        """The caller is done with the call; it is reset if it isn't over. Never waits, never fails.
+
+        Who still waits, or asks once more, is told that the call was cancelled: what had come is forgotten.
+        """
         self._channel.close_stream(self, self._unacked)
         self._unacked = 0
         self._buffer.clear()
-        if not self._ended:             # whoever still waits in another task would wait for ever
-            self._ended, self._reset = True, int(ErrorCodes.CANCEL)
-            self.wake()
+        self._ended = True
+        if self._reset is None:
+            self._reset = int(ErrorCodes.CANCEL)
+        self.wake()
 
     def _take(self, limit: int) -> bytes | None:
         have = len(self._buffer)

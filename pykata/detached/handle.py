@@ -16,7 +16,6 @@ from pykata import host
 from pykata.detached import directory as directories
 from pykata.detached.directory import State
 from pykata.errors import (
-    ConfigError,
     DetachedEndedError,
     DetachedError,
     DetachedLostError,
@@ -25,7 +24,7 @@ from pykata.errors import (
     VMDiedError,
 )
 from pykata.net import leftovers, owned
-from pykata.options import check_seconds
+from pykata.options import check_seconds, check_signal
 from pykata.spec import Phase, Reason
 
 if TYPE_CHECKING:
@@ -102,11 +101,10 @@ class Detached:
         """
         from pykata.detached.remote import connected
 
-        if not isinstance(number, int) or not 0 < number <= signal.SIGRTMAX:
-            raise ConfigError(f"signal {number!r} is not a signal's number", hint=f"from 1 to {int(signal.SIGRTMAX)}")
+        number = check_signal(number)
         async with connected(directories.find(self.name)) as keeper:
             with suppress(VMDiedError, SandboxClosedError):     # that was its end
-                await keeper.call("signal", signal=int(number))
+                await keeper.call("signal", signal=number)
 
     async def kill(self) -> None:
         """Send SIGKILL to its main command and all of its descendants, which ends the sandbox."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from inspect import isawaitable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pykata.errors import ConfigError, FileError, FileMissingError, FileNotDirectoryError
+from pykata.buffers import bytes_of
+from pykata.errors import ConfigError, FileError, FileMissingError, FileNotDirectoryError, FilePresentError
+from pykata.files import checks
 from pykata.files.paths import ContainerPath, raw, text
 from pykata.files.values import FileChange, FileEntry, FileEvent, FileStat, Transfer
 
@@ -69,18 +72,19 @@ class Files:
     ) -> bytes:
         """The content of a file, from ``offset`` on, at most ``size`` bytes of it; more than ``limit`` is an error."""
         from pykata.files.handle import Opening, opened
-        from pykata.files.reading import all_of
+        from pykata.files.reading import all_of, bounded
 
+        checks.number("limit", limit)
         where, how = raw(path), Opening(mode="rb", offset=offset, size=size)
         if size == 0:
             await self.stat(path)
             return b""
+        exact = size if size is not None and size <= limit else None
         response = await self._session.ask(how.request(where, b""), where)
         if response.content is not None and not response.content.large:
-            data = response.content.data
-            return data if size is None else data[:size]
+            return bounded(response.content.data, where, limit, exact)
         async with opened(self._session, where, how) as file:
-            return await all_of(file, where, limit if size is None else min(size, limit), exact=size is not None)
+            return await all_of(file, where, limit, exact)
 
     async def read_text(self, path: ContainerPath, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The content of a file as text. Line ends are left as they are."""
@@ -99,10 +103,8 @@ class Files:
         """
         from pykata.files.handle import Opening, opened
 
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise ConfigError(f"data={data!r:.80} is not bytes", hint="write_text writes text")
+        view = bytes_of(data)
         where, how = raw(path), Opening(mode="wb", permissions=mode, parents=parents, atomic=atomic)
-        view = memoryview(data).cast("B")
         if len(view) <= INLINE:
             await self._done(how.request(where, bytes(view)), where)
         else:
@@ -158,7 +160,7 @@ class Files:
         from pykata.files import v1
         from pykata.files.transfer import upload
 
-        uid, gid = owner or (None, None)
+        uid, gid = checks.owners(owner)
         request = v1.Unpack(path=raw(path), uid=uid, gid=gid, keep_owners=keep_owners, keep_setuid=setuid)
         return await upload(self._session, Path(source), request)
 
@@ -234,21 +236,25 @@ class Files:
         found = await self.lstat(path)
         if found.target is None:
             raise error(22, "read the link", raw(path), hint="it is no symlink")
+        if not found.target:        # of the kernel's own (proc(5)): no other link can be empty
+            raise error(13, "read the link", raw(path))
         return found.target
 
     async def list(self, path: ContainerPath = ".", *, limit: int = MAX_ENTRIES) -> Entries:
         """What is in a directory, sorted by name; more than ``limit`` entries are an error."""
         from pykata.files.reading import entries
 
+        checks.number("limit", limit)
         return await entries(self._session, raw(path), limit)
 
     async def walk(
-        self, path: ContainerPath = ".", *, on_error: Callable[[FileError], None] | None = None
+        self, path: ContainerPath = ".", *, on_error: Callable[[FileError], object] | None = None
     ) -> AsyncIterator[tuple[PurePosixPath, Entries, Entries]]:
         """Each directory of a tree from the top, as ``(path, directories, others)``, without following symlinks.
 
         As with ``os.walk``, what is taken out of ``directories`` isn't visited. A directory that can't be listed
-        raises, or is passed to ``on_error``; one that has gone meanwhile is skipped.
+        raises, or is passed to ``on_error``, whose result is awaited if it can be; one that has gone meanwhile is
+        skipped.
         """
         stack = [PurePosixPath(text(raw(path)))]
         top = stack[0]
@@ -261,7 +267,8 @@ class Files:
                     continue
                 if on_error is None:
                     raise
-                on_error(error)
+                if isawaitable(told := on_error(error)):
+                    await told
                 continue
             directories = [entry for entry in found if entry.stat.is_dir()]
             yield here, directories, [entry for entry in found if not entry.stat.is_dir()]
@@ -276,7 +283,7 @@ class Files:
         from pykata.files import v1
 
         where = raw(path)
-        request = v1.MakeDirectory(path=where, mode=mode & 0o7777, parents=parents, exist_ok=exist_ok)
+        request = v1.MakeDirectory(path=where, mode=checks.mode("mode", mode), parents=parents, exist_ok=exist_ok)
         await self._done(v1.Request(make_directory=request), where)
 
     async def remove(self, path: ContainerPath, *, recursive: bool = False, missing_ok: bool = False) -> None:
@@ -298,10 +305,15 @@ class Files:
     async def rename(self, path: ContainerPath, target: ContainerPath, *, replace: bool = True) -> None:
         """Give a file another path; a file that is there is replaced, unless ``replace`` is false."""
         from pykata.files import v1
+        from pykata.files.failures import error
 
         where = raw(path)
-        request = v1.Rename(path=where, target=raw(target, "target"), replace=replace)
-        await self._done(v1.Request(rename=request), where)
+        to = raw(target, "target")
+        request = v1.Rename(path=where, target=to, replace=replace)
+        try:
+            await self._done(v1.Request(rename=request), where)
+        except FilePresentError as there:
+            raise error(there.errno or 0, "rename to", to) from None
 
     async def symlink(self, path: ContainerPath, target: ContainerPath) -> None:
         """Make a symlink at ``path`` that leads to ``target``, as ``Path(path).symlink_to(target)``."""
@@ -323,7 +335,7 @@ class Files:
         """Set a file's permissions."""
         from pykata.files import v1
 
-        await self._set(v1.SetAttributes(path=raw(path), follow=True, mode=mode & 0o7777))
+        await self._set(v1.SetAttributes(path=raw(path), follow=True, mode=checks.mode("mode", mode)))
 
     async def chown(
         self, path: ContainerPath, uid: int | None = None, gid: int | None = None, *, follow_symlinks: bool = True
@@ -331,9 +343,7 @@ class Files:
         """Set a file's owner, its group, or both: numbers, as the container has them."""
         from pykata.files import v1
 
-        for name, number in (("uid", uid), ("gid", gid)):
-            if number is not None and not 0 <= number < 2**32 - 1:
-                raise ConfigError(f"{name}={number} is none that Linux can have")
+        uid, gid = checks.owner("uid", uid), checks.owner("gid", gid)
         await self._set(v1.SetAttributes(path=raw(path), follow=follow_symlinks, uid=uid, gid=gid))
 
     async def touch(
@@ -343,8 +353,10 @@ class Files:
         ``mtime_ns`` (nanoseconds since 1970)."""
         from pykata.files import v1
 
+        if mtime_ns is not None:
+            checks.number("mtime_ns", mtime_ns, least=-checks.MAX_SIZE)
         await self._set(v1.SetAttributes(
-            path=raw(path), follow=True, create=True, exclusive=not exist_ok, mode=mode & 0o7777,
+            path=raw(path), follow=True, create=True, exclusive=not exist_ok, mode=checks.mode("mode", mode),
             mtime_ns=mtime_ns, now=mtime_ns is None,
         ))  # fmt: skip
 
@@ -352,8 +364,7 @@ class Files:
         """Cut a file to ``size`` bytes, or extend it with zeros (which take no space)."""
         from pykata.files import v1
 
-        if not 0 <= size < 2**63:
-            raise ConfigError(f"size={size!r} is not a number of bytes")
+        checks.number("size", size)
         await self._set(v1.SetAttributes(path=raw(path), follow=True, size=size))
 
     async def aclose(self) -> None:

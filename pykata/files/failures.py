@@ -32,13 +32,14 @@ HINTS: dict[int, str] = {
     errno.ENOSPC: "the container's writable layer is full: Sandbox(disk=...)",
     errno.EXDEV: "what the image has can't be renamed in place, as with rename(2) on overlayfs: copy it",
     errno.ENOTEMPTY: "remove(recursive=True) removes what is in it, too",
-    errno.EBUSY: "a mount point can't be replaced: atomic=False writes in place",
+    errno.EBUSY: "a mount point stays where it is, as does what others use",
     errno.ELOOP: "too many symlinks, or one of /proc's that lead to open files",
 }
 
 
 STEP_HINTS: dict[tuple[int, str], str] = {
     (errno.EINVAL, "regular file"): "open() reads and writes such a thing as a stream; atomic=False writes in place",
+    (errno.EBUSY, "replace"): "a mount point can't be replaced: atomic=False writes in place",
     (errno.ENOSPC, "watch"): "the guest's limit of watches: a smaller tree, or recursive=False",
 }
 """Where the step says more than the number: by its end."""

@@ -8,8 +8,9 @@ from typing import Literal
 
 from attrs import frozen
 
+from pykata.buffers import bytes_of
 from pykata.errors import ConfigError
-from pykata.files import v1
+from pykata.files import checks, v1
 from pykata.files.decode import file_stat
 from pykata.files.session import Session
 from pykata.files.tool import Tool
@@ -32,9 +33,11 @@ class Opening:
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("rb", "wb", "ab", "xb", "r+b"):
             raise ConfigError(f"mode={self.mode!r} is unknown", hint='"rb", "wb", "ab", "xb" or "r+b"')
-        for name, number in (("offset", self.offset), ("size", self.size), ("permissions", self.permissions)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
-                raise ConfigError(f"{name}={number!r} is not a whole number from 0 on")
+        checks.number("offset", self.offset)
+        if self.size is not None:
+            checks.number("size", self.size)
+        if self.permissions is not None:
+            checks.mode("permissions", self.permissions)
         if self.offset and self.mode not in ("rb", "r+b"):
             raise ConfigError(f"offset={self.offset} means nothing in mode {self.mode!r}", hint='"rb" or "r+b"')
         if self.size is not None and self.mode != "rb":
@@ -50,7 +53,7 @@ class Opening:
         }[self.mode]  # fmt: skip
         return v1.Request(write=v1.Write(
             path=path, data=data or b"", how=how, offset=self.offset, parents=self.parents,
-            set_mode=self.permissions is not None, mode=self.permissions or 0, bulk=data is None,
+            set_mode=self.permissions is not None, mode=(self.permissions or 0) & checks.PERMISSIONS, bulk=data is None,
         ))  # fmt: skip
 
 
@@ -96,7 +99,7 @@ class ContainerFile:
     async def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write ``data``, all of it; waits while the container's side is slower. Returns its length."""
         self._check(self._mode != "rb", "written")
-        view = memoryview(data).cast("B")
+        view = bytes_of(data)
         await self._tool.send(view)
         return len(view)
 

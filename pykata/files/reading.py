@@ -15,19 +15,25 @@ from pykata.files.v1 import List, Request
 from pykata.files.values import FileEntry
 
 
-async def all_of(file: ContainerFile, path: bytes, limit: int, *, exact: bool) -> bytes:
-    """A file's content. More than ``limit`` bytes are cut off if ``exact``, else an error."""
+async def all_of(file: ContainerFile, path: bytes, limit: int, exact: int | None) -> bytes:
+    """A file's content, of which no more is read than is told by :func:`bounded`."""
     data = bytearray()
     async for piece in file:
         data += piece
-        if len(data) >= limit and exact:
+        if len(data) > limit or (exact is not None and len(data) >= exact):
             break
-        if len(data) > limit:
-            raise error(
-                errno.EFBIG, "read into memory", path,
-                hint=f"it has more than {limit} bytes: raise limit=, or read it as a stream with open()",
-            )  # fmt: skip
-    return bytes(data[:limit])
+    return bounded(bytes(data), path, limit, exact)
+
+
+def bounded(data: bytes, path: bytes, limit: int, exact: int | None) -> bytes:
+    """Content: its first ``exact`` bytes if there is such a number, else all. More than ``limit`` are an error."""
+    data = data if exact is None else data[:exact]
+    if len(data) > limit:
+        raise error(
+            errno.EFBIG, "read into memory", path,
+            hint=f"it has more than {limit} bytes: raise limit=, or read it as a stream with open()",
+        )  # fmt: skip
+    return data
 
 
 async def entries(session: Session, path: bytes, limit: int) -> list[FileEntry]:

@@ -12,7 +12,7 @@ import anyio
 from pykata.agent.run import Exited, OutputEvent, RunStream, Stderr, Stdout
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import Process, ProcessTool, Start
-from pykata.errors import AgentProtocolError, AgentTimeoutError, FileError
+from pykata.errors import AgentProtocolError, AgentRefusedError, AgentTimeoutError, FileError, SandboxClosedError
 from pykata.files import failures
 from pykata.files.v1 import Attributes, Request, Response
 from pykata.running import Running
@@ -40,6 +40,8 @@ class Tool:
         self._path = b""
         self.idle = True
         """No answer is due: it can take the next request."""
+        self.left = False
+        """Its block was left."""
 
     @property
     def gone(self) -> bool:
@@ -156,10 +158,15 @@ class Tool:
 
     async def _event(self) -> OutputEvent | None:
         """What comes next; None after the end. It makes room for more: who doesn't want any doesn't ask."""
+        self._check_open()
         if self._exited is not None:
             return None
-        async with self._running.explained():
-            event = await anext(self._stream)
+        try:
+            async with self._running.explained():
+                event = await anext(self._stream)
+        except AgentRefusedError:
+            self._check_open()      # its own end of the call was reset
+            raise
         match event:
             case Stdout(data):
                 self._stream.took("stdout", len(data))
@@ -180,7 +187,12 @@ class Tool:
             case Exited():
                 self._exited = event
 
+    def _check_open(self) -> None:
+        if self.left:
+            raise SandboxClosedError("this file is closed", hint="use it inside its 'async with' block")
+
     async def _send(self, data: bytes) -> None:
+        self._check_open()
         view = memoryview(data)
         while view and self._stream.takes_stdin:
             if not self._stream.stdin_room:
@@ -216,4 +228,8 @@ async def tool(
     async with running.agent.run(start) as stream:
         async with running.explained():
             await stream.started()
-        yield Tool(running, stream)
+        mine = Tool(running, stream)
+        try:
+            yield mine
+        finally:
+            mine.left = True

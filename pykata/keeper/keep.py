@@ -126,11 +126,10 @@ class Keeper:
             await main.wait()       # it may run on without its output
         except* PykataError:
             pass            # its machine or its agent is gone, which is watched
-        if (exited := main.exited) is None:
+        if not main.ended:
             return
         self.ending.set(End(
-            why=f"its command ended with exit code {exited.exit_code}",
-            exit_code=exited.exit_code, reason="oom" if exited.oom_killed else "signal" if exited.signal else "exit",
+            why=f"its command ended with exit code {main.returncode}", exit_code=main.returncode, reason=main.reason
         ))  # fmt: skip
 
     async def _copy(self, output: Output, name: StreamName) -> None:

@@ -29,8 +29,8 @@ _loop = BlockingPortalProvider(backend="asyncio")
 class Turn:
     """The waiting thread's side of one call. Work in the loop ends the turn; until then it may send jobs here."""
 
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+    def __init__(self, jobs: SimpleQueue[Callable[[], object] | None] | None = None) -> None:
+        self._jobs = SimpleQueue() if jobs is None else jobs
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scope: anyio.CancelScope | None = None
@@ -72,6 +72,10 @@ class Turn:
     def has_begun(self) -> bool:
         """The work was started."""
         return self._loop is not None
+
+    def next(self) -> Turn:
+        """One after this, with the same callbacks."""
+        return Turn(self._jobs)
 
     def serve(self) -> None:
         """Run callbacks until the end."""
@@ -189,31 +193,55 @@ class Held(Generic[T]):
             self._entering.end()
 
 
-def iterate(source: AsyncGenerator[Any], convert: Callable[[Any], T]) -> Generator[T]:
-    """What an asynchronous generator yields. It lives in one task, as it may hold what belongs to a task."""
+def iterate(source: AsyncGenerator[Any], convert: Callable[[Any], T], turn: Turn) -> Generator[T]:
+    """What an asynchronous generator yields. It lives in one task, as it may hold what belongs to a task.
+
+    It goes on when it is asked for the next, and not before: the body of the loop may change what it was given.
+    """
     end = object()
     with Held(_pumped(source, end), lambda next_one: next_one) as next_one:
-        while (item := call(next_one())) is not end:
+        while (item := call(next_one(), turn.next())) is not end:
             yield convert(item)
 
 
 @asynccontextmanager
 async def _pumped(source: AsyncGenerator[Any], end: object) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Any]]]:
-    send, receive = anyio.create_memory_object_stream[Any](0)
+    pump = _Pump(source, end)
+    async with alongside(pump.run()):
+        yield pump.next_one
 
-    async def pump() -> None:
-        async with send, aclosing(source):
-            async for item in source:
-                await send.send(item)
 
-    async def next_one() -> Any:
+class _Pump:
+    """Takes one item out of the source for each that is asked for. A question that is cancelled loses none."""
+
+    def __init__(self, source: AsyncGenerator[Any], end: object) -> None:
+        self._source = source
+        self._end = end
+        self._items: list[Any] = []     # one at most
+        self._asked, self._answered = anyio.Event(), anyio.Event()
+
+    async def run(self) -> None:
+        """What holds the source."""
+        item: Any = None
         try:
-            return await receive.receive()
-        except anyio.EndOfStream:       # if that was a failure, leaving raises it
-            return end
+            async with aclosing(self._source):
+                while item is not self._end:
+                    await self._asked.wait()
+                    item = await anext(self._source, self._end)
+                    self._asked = anyio.Event()
+                    self._items.append(item)
+                    self._answered.set()
+        finally:
+            self._items.append(self._end)       # if that was a failure, leaving raises it
+            self._answered.set()
 
-    async with receive, alongside(pump()):
-        yield next_one
+    async def next_one(self) -> Any:
+        """The next item. Never asked for by two at a time."""
+        if not self._items:
+            self._answered = anyio.Event()
+            self._asked.set()
+            await self._answered.wait()
+        return self._items.pop(0)
 
 
 # --- what is open when the interpreter ends ---

@@ -13,15 +13,25 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
+import anyio.to_thread
+
 from pykata.boot import check_isolation
 from pykata.sandbox import Sandbox
 from pykata.sync.bridge import Held, Turn, call, iterate
 
-HIDDEN = frozenset({"advance", "check", "complete", "consumed", "full", "leave", "of", "put", "take"})
+HIDDEN = frozenset(
+    {"advance", "catch_up", "check", "complete", "consumed", "full", "leave", "of", "push", "put", "take"}
+)
 """Public among the modules of pykata, and of no use to others."""
 
-AWAITED = ("on_stdout", "on_stderr")
+AWAITED = ("on_stdout", "on_stderr", "on_error")
 """Callbacks whose result is awaited, if need be: so they may be called in another thread than the loop's."""
+
+HOOKS = ("setup", "warm_up")
+"""Functions that a constructor is given, and that are called while nobody waits for one of our calls."""
+
+IN_LOOP = frozenset({"close", "write", "write_eof", "writelines"})
+"""Methods that aren't asynchronous, but may be called in the loop's thread only."""
 
 END = object()
 
@@ -75,7 +85,7 @@ def convert(value: Any, turn: Turn | None = None) -> Any:
     if inspect.iscoroutine(value):
         return convert(call(value, turn))
     if isinstance(value, AsyncGenerator):
-        return iterate(value, convert)
+        return iterate(value, convert, turn or Turn())
     kind: Any = type(value)         # Any: mypy doesn't take a class for hashable
     if has_face(kind):
         face = facade(kind)
@@ -131,7 +141,9 @@ def _member(kind: type, name: str) -> Any:
 
 def _constructor(kind: type) -> Callable[..., None]:
     def construct(self: Facade, *args: Any, **options: Any) -> None:
-        self._of = kind(*args, **options)
+        for name, value in options.items():
+            options[name] = _in_thread(value) if name in HOOKS and callable(value) else _bare(value)
+        self._of = kind(*map(_bare, args), **options)
 
     return functools.wraps(kind.__init__)(construct)  # type: ignore[misc]
 
@@ -146,6 +158,29 @@ def _called(method: Callable[..., Any], args: tuple[Any, ...], options: dict[str
     for name, value in options.items():
         if name in AWAITED and callable(value):
             options[name] = turn.here(value)
-        elif isinstance(value, Facade):
-            options[name] = value._of
-    return convert(method(*(arg._of if isinstance(arg, Facade) else arg for arg in args), **options), turn)
+        else:
+            options[name] = _bare(value)
+    args = tuple(map(_bare, args))
+    if method.__name__ in IN_LOOP and not inspect.iscoroutinefunction(method):
+        return call(_in_loop(method, args, options))
+    return convert(method(*args, **options), turn)
+
+
+def _bare(value: Any) -> Any:
+    return value._of if isinstance(value, Facade) else value
+
+
+def _in_thread(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """The hook as one for the loop: unless it is asynchronous itself, it runs in a thread, and is given a facade."""
+    if inspect.iscoroutinefunction(hook):
+        return hook
+
+    async def run(given: Any) -> object:
+        # Abandoned rather than waited for: what it was given is about to end, and so are its calls.
+        return await anyio.to_thread.run_sync(hook, convert(given), abandon_on_cancel=True)
+
+    return run
+
+
+async def _in_loop(method: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return method(*args, **options)

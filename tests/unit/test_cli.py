@@ -251,6 +251,17 @@ def test_paths_of_sandboxes(text: str, parts: tuple[str, str] | None) -> None:
     assert split(text) == parts
 
 
+@pytest.mark.parametrize("argv", [["cp", "box:/a", "-"], ["cp", "-", "box:/a"]])
+def test_streams_are_not_copied(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert pykata_cli.main(argv) == PYKATA_FAILED
+    assert "not streams" in capfd.readouterr().err
+
+
+def test_a_name_that_is_empty_is_none(capfd: pytest.CaptureFixture[str]) -> None:
+    assert pykata_cli.main(["run", "-d", "--name", "", "--isolation", "emulated", "builtin:busybox"]) == PYKATA_FAILED
+    assert "name=''" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("sigterm", 15), ("hup", 1)])
 def test_signals_by_name_and_number(text: str, number: int) -> None:
     from pykata_cli.kill import signal_number

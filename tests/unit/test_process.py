@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
 
-from pykata import AgentRefusedError, GuestPanicError, Process, Sandbox, SandboxClosedError, VMDiedError
+from pykata import ConfigError, GuestPanicError, Process, Sandbox, SandboxClosedError, VMDiedError
 from pykata.agent import v1
 from pykata.requests import WINDOW
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
@@ -126,8 +127,8 @@ async def test_both_streams_read_by_tasks_of_their_own(sb: Sandbox) -> None:
 async def test_input_goes_on_while_others_wait_for_output(sb: Sandbox, readers: int) -> None:
     # More than its window, of which the news come to whichever task happens to read.
     async with sb.process(BUSYBOX, ["length"]) as process, anyio.create_task_group() as tasks:
-        waits = [process.wait, process.stderr.read, process.wait][:readers]
-        for wait in waits:
+        waits: list[Callable[[], Coroutine[Any, Any, Any]]] = [process.wait, process.stderr.read, process.wait]
+        for wait in waits[:readers]:
             tasks.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
         with anyio.fail_after(20):
@@ -225,8 +226,12 @@ async def test_a_signal_to_what_has_ended_is_nothing(sb: Sandbox, vm: FakeVM) ->
 
 async def test_an_impossible_signal_is_refused(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["sleep", "infinity"]) as process:
-        with pytest.raises(AgentRefusedError, match="signal"):
-            await process.send_signal(99)
+        for wrong in (99, 0, -9, 2**32 + 9, True, None, "TERM", 1.5):
+            with pytest.raises(ConfigError, match="signal"):
+                await process.send_signal(wrong)  # type: ignore[arg-type]
+        assert process.returncode is None
+        await process.send_signal(signal.Signals.SIGKILL)
+        assert await process.wait() == 128 + signal.SIGKILL
 
 
 # --- ends ---

@@ -19,6 +19,7 @@ import pykata
 import pykata.sync
 from pykata import CommandFailedError, Completed, ConfigError, SandboxClosedError, VMDiedError
 from pykata.sync import Container, Process, Sandbox
+from pykata.sync.facade import facade
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
 
 pytestmark = pytest.mark.usefixtures("guest")
@@ -137,6 +138,73 @@ def test_detached_ones() -> None:
     handle.stop()
     assert pykata.sync.collect_garbage() == []
     assert loops() == []
+
+
+def test_the_names_of_asyncio() -> None:
+    with sandbox() as sb, sb.process(BUSYBOX, ["cat"]) as process:
+        process.stdin.write(b"one\n")      # from this thread, into the loop's
+        assert process.stdout.readline() == b"one\n"
+        process.stdin.write(b"two")
+        process.stdin.close()
+        assert process.communicate() == (b"two", b"")
+        assert (process.returncode, process.reason) == (0, "exit")
+
+
+def test_a_walk_goes_where_the_loop_lets_it() -> None:
+    with sandbox() as sb, sb.container(BUSYBOX) as box:
+        for made in ("/t/a/b", "/t/c/d", "/t/e"):
+            box.files.mkdir(made, parents=True)
+        seen = []
+        for path, directories, _ in box.files.walk("/t"):
+            seen.append(str(path))
+            directories[:] = [entry for entry in directories if entry.name != "a"]
+        assert seen == ["/t", "/t/c", "/t/c/d", "/t/e"]
+        walk = box.files.walk("/t")
+        next(walk)
+        box.files.remove("/t/e")
+        assert "/t/e" not in [str(path) for path, _, _ in walk]
+
+
+def test_the_errors_of_a_walk_are_told_in_the_caller_s_thread() -> None:
+    told: list[tuple[int, bool]] = []
+    with sandbox() as sb, sb.container(BUSYBOX) as box:
+
+        def on_error(error: pykata.FileError) -> None:
+            told.append((threading.get_ident(), box.files.exists("/tmp")))
+
+        assert list(box.files.walk("/none", on_error=on_error)) == []
+    assert told == [(threading.get_ident(), True)]
+
+
+class Hooked:
+    """As a Template has its setup."""
+
+    def __init__(self, setup: Any, other: Any = None) -> None:
+        self.setup, self.other = setup, other
+
+    async def go(self, given: Any) -> Any:
+        return await self.setup(given)
+
+
+def test_hooks_of_a_constructor_are_given_what_is_synchronous() -> None:
+    async def asynchronous(given: object) -> type:
+        return type(given)
+
+    hooked: Any = facade(Hooked)
+    with sandbox() as sb, sb.container(BUSYBOX) as box:
+        one = hooked(setup=lambda given: given.run(["echo", "hi"]).stdout + given.files.read_text("/f"), other=box)
+        box.files.write_text("/f", "f")
+        assert one.go(box) == "hi\nf"
+        assert isinstance(one._of.other, pykata.Container)
+        assert hooked(setup=asynchronous).go(box) is pykata.Container
+
+
+def test_a_pool_takes_a_template() -> None:
+    def warm_up(sb: Sandbox) -> None:
+        sb.run(BUSYBOX, ["true"])
+
+    with pytest.raises(ConfigError, match="size"):
+        pykata.sync.Pool(pykata.sync.Template(BUSYBOX, hypervisor="qemu"), size=0, warm_up=warm_up)
 
 
 # --- callbacks ---
@@ -317,7 +385,7 @@ def test_what_is_open_at_the_end_of_the_program_is_left(ending: str) -> None:
 # --- the same names, the same signatures ---
 
 
-CLASSES = ["Container", "Detached", "Process", "Sandbox"]
+CLASSES = ["Background", "Container", "Detached", "Files", "Pool", "Process", "Sandbox", "Template"]
 
 
 def test_the_stub_is_current() -> None:

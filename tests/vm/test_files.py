@@ -179,6 +179,17 @@ async def test_lists_and_walks(box: Container) -> None:
     assert (await box.files.list("/t/a"))[1].stat.target == "../c"
 
 
+async def test_links_that_nobody_may_read(box: Container) -> None:
+    # Not even root in there may see where those of the container's first process lead.
+    found = {entry.name: entry.stat for entry in await box.files.list("/proc/1")}
+    assert found["cwd"].is_symlink()
+    assert found["cwd"].target == ""
+    assert (await box.files.lstat("/proc/1/cwd")).target == ""
+    with pytest.raises(FileDeniedError):
+        await box.files.readlink("/proc/1/cwd")
+    assert found["status"].is_file()
+
+
 async def test_a_hundred_thousand_files() -> None:
     # The kernel gives a tmpfs one inode for each two pages of memory.
     async with Sandbox(isolation="emulated", memory="1G") as large, large.container(BUSYBOX) as box:

@@ -1,6 +1,6 @@
 //! What is known of a file, lists of a directory, and changes of what is known.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
@@ -28,11 +28,16 @@ pub fn stat(request: &proto::Stat) -> Answer<Attributes> {
 /// Of what a handle is on.
 pub fn of_open(file: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     let stat = rustix::fs::fstat(file)?;
-    let target = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Symlink => Bytes::from(rustix::fs::readlinkat(file, c"", Vec::new())?.into_bytes()),
-        _ => Bytes::new(),
-    };
-    Ok(attributes(&stat, target))
+    Ok(attributes(&stat, target(&stat, file, c"")))
+}
+
+/// Where a symlink leads. Empty: not even root may know, as with those of /proc/1, or it has gone meanwhile.
+fn target(stat: &Stat, dir: BorrowedFd<'_>, name: &CStr) -> Bytes {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => rustix::fs::readlinkat(dir, name, Vec::new()).map(CString::into_bytes).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+    .into()
 }
 
 fn attributes(stat: &Stat, target: Bytes) -> Attributes {
@@ -88,11 +93,8 @@ pub fn each_name(mut dir: Dir, mut with: impl FnMut(BorrowedFd<'_>, &CStr) -> An
 
 fn entry(dir: BorrowedFd<'_>, name: &CStr) -> Result<Attributes, Errno> {
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let target = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Symlink => Bytes::from(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes()),
-        _ => Bytes::new(),
-    };
-    Ok(Attributes { name: Bytes::copy_from_slice(name.to_bytes()), ..attributes(&stat, target) })
+    let known = attributes(&stat, target(&stat, dir, name));
+    Ok(Attributes { name: Bytes::copy_from_slice(name.to_bytes()), ..known })
 }
 
 pub fn set(request: &proto::SetAttributes) -> Answer<()> {
