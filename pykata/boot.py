@@ -48,7 +48,7 @@ class EmulationWarning(UserWarning):
 
 
 class TemplateWarning(UserWarning):
-    """A template in the cache was of no use; it was removed, and the sandbox booted."""
+    """A template in the cache was of no use and was removed, or none can be kept; the sandbox boots."""
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@
     │   ├── AdmissionError (TimeoutError) there is no memory for another sandbox; carries who has which
     │   ├── DiskFullError                 no space left where it was needed
     │   ├── SavedDamagedError             a saved guest on disk isn't what was written
+    │   ├── SavedMissingError (FileNotFoundError)
     │   ├── SavedElsewhereError           it was saved on a machine of another kind: its QEMU, CPU, options differ
     │   └── VolumeInUseError              another sandbox, or this machine, has a disk and one would write
     ├── BundleError                       the guest bundle (kernel, initrd)
@@ -157,6 +158,10 @@ class DiskFullError(HostError):
 
 class SavedDamagedError(HostError):
     """A saved guest on disk isn't what was written, or not all of it."""
+
+
+class SavedMissingError(HostError, FileNotFoundError):
+    """There is no saved guest at a path."""
 
 
 class SavedElsewhereError(HostError):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import anyio.to_thread
 from attrs import asdict, evolve, frozen
 
-from pykata import template_cache
+from pykata import saved_disks, template_cache
 from pykata.errors import PykataError
 from pykata.options import Options
 from pykata.origin import Origin
@@ -27,6 +29,14 @@ log = logging.getLogger(__name__)
 IN_A_ROW = 2
 """How many sandboxes begin with an image before the next gets it prepared."""
 
+SHARE = 4
+"""The image of a template may take this part of what all templates may."""
+
+RETRY = 60.0
+"""Seconds after which this process tries again to make a template, where that has failed."""
+
+_not_before: dict[Path, float] = {}
+
 
 @frozen
 class Record:
@@ -36,6 +46,7 @@ class Record:
     digest: str
     disk: int                   # bytes of the container's writable layer
     times: int = 1
+    too_large: bool = False     # to be copied into a template
 
     def names(self, image: Image, disk: int) -> bool:
         """Whether it is the same."""
@@ -47,7 +58,9 @@ def expected(folder: Path, options: Options) -> Record | None:
     if options.bare or options.hypervisor.features.disk_slots < 2:      # else nothing would be left for another image
         return None
     record = _record_of(folder)
-    return record if record and record.times >= IN_A_ROW and record.disk == options.disk else None
+    if record is None or record.too_large or record.times < IN_A_ROW or record.disk != options.disk:
+        return None
+    return record
 
 
 def _record_of(folder: Path) -> Record | None:
@@ -66,10 +79,18 @@ def note(folder: Path, options: Options, image: Image) -> None:
         return
     else:
         record = evolve(record, times=record.times + 1)
+    _write(folder, record)
+
+
+def _write(folder: Path, record: Record) -> None:
+    fresh = _file(folder).with_suffix(f".{os.urandom(4).hex()}.new")       # several sandboxes may begin at a time
     with suppress(OSError):         # then the next begins as slowly as this one
-        fresh = _file(folder).with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(record)))
-        fresh.rename(_file(folder))
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                json.dump(asdict(record), file)
+            fresh.rename(_file(folder))
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def _file(folder: Path) -> Path:
@@ -82,15 +103,28 @@ def folder_of(folder: Path, record: Record) -> Path:
                                      "disk": str(record.disk)})
 
 
-async def prepare(folder: Path, options: Options, record: Record, bare: Origin) -> None:
-    """Make the template with a container, if nobody does so already. Where that can't be done there is none."""
-    with template_cache.turn_to_make(folder) as ours:
-        if not ours:
-            return
-        from pykata.templates import bare_with
+async def prepare(kind: Path, options: Options, record: Record, bare: Origin) -> None:
+    """Make the template with a container, if nobody does so already. Where that can't be done there is none.
 
-        try:
-            async with bare_with(options, bare, record.reference) as origin:
-                await anyio.to_thread.run_sync(template_cache.keep, folder, origin)
-        except PykataError as error:
-            log.warning("no template with %s was made: %s", record.reference, error)
+    ``kind`` has the bare one.
+    """
+    folder = folder_of(kind, record)
+    if time.monotonic() < _not_before.get(folder, 0.0):
+        return
+    try:
+        with template_cache.turn_to_make(folder) as ours:
+            if ours:
+                await _make(kind, options, record, bare)
+    except (PykataError, OSError) as error:
+        _not_before[folder] = time.monotonic() + RETRY
+        log.warning("no template with %s was made: %s", record.reference, error)
+
+
+async def _make(kind: Path, options: Options, record: Record, bare: Origin) -> None:
+    from pykata.templates import bare_with
+
+    async with bare_with(options, bare, record.reference) as origin:
+        if sum(map(saved_disks.size_of, origin.vm.slots.values())) > template_cache.limit() // SHARE:
+            _write(kind, evolve(record, too_large=True))
+            return
+        await anyio.to_thread.run_sync(template_cache.keep, folder_of(kind, record), origin)

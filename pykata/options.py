@@ -201,6 +201,7 @@ class Options:
     origin: Origin | None = field(default=None, repr=False)     # what it goes on from
     spares: Spares | None = field(default=None, repr=False)     # machines that have loaded it
     snapshot: Path | None = None                                # the same, on disk
+    chosen: frozenset[str] = frozenset()                        # what need not be as it was saved there
     bare: bool = False                                          # from a template without containers
     volumes: Mapping[str, Checked] = field(factory=dict)
 
@@ -224,6 +225,8 @@ class Options:
             raise ConfigError("network: a snapshot has none", hint="restore it without")
         if self.volumes and self.snapshot is not None:
             raise ConfigError("volumes: a snapshot has none", hint="restore it without, and copy files into it")
+        if self.fs.shared and self.snapshot is not None:
+            raise ConfigError(f"fs: a snapshot has no {self.fs.name}", hint="restore it without")
         if self.disk <= 0:
             raise ConfigError(f"disk={self.disk} bytes leaves nothing to write to")
 

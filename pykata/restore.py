@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,15 @@ from attrs import evolve, frozen
 from pykata import first_image, saved, template_cache
 from pykata.boot import Begun, Machine, attached, boot_error, booted, connected, memory_limit, set_up, up
 from pykata.concurrency import alongside
-from pykata.errors import AgentError, BootTimeoutError, ConfigError, HostError, SavedElsewhereError, VMError
+from pykata.errors import (
+    AgentError,
+    BootTimeoutError,
+    ConfigError,
+    HostError,
+    SavedDamagedError,
+    SavedElsewhereError,
+    VMError,
+)
 from pykata.guest import find_bundle
 from pykata.hypervisors.base import VM
 from pykata.net.none import NoNetwork
@@ -26,7 +34,7 @@ from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.origin import NOBODY, Origin
 from pykata.running import Running
-from pykata.spec import Attachment, SerialTransport, Timings
+from pykata.spec import MIB, Attachment, SerialTransport, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -35,6 +43,9 @@ log = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE = 0.0005
 """By what share the clock rates of two hosts may differ: as much makes a guest's clock wrong by 2 s in an hour."""
+
+ASKED = {"hypervisor", "machine", "slots", "cpus", "memory"}
+"""What of a machine's identity an option says."""
 
 
 async def started(stack: AsyncExitStack, begun: Begun) -> Running:
@@ -45,8 +56,11 @@ async def started(stack: AsyncExitStack, begun: Begun) -> Running:
         return await _from_snapshot(stack, begun, begun.options.snapshot)
     try:
         kind = _kind(begun.options)
+        template_cache.limit()
     except ConfigError as unfit:
         return await booted(stack, evolve(begun, why=unfit.message))
+    except OSError as exc:
+        return await booted(stack, evolve(begun, why=template_cache.unusable(exc)))
     begun = evolve(begun, options=kind.options)
     running = await _from_template(stack, begun, kind) or await _without_template(stack, begun, kind)
     running.on_first_image = partial(first_image.note, kind.folder, begun.options)
@@ -62,7 +76,7 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
         if not with_image.exists():
             async with template_cache.loaded(kind.folder) as bare:
                 if bare is not None:
-                    await first_image.prepare(with_image, begun.options, record, bare)
+                    await first_image.prepare(kind.folder, begun.options, record, bare)
     for folder in folders:
         async with AsyncExitStack() as using:
             origin = await using.enter_async_context(template_cache.loaded(folder))
@@ -75,31 +89,59 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
             raise           # a busy host, and another boot would take longer
         except (VMError, AgentError) as error:
             template_cache.discard(folder, error)
+        except HostError:
+            if not template_cache.is_stale(origin):
+                raise
+            # Somebody has just removed it.
     return None
 
 
 async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
-    with template_cache.turn_to_make(kind.folder) as ours:
+    why = "its template is being made"
+    with ExitStack() as turn:
+        try:
+            ours = turn.enter_context(template_cache.turn_to_make(kind.folder))
+        except HostError as error:
+            ours, why = False, template_cache.unusable(error)
         if ours:
             return await _making(stack, begun, kind)
-    return await booted(stack, evolve(begun, why="its template is being made"))
+    return await booted(stack, evolve(begun, why=why))
 
 
 async def _from_snapshot(stack: AsyncExitStack, begun: Begun, folder: Path) -> Running:
     there = await anyio.to_thread.run_sync(saved.identity, folder)
-    options = evolve(begun.options, hypervisor=begun.options.hypervisor.saving(there))
+    options = _as_saved(begun.options, folder, there)
     begun = evolve(begun, options=options)
     _check_identity(folder, there, identity(options))
     origin = await anyio.to_thread.run_sync(lambda: stack.enter_context(saved.opened(folder, "snapshot")))
     return await restored(stack, begun, origin)
 
 
+def _as_saved(options: Options, folder: Path, there: Mapping[str, str]) -> Options:
+    """With what was saved, where nothing else was asked for. Raises ConfigError, SavedDamagedError."""
+    hypervisor, chosen = options.hypervisor, options.chosen
+    try:
+        if "hypervisor" not in chosen:
+            hypervisor = hypervisor.like(there)
+        cpus = options.cpus if "cpus" in chosen else int(there["cpus"])
+        memory = options.memory if "memory" in chosen else int(there["memory"])
+        hypervisor = hypervisor.saving(there)
+    except (KeyError, ValueError) as exc:
+        if isinstance(exc, ConfigError):
+            raise
+        raise SavedDamagedError(f"the saved guest {folder} is damaged: {exc}") from exc
+    disk = options.disk if {"disk", "memory"} & chosen else memory * MIB // 2
+    return evolve(options, hypervisor=hypervisor, cpus=cpus, memory=memory, disk=disk)
+
+
 def _check_identity(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raises SavedElsewhereError that names what differs."""
+    """Raises ConfigError or SavedElsewhereError that names what differs."""
     differ = [name for name in sorted({*there, *here}) if not _same(name, there.get(name, ""), here.get(name, ""))]
-    if differ:
-        said = ", ".join(f"{name} {there.get(name)!r}, here {here.get(name)!r}" for name in differ)
-        raise SavedElsewhereError(f"{folder} was saved with another {said}",
+    said = [(name, f"{name} {there.get(name)!r}, here {here.get(name)!r}") for name in differ]
+    if asked := [text for name, text in said if name in ASKED]:
+        raise ConfigError(f"{folder} was saved with another {', '.join(asked)}", hint="leave out what was saved")
+    if said:
+        raise SavedElsewhereError(f"{folder} was saved with another {', '.join(text for _, text in said)}",
                                   hint="restore it with the options it was saved with, by the same QEMU")
 
 

@@ -158,6 +158,8 @@ class Sandbox:
         except BaseException:
             self._entered = False
             raise
+        if self.options.snapshot is not None:
+            self.options = running.options
         self._inherited = {one.id: one for one in inherited(running)}
         self._main = self._inherited.get(running.main)
         return self
@@ -409,16 +411,21 @@ class Sandbox:
         """
         from pykata.saving import snapshot
 
-        await snapshot(self._open, Path(path))
+        await snapshot(self._open, path)
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], **options: object) -> Self:
         """A sandbox that goes on from a snapshot, to be entered. ``options`` are those of :class:`Sandbox`.
 
-        Entering raises SavedDamagedError, SavedElsewhereError, and what entering a sandbox raises.
+        It has the memory, CPUs and machine that were saved, and ``sb.options`` says so once it is entered.
+
+        Entering raises SavedMissingError, SavedDamagedError, SavedElsewhereError, ConfigError for options that were
+        other ones in what was saved, and what entering a sandbox raises.
         """
         sandbox = cls(**options)  # type: ignore[arg-type]
-        sandbox.options = evolve(sandbox.options, snapshot=Path(path))
+        # A name says nothing of the machine.
+        chosen = {name for name, value in options.items() if name != "hypervisor" or not isinstance(value, str)}
+        sandbox.options = evolve(sandbox.options, snapshot=Path(path), chosen=frozenset(chosen))
         return sandbox
 
     async def pause(self) -> None:

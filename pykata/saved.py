@@ -1,42 +1,43 @@
 """Saved guests as directories: complete, checked as they are read, and good on another machine of the same kind.
 
 ``memory`` has the pages that aren't zero, one after the other; ``devices`` is the VMM's own; ``slotN`` are the disks
-that are plugged in; ``state.json`` has the rest, and the hashes of the others.
+that are plugged in (see :mod:`.saved_disks`); ``state.json`` has the rest, and the hashes of the others.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict
 
-from pykata.errors import SavedDamagedError
+from pykata import saved_disks
+from pykata.errors import HostError, SavedDamagedError, SavedMissingError
 from pykata.host import copy_range, extents, memory_file, seal
-from pykata.images.qcow2 import Qcow2Error, open_qcow2
 from pykata.origin import Origin, SavedContainer
-from pykata.spec import Disk, ImageConfig, SavedVM, Start
+from pykata.spec import ImageConfig, SavedVM, Start
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
-_verified: set[tuple[int, int, int, int]] = set()
+_DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EIO}
+_verified: set[saved_disks.Stamp] = set()
 """The memory files whose hash this process has compared, by what tells one from another."""
 
 
 def write(folder: Path, origin: Origin) -> None:
-    """Write a saved guest into a directory, which is made. It takes some 50 ms, so call it in a worker thread."""
+    """Write a saved guest into a directory, which is made. It takes some 50 ms, and
+    longer with large disks, so call it in a worker thread. Raises OSError."""
     folder.mkdir(mode=0o700)
     runs, digest = _write_memory(folder / "memory", origin.vm.memory)
     _private(folder / "devices", origin.vm.devices)
-    for number, disk in origin.vm.slots.items():
-        _copy(disk.path, folder / f"slot{number}")
+    disks = saved_disks.write(folder, origin.vm.slots)
     state = {
         "format": FORMAT,
         "identity": dict(origin.identity),
@@ -44,8 +45,7 @@ def write(folder: Path, origin: Origin) -> None:
         "runs": runs,
         "memory": digest,
         "devices": hashlib.sha256(origin.vm.devices).hexdigest(),
-        "slots": list(origin.vm.slots),
-        "formats": [disk.format for disk in origin.vm.slots.values()],
+        "disks": [asdict(disk) for disk in disks],
         "greeting": origin.greeting.hex(),
         "parked": origin.parked,
         "memory_limit": origin.memory_limit,
@@ -60,7 +60,7 @@ def write(folder: Path, origin: Origin) -> None:
 
 
 def identity(folder: Path) -> Mapping[str, str]:
-    """What a machine has to be to go on from there. Raises SavedDamagedError."""
+    """What a machine has to be to go on from there. Raises SavedDamagedError, SavedMissingError."""
     with _explained(folder):
         return dict(_state(folder)["identity"])
 
@@ -69,7 +69,7 @@ def identity(folder: Path) -> Mapping[str, str]:
 def opened(folder: Path, start: Start) -> Iterator[Origin]:
     """A saved guest from a directory, in memory while the block runs. Blocks for some 20 ms.
 
-    Raises SavedDamagedError for one that isn't whole, FileNotFoundError if there is none.
+    Raises SavedDamagedError for one that isn't whole, SavedMissingError if there is none.
     """
     with _explained(folder):
         state = _state(folder)
@@ -81,7 +81,7 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
             _read_memory(folder / "memory", state["runs"], state["memory"], memory)
             seal(memory)
             origin = Origin(
-                vm=SavedVM(memory, devices, _slots(folder, state)),
+                vm=SavedVM(memory, devices, saved_disks.read(folder, state["disks"])),
                 greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
                 memory_limit=state["memory_limit"], start=start,
                 containers=tuple(_container(each) for each in state["containers"]),
@@ -89,27 +89,6 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
                 identity=state["identity"],
             )  # fmt: skip
         yield origin
-
-
-def _slots(folder: Path, state: Mapping[str, Any]) -> dict[int, Disk]:
-    formats = state.get("formats", ["raw"] * len(state["slots"]))       # none were noted when all were raw
-    disks = {
-        number: Disk(f"slot{number}", folder / f"slot{number}", form)
-        for number, form in zip(state["slots"], formats, strict=True)
-    }
-    for disk in disks.values():
-        _check(disk)
-    return disks
-
-
-def _check(disk: Disk) -> None:
-    """The directory may have come from elsewhere, with an image in it that names a file of this host."""
-    if disk.format == "qcow2":
-        with disk.path.open("rb") as file:
-            try:
-                open_qcow2(file.fileno())
-            except Qcow2Error as exc:
-                raise ValueError(f"{disk.path.name}: {exc}") from exc
 
 
 def _container(saved: dict[str, Any]) -> SavedContainer:
@@ -132,9 +111,12 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as exc:
-        if not folder.is_dir():
-            raise
+        if not folder.exists():
+            raise SavedMissingError(f"there is no saved guest {folder}") from exc
         raise SavedDamagedError(f"the saved guest {folder} is incomplete: {exc.filename} is missing") from exc
+    except OSError as exc:          # no descriptors are left, say
+        kind = SavedDamagedError if exc.errno in _DAMAGE else HostError
+        raise kind(f"can't read the saved guest {folder}: {exc.strerror}") from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SavedDamagedError(f"the saved guest {folder} is damaged: {exc}") from exc
 
@@ -159,7 +141,7 @@ def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: i
         found = os.fstat(source)
         if found.st_size != sum(end - start for start, end in runs):
             raise ValueError(f"{path.name} has {found.st_size} bytes, which isn't what was saved")
-        stamp = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        stamp = saved_disks.stamp(found)
         if stamp not in _verified:
             with open(source, "rb", closefd=False) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -177,10 +159,3 @@ def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: i
 def _private(path: Path, data: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(data)
-
-
-def _copy(disk: Path, target: Path) -> None:
-    with suppress(OSError):         # another filesystem, or one without links
-        os.link(disk, target)
-        return
-    shutil.copyfile(disk, target)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from pykata import saved
-from pykata.errors import AgentError, ConfigError, HostError
-from pykata.host import finish
+from pykata.errors import AgentError, ConfigError, DiskFullError, HostError
+from pykata.host import finish, open_lock, try_lock
 from pykata.origin import Origin
 from pykata.restore import identity
 from pykata.running import Running
 from pykata.spec import SavedVM, Start
+
+LOCK = "lock"       # in a directory that isn't whole: held by who writes it
 
 
 def origin(
@@ -64,22 +68,64 @@ async def fork(stack: AsyncExitStack, running: Running, signal: int) -> Origin:
     return await stack.enter_async_context(as_it_is(running, "fork", signal=signal))
 
 
-async def snapshot(running: Running, folder: Path) -> None:
+async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:
     """Write the sandbox to disk: whole, or not at all."""
-    fresh = folder.with_name(f".{folder.name}.part")
+    folder = _place(path)
     async with as_it_is(running, "snapshot") as found:
         try:
-            await anyio.to_thread.run_sync(_write, fresh, folder, found)
+            await anyio.to_thread.run_sync(_write, folder, found)
         except OSError as exc:
-            raise HostError(f"can't write the snapshot {folder}: {exc.strerror}") from exc
+            kind = DiskFullError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+            raise kind(f"can't write the snapshot {folder}: {exc.strerror}") from exc
 
 
-def _write(fresh: Path, folder: Path, found: Origin) -> None:
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where a snapshot can be written. Raises ConfigError."""
+    folder = Path(path)
+    if folder.name in ("", "..") or "\0" in folder.name:
+        raise ConfigError(f"path={os.fspath(path)!r} is no place for a snapshot", hint="name a directory to be made")
+    folder = folder.absolute()
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"path={os.fspath(path)!r} is there already", hint="name a directory to be made")
+    return folder
+
+
+def _write(folder: Path, found: Origin) -> None:
+    with _part(folder.parent) as part:
+        saved.write(part / "guest", found)
+        (part / "guest").rename(folder)
+
+
+@contextmanager
+def _part(parent: Path) -> Iterator[Path]:
+    """A directory of one's own beside a snapshot, while it is written. What was left by those who were killed goes."""
+    for left in parent.glob(".pykata-*.part"):
+        _collect(left)
+    part, lock = _locked_part(parent)
     try:
-        saved.write(fresh, found)
-        fresh.rename(folder)
+        yield part
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_part(parent: Path) -> tuple[Path, int]:
+    while True:
+        part = parent / f".pykata-{os.urandom(4).hex()}.part"
+        part.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):       # somebody has taken it for one that was left
+            os.close(open_lock(part / LOCK))
+            if (lock := try_lock(part / LOCK)) is not None:
+                return part, lock
+
+
+def _collect(part: Path) -> None:
+    if (lock := try_lock(part / LOCK)) is not None:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+    elif not (part / LOCK).exists():
+        with suppress(OSError):
+            part.rmdir()
 
 
 async def resume(running: Running) -> None:

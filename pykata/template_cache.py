@@ -24,20 +24,33 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 from attrs import define, field
 
-from pykata import saved
+from pykata import saved, saved_disks
 from pykata.boot import TemplateWarning
 from pykata.errors import HostError, SavedDamagedError
-from pykata.host import cache_dir
+from pykata.host import cache_dir, open_lock, size_in
 from pykata.origin import Origin
 
 log = logging.getLogger(__name__)
 
 MOST = 2 * 1024**3
 """Bytes that all templates of a user together may take; ``$PYKATA_TEMPLATES_SIZE`` overrides it."""
+VARIABLE = "PYKATA_TEMPLATES_SIZE"
+
+
+def limit() -> int:
+    """Bytes that all templates together may take. Raises ConfigError."""
+    return size_in(VARIABLE, MOST)
+
+
+def unusable(why: Exception) -> str:
+    """Say that there can be no templates; returns why."""
+    reason = f"templates can't be kept: {why}"
+    warnings.warn(reason, TemplateWarning, stacklevel=2)
+    return reason
 
 
 def folder_of(identity: Mapping[str, str]) -> Path:
-    """Where the template of such machines is, or would be."""
+    """Where the template of such machines is, or would be. Raises OSError where none can be."""
     text = json.dumps({**identity, "format": saved.FORMAT}, sort_keys=True)
     root = cache_dir() / "templates"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -72,7 +85,7 @@ async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
     one.users += 1
     try:
         async with one.lock:
-            if one.origin is None:
+            if one.origin is None or is_stale(one.origin):
                 one.origin = await anyio.to_thread.run_sync(_load, folder, one.stack)
         yield one.origin
     finally:
@@ -95,9 +108,16 @@ def _load(folder: Path, stack: ExitStack) -> Origin | None:
     return origin
 
 
+def is_stale(origin: Origin) -> bool:
+    """Whether a disk of a template in memory isn't there any more, or is another one."""
+    return not saved_disks.are_unchanged(origin.vm.slots.values())
+
+
 def discard(folder: Path, why: Exception) -> None:
     """Remove a template that is of no use, and say so."""
     warnings.warn(f"a template was removed: {why}", TemplateWarning, stacklevel=2)
+    with suppress(OSError):
+        folder.unlink()         # something else in its place
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -106,7 +126,7 @@ def discard(folder: Path, why: Exception) -> None:
 
 @contextmanager
 def turn_to_make(folder: Path) -> Iterator[bool]:
-    """Whether it is ours to make this template; if so nobody else does while the block runs."""
+    """Whether it is ours to make this template; if so nobody else does while the block runs. Raises HostError."""
     with _lock(folder.name) as ours:
         yield ours and not folder.exists()
 
@@ -131,13 +151,20 @@ def _collect(newest: Path) -> None:
         with _lock(leftover.name.removeprefix("tmp-")) as ours:
             if ours:
                 shutil.rmtree(leftover, ignore_errors=True)
-    limit = int(os.environ.get("PYKATA_TEMPLATES_SIZE") or MOST)
+    room = limit()
     states = [state for state in newest.parent.glob(f"*/{saved.STATE}") if not state.parent.name.startswith("tmp-")]
     for state in sorted(states, key=_last_use, reverse=True):
-        limit -= sum(file.stat().st_size for file in state.parent.iterdir())
-        if limit < 0 and state.parent != newest:
+        room -= _size(state.parent)
+        if room < 0 and state.parent != newest:
             log.info("template %s makes room", state.parent.name)
             shutil.rmtree(state.parent, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except FileNotFoundError:       # somebody else removes it
+        return 0
 
 
 def _last_use(state: Path) -> float:
@@ -150,7 +177,11 @@ def _last_use(state: Path) -> float:
 @contextmanager
 def _lock(name: str) -> Iterator[bool]:
     """The lock of one template, if nobody has it. It goes with its holder, however that ends."""
-    descriptor = os.open(cache_dir() / "templates" / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = cache_dir() / "templates" / f"{name}.lock"
+    try:
+        descriptor = open_lock(path)
+    except OSError as exc:
+        raise HostError(f"can't use {path}: {exc.strerror}") from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True

@@ -33,7 +33,16 @@ from pykata.host.process import (
 )
 from pykata.host.run import TAIL, run_tool
 from pykata.host.tools import find_tool
-from pykata.host.trim import BUILDING, CONTENT, CONTENT_SIZE, cache_limit, remove_unfinished, remove_unused, trim_cache
+from pykata.host.trim import (
+    BUILDING,
+    CONTENT,
+    CONTENT_SIZE,
+    cache_limit,
+    remove_unfinished,
+    remove_unused,
+    size_in,
+    trim_cache,
+)
 from pykata.host.words import LastWords
 
 __all__ = [
@@ -85,6 +94,7 @@ __all__ = [
     "run_tool",
     "seal",
     "short_name",
+    "size_in",
     "spawn",
     "start_daemon",
     "state_dir",

@@ -45,12 +45,17 @@ class Kept:
 
 def cache_limit() -> int:
     """Bytes that images may take: ``$PYKATA_CACHE_LIMIT``, such as ``20G``. Raises ConfigError."""
-    text = os.environ.get(VARIABLE, "")
+    return size_in(VARIABLE, DEFAULT_LIMIT)
+
+
+def size_in(variable: str, default: int) -> int:
+    """Bytes that an environment variable says, as a number or as text such as ``20G``. Raises ConfigError."""
+    text = os.environ.get(variable, "")
     if not text:
-        return DEFAULT_LIMIT
+        return default
     match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)(?:iB|B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
-        raise ConfigError(f"{VARIABLE}={text!r} is not a size", hint="give bytes, or text such as 20G")
+        raise ConfigError(f"{variable}={text!r} is not a size", hint="give bytes, or text such as 20G")
     return int(match[1]) * _UNITS[match[2].upper()]
 
 

@@ -88,6 +88,13 @@ class Hypervisor(ABC):
         """
         raise ConfigError(f"{self.features.name} can't save a virtual machine")
 
+    def like(self, identity: Mapping[str, str]) -> Hypervisor:
+        """The same, but with the machine that ``identity`` is of.
+
+        It may come from a file: raises ConfigError, KeyError or ValueError for what no machine has.
+        """
+        return self
+
     def identity(self) -> Mapping[str, str]:
         """What must be the same of the hypervisor and the host for a saved machine to go on here."""
         return {}

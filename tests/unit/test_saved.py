@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
-from pykata import Sandbox, TemplateWarning, saved, template_cache
+from pykata import Sandbox, TemplateWarning, restore, saved, saved_disks, saving, template_cache
 from pykata.agent.parking import MOST_LEFT, Greeting, Parking
-from pykata.errors import AgentProtocolError, SavedDamagedError
+from pykata.errors import AgentProtocolError, ConfigError, SavedDamagedError, SavedElsewhereError, SavedMissingError
 from pykata.host import memory_file, seal
+from pykata.hypervisors.qemu import QEMU
+from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
 from pykata.spec import Disk, ImageConfig, SavedVM
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
@@ -40,22 +44,39 @@ def guest(disk: Path | None = None) -> Iterator[Origin]:
         )  # fmt: skip
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.write_bytes(b"image")
-    with guest(disk) as origin:
+QCOW2 = b"QFI\xfb\0\0\0\2".ljust(512, b"\0").replace(b"\0" * 16, b"\0" * 15 + b"\x10", 1)
+
+
+def test_a_disk_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"image")
+    with guest(tmp_path / "disk") as origin:
         saved.write(tmp_path / "saved", origin)
     with pytest.raises(SavedDamagedError, match="slot3: it is no qcow2"), saved.opened(tmp_path / "saved", "snapshot"):
         pass
-    disk.write_bytes(b"QFI\xfb\0\0\0\2".ljust(512, b"\0").replace(b"\0" * 16, b"\0" * 15 + b"\x10", 1))
+
+
+@pytest.fixture
+def _no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("_no_umask")
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(QCOW2)
+    with guest(disk) as origin:
+        saved.write(tmp_path / "saved", origin)
+    disk.write_bytes(b"what becomes of the image is nothing to who was saved with it")
     assert (tmp_path / "saved" / "memory").stat().st_size < SIZE
-    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "saved").glob("[dms]*[!3]")} == {"0o600"}
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "saved").iterdir()} == {"0o600"}
     assert saved.identity(tmp_path / "saved") == {"cpu": "this"}
     with saved.opened(tmp_path / "saved", "snapshot") as again:
         assert os.pread(again.vm.memory, 5, 0) == b"first"
         assert os.pread(again.vm.memory, 13, 500_000) == b"in the middle"
         assert os.fstat(again.vm.memory).st_size == SIZE
-        assert again.vm.slots[3].path.read_bytes() == disk.read_bytes()
+        assert again.vm.slots[3].path.read_bytes() == QCOW2
         assert again.vm.slots[3].format == "qcow2"
         assert (again.vm.devices, again.greeting, again.parked) == (b"devices", SETTINGS, True)
         assert (again.containers, again.main, again.next_number) == (origin.containers, "c2", 7)
@@ -63,10 +84,11 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
             os.pwrite(again.vm.memory, b"x", 0)
 
 
-@pytest.mark.parametrize("name", ["memory", "devices", "state.json"])
+@pytest.mark.parametrize("name", ["memory", "devices", "state.json", "slot3"])
 @pytest.mark.parametrize("how", ["flipped", "shorter", "longer", "empty", "missing"])
 def test_no_damage_goes_unseen(tmp_path: Path, name: str, how: str) -> None:
-    with guest() as origin:
+    (tmp_path / "disk").write_bytes(QCOW2)
+    with guest(tmp_path / "disk") as origin:
         saved.write(tmp_path / "saved", origin)
     path = tmp_path / "saved" / name
     data = bytearray(path.read_bytes())
@@ -77,6 +99,49 @@ def test_no_damage_goes_unseen(tmp_path: Path, name: str, how: str) -> None:
         path.write_bytes(damaged.get(how, b""))
     with pytest.raises(SavedDamagedError, match=str(tmp_path)), saved.opened(tmp_path / "saved", "template"):
         pass
+
+
+def test_a_disk_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def digest(path: Path, digest: Callable[[Path], str] = saved_disks._digest) -> str:
+        hashed.append(path.name)
+        return digest(path)
+
+    def start() -> list[str]:
+        """What a new process hashes."""
+        hashed.clear()
+        monkeypatch.setattr(saved_disks, "_verified", {})
+        with saved.opened(folder, "template"):
+            pass
+        return list(hashed)
+
+    monkeypatch.setattr(saved_disks, "_digest", digest)
+    (tmp_path / "disk").write_bytes(QCOW2)
+    folder = tmp_path / "saved"
+    with guest(tmp_path / "disk") as origin:
+        saved.write(folder, origin)
+    assert hashed == ["slot3"]
+    assert start() == []
+    (folder / "slot3").rename(tmp_path / "slot3")
+    shutil.copyfile(tmp_path / "slot3", folder / "slot3")       # by whoever restores a backup
+    assert start() == ["slot3"]
+    assert start() == []
+    (folder / saved_disks.NOTES).write_text("{")
+    assert start() == ["slot3"]
+    (tmp_path / "boot_id").write_text("another boot: what was noted before may never have reached the disk")
+    monkeypatch.setattr(saved_disks, "BOOT_ID", tmp_path / "boot_id")
+    assert start() == ["slot3"]
+    assert start() == []
+
+
+def test_there_is_nothing_or_something_else(tmp_path: Path) -> None:
+    with pytest.raises(SavedMissingError, match="no saved guest"):
+        saved.identity(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path):
+        with pytest.raises(SavedDamagedError, match=str(place)):
+            saved.identity(place)
 
 
 async def test_the_cache_keeps_and_discards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,6 +165,75 @@ async def test_the_cache_keeps_and_discards(monkeypatch: pytest.MonkeyPatch, tmp
         async with template_cache.loaded(folder) as damaged:
             assert damaged is None
     assert not folder.exists()
+    folder.write_text("no template")
+    with pytest.warns(TemplateWarning, match="Not a directory"):
+        async with template_cache.loaded(folder) as damaged:
+            assert damaged is None
+    assert not folder.exists()
+
+
+async def test_a_disk_that_goes_while_its_template_is_used_is_missed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path))
+    (tmp_path / "disk").write_bytes(QCOW2)
+    folder = template_cache.folder_of({"a": "1"})
+    with guest(tmp_path / "disk") as origin:
+        template_cache.keep(folder, origin)
+    async with template_cache.loaded(folder) as first:
+        assert first is not None
+        (folder / "slot3").unlink()
+        assert template_cache.is_stale(first)
+        with pytest.warns(TemplateWarning, match="slot3 is missing"):
+            async with template_cache.loaded(folder) as second:
+                assert second is None
+        with guest(tmp_path / "disk") as origin:
+            template_cache.keep(folder, origin)
+        async with template_cache.loaded(folder) as third:
+            assert third is not None
+            assert third is not first
+
+
+@pytest.mark.parametrize(("text", "size"), [("", template_cache.MOST), ("5000", 5000), ("1G", 1 << 30)])
+def test_how_much_templates_may_take(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("PYKATA_TEMPLATES_SIZE", text)
+    assert template_cache.limit() == size
+    monkeypatch.setenv("PYKATA_TEMPLATES_SIZE", "much")
+    with pytest.raises(ConfigError, match="PYKATA_TEMPLATES_SIZE='much'"):
+        template_cache.limit()
+
+
+@frozen
+class Saving(FakeHypervisor):
+    """One whose machines could be saved."""
+
+    def saving(self, identity: Mapping[str, str] | None = None) -> Saving:
+        return self
+
+
+async def started() -> tuple[str, str]:
+    async with Sandbox(Saving(), FakeFs()) as sb:
+        return sb.timings.start, sb.timings.why
+
+
+async def test_where_no_template_can_be_kept_sandboxes_boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "cache"))
+    with fake_bundle(tmp_path):
+        monkeypatch.setenv("PYKATA_TEMPLATES_SIZE", "much")
+        async with Sandbox(Saving(), FakeFs()) as sb:
+            assert "PYKATA_TEMPLATES_SIZE='much'" in sb.timings.why
+        monkeypatch.delenv("PYKATA_TEMPLATES_SIZE")
+        (tmp_path / "cache" / "templates").rmdir()
+        (tmp_path / "cache" / "templates").write_text("")
+        with pytest.warns(TemplateWarning, match="templates can't be kept.*File exists"):
+            start, why = await started()
+        assert start == "boot"
+        assert "File exists" in why
+        (tmp_path / "cache" / "templates").unlink()
+        kind = template_cache.folder_of(restore.identity(Sandbox(Saving(), FakeFs()).options))
+        kind.with_name(f"{kind.name}.lock").mkdir()
+        with pytest.warns(TemplateWarning, match="Is a directory"):
+            assert "Is a directory" in (await started())[1]
 
 
 async def test_who_can_not_save_boots_and_says_why(tmp_path: Path) -> None:
@@ -133,3 +267,70 @@ async def test_a_parked_connection_ends_with_the_next_greeting() -> None:
     assert await parking.done == SETTINGS
     with pytest.raises(AgentProtocolError, match="isn't HTTP/2"):
         Parking()(b"\xff\xff\xff\0\0\0\0\0\0")
+
+
+# --- snapshots ---
+
+
+def test_writers_of_snapshots_are_not_in_each_others_way(tmp_path: Path) -> None:
+    killed, barely = tmp_path / ".pykata-0.part", tmp_path / ".pykata-1.part"
+    for left in (killed, barely):
+        left.mkdir()
+    for name in (saving.LOCK, "memory"):
+        (killed / name).write_text("")
+    with saving._part(tmp_path) as one, saving._part(tmp_path) as other:
+        assert sorted(tmp_path.iterdir()) == sorted([one, other])
+    assert list(tmp_path.iterdir()) == []
+    with guest() as origin:
+        saving._write(tmp_path / "saved", origin)
+        with pytest.raises(OSError, match="not empty"):
+            saving._write(tmp_path / "saved", origin)
+    assert list(tmp_path.iterdir()) == [tmp_path / "saved"]
+    with saved.opened(tmp_path / "saved", "snapshot") as again:
+        assert again.main == "c2"
+
+
+@pytest.mark.parametrize("path", ["", "/", ".", "..", "a\0b", "there"])
+def test_where_no_snapshot_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="path="):
+        saving._place(path)
+    assert saving._place("new/") == tmp_path / "new"
+    assert saving._place("empty") == tmp_path / "empty"
+
+
+THERE = {"hypervisor": "qemu", "machine": "q35", "slots": "7", "cpus": "2", "memory": "192", "reclaim": "False"}
+
+
+def restored_as(there: Mapping[str, str], **options: object) -> Options:
+    return restore._as_saved(Sandbox.restore("/saved", **options).options, Path("/saved"), there)
+
+
+def test_a_snapshot_has_the_machine_that_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QEMU, "accel_here", lambda self: "tcg")
+    for like in ({}, {"hypervisor": "qemu"}):
+        options = restored_as(THERE, **like)
+        assert (options.cpus, options.memory, options.disk) == (2, 192, 96 << 20)
+        assert options.hypervisor == QEMU(machine="q35", disk_slots=7, agent="serial", reclaim=False)
+    assert restored_as(THERE, disk="8M").disk == 8 << 20
+    asked = restored_as(THERE, memory="128M", hypervisor=QEMU(code_cache=16), cpus=1)
+    here = {"memory": str(asked.memory), "cpus": str(asked.cpus), "machine": "microvm"}
+    said = "cpus '2', here '1', machine 'q35', here 'microvm', memory '192', here '128'"
+    with pytest.raises(ConfigError, match=said):
+        restore._check_identity(Path("/saved"), THERE, THERE | here)
+    with pytest.raises(SavedElsewhereError, match="build '1', here '2'"):
+        restore._check_identity(Path("/saved"), {"build": "1"}, {"build": "2"})
+    with pytest.raises(ConfigError, match="fs: a snapshot has no 9p"):
+        Sandbox.restore("/saved", fs="9p")
+
+
+@pytest.mark.parametrize("wrong", [{"cpus": "two"}, {"memory": ""}, {"slots": "x"}, {"hypervisor": "other"}])
+def test_no_machine_has_that(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str]) -> None:
+    monkeypatch.setattr(QEMU, "accel_here", lambda self: "tcg")
+    if "hypervisor" in wrong:
+        assert restored_as(THERE | wrong).hypervisor == QEMU(agent="serial", reclaim=False)     # which is told later
+        return
+    with pytest.raises(SavedDamagedError, match="/saved is damaged"):
+        restored_as(THERE | wrong)

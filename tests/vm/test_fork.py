@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import time
 from contextlib import AsyncExitStack
@@ -11,7 +13,7 @@ import anyio
 import pytest
 
 from pykata import Container, Sandbox
-from pykata.errors import ConfigError, SavedDamagedError, SavedElsewhereError
+from pykata.errors import ConfigError, HostError, SavedDamagedError, SavedMissingError
 from tests.vm.conftest import BUSYBOX
 
 COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i >> /count; echo $i; sleep 0.1; done"
@@ -86,16 +88,35 @@ async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
         assert (await inside.run(["ls", "/later"])).exit_code != 0
         await goes_on(inside, "/count")
         assert abs(int((await inside.run(["date", "+%s"])).stdout) - time.time()) < 60
-    with pytest.raises(SavedElsewhereError, match="memory '256', here '128'"):
+    with pytest.raises(ConfigError, match="memory '256', here '128'"):
         async with Sandbox.restore(tmp_path / "copy", isolation="emulated", memory=128):
             pass
     (tmp_path / "copy" / "memory").write_bytes(b"")
     with pytest.raises(SavedDamagedError, match="memory has 0 bytes"):
         async with Sandbox.restore(tmp_path / "copy", isolation="emulated"):
             pass
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SavedMissingError):
         async with Sandbox.restore(tmp_path / "none", isolation="emulated"):
             pass
+
+
+async def test_two_snapshots_at_a_place_and_another_machine(tmp_path: Path) -> None:
+    async def attempt() -> str:
+        try:
+            await sb.snapshot(tmp_path / "saved")
+        except (ConfigError, HostError) as error:
+            return str(error)
+        return ""
+
+    async with sandbox(memory=192, cpus=2, template="off") as sb:
+        with pytest.raises(ConfigError, match="path=''"):
+            await sb.snapshot("")
+        outcomes = await asyncio.gather(attempt(), attempt())
+        assert sorted(map(bool, outcomes)) == [False, True]
+    assert await asyncio.to_thread(os.listdir, tmp_path) == ["saved"]
+    async with Sandbox.restore(tmp_path / "saved", isolation="emulated") as again:
+        assert (again.options.memory, again.options.cpus) == (192, 2)
+        assert (await again.run(BUSYBOX, ["nproc"])).stdout == "2\n"
 
 
 LOGGING = "i=0; while :; do i=$((i+1)); read up _ < /proc/uptime; echo $i $up $(date +%s) >> /log; done"

@@ -146,6 +146,30 @@ async def test_the_image_that_is_used_every_time_is_prepared() -> None:
         assert (sb.timings.start, waiting(sb)) == ("template", 1)
 
 
+@pytest.mark.usefixtures("empty")
+async def test_the_disk_of_one_with_a_container_is_checked() -> None:
+    async def start() -> tuple[str, int]:
+        async with sandbox() as sb:
+            waiting = sum(one.fresh for one in sb._open.containers.values())
+            done = await sb.run(BUSYBOX, ["sh", "-c", "cat /bin/* > /dev/null; ls /dev/null"])
+            assert (done.stdout, done.stderr) == ("/dev/null\n", "")
+            return sb.timings.start, waiting
+
+    for expected in [("boot", 0), ("template", 0), ("template", 1)]:
+        assert await start() == expected
+    for how in ["flipped", "missing"]:
+        (disk,) = (path / "slot0" for path in kept() if (path / "slot0").exists())
+        data = bytearray(disk.read_bytes())
+        disk.unlink()
+        if how == "flipped":
+            data[len(data) // 3] ^= 0xFF
+            disk.write_bytes(data)
+        with pytest.warns(TemplateWarning, match="template was removed.*slot0") as caught:
+            assert await start() == ("template", 0)     # the bare one
+        assert len([each for each in caught if each.category is TemplateWarning]) == 1
+        assert await start() == ("template", 1)
+
+
 KILLED = """
 import anyio, os, signal
 from pykata import Sandbox, saved

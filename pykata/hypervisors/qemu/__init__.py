@@ -116,6 +116,13 @@ class QEMU(Hypervisor):
         # What the guest frees can't be given back while others go on from the same memory, and its reports cost time.
         return evolve(self, agent="serial", reclaim=identity is not None and identity["reclaim"] == "True")
 
+    def like(self, identity: Mapping[str, str]) -> QEMU:
+        if identity["hypervisor"] != "qemu":
+            return self
+        like = evolve(self, machine=identity["machine"])  # type: ignore[arg-type]  # which is checked
+        slots = int(identity["slots"])
+        return like if like._slots() == slots else evolve(like, disk_slots=slots)
+
     def identity(self) -> dict[str, str]:
         return {
             "hypervisor": "qemu", "build": version.build(self._binary()), "machine": self.machine,
