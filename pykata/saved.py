@@ -20,7 +20,7 @@ from attrs import asdict
 
 from pykata import saved_disks
 from pykata.errors import HostError, SavedDamagedError, SavedMissingError
-from pykata.host import copy_range, extents, memory_file, seal
+from pykata.host import copy_range, extents, held, memory_file, seal
 from pykata.origin import Origin, SavedContainer
 from pykata.spec import ImageConfig, SavedVM, Start
 
@@ -76,12 +76,12 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
         devices = (folder / "devices").read_bytes()
         if hashlib.sha256(devices).hexdigest() != state["devices"]:
             raise ValueError("the devices aren't those that were saved")
-    with memory_file(state["size"]) as memory:
+    with memory_file(state["size"]) as memory, held(memory) as file:
         with _explained(folder):
             _read_memory(folder / "memory", state["runs"], state["memory"], memory)
             seal(memory)
             origin = Origin(
-                vm=SavedVM(memory, devices, saved_disks.read(folder, state["disks"])),
+                vm=SavedVM(file, devices, saved_disks.read(folder, state["disks"])),
                 greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
                 memory_limit=state["memory_limit"], start=start,
                 containers=tuple(_container(each) for each in state["containers"]),

@@ -273,17 +273,30 @@ class VsockTransport:
 Transport = SerialTransport | VsockTransport
 
 
+class HeldFile(Protocol):
+    """An open file of somebody else's, who may close it: its number may then be that of another one."""
+
+    def fileno(self) -> int:
+        """Its descriptor. Raises SandboxClosedError if it was closed."""
+        ...
+
+
 @frozen
 class SavedVM:
     """A virtual machine that was stopped for a moment: any number of others can go on from there.
 
-    ``memory`` is a descriptor of a memfd that nobody can write to any more. Whoever made this closes it, after the last
-    machine that was started from it has ended. ``slots`` are the disks that were plugged in, by the number of the slot.
+    ``file`` is a memfd that nobody can write to any more, ``memory`` its descriptor. Whoever made this closes it.
+    ``slots`` are the disks that were plugged in, by the number of the slot.
     """
 
-    memory: int
+    file: HeldFile
     devices: bytes                      # what the VMM says of its devices
     slots: Mapping[int, Disk] = field(factory=dict)
+
+    @property
+    def memory(self) -> int:
+        """Raises SandboxClosedError if it isn't there any more."""
+        return self.file.fileno()
 
 
 @frozen

@@ -15,7 +15,7 @@ from pykata.host.disk_users import loop_of, where_written
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
-from pykata.host.memory import copy_file, copy_range, extents, memory_file, seal
+from pykata.host.memory import copy_file, copy_range, extents, held, memory_file, seal
 from pykata.host.mounts import is_one_filesystem
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
@@ -76,6 +76,7 @@ __all__ = [
     "extents",
     "find_tool",
     "finish",
+    "held",
     "in_use",
     "is_at",
     "is_one_filesystem",

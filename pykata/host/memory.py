@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pykata.errors import HostError
+from pykata.errors import HostError, SandboxClosedError
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -24,6 +24,34 @@ def memory_file(size: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+class Held:
+    """A file that its owner may close: a :class:`~pykata.spec.HeldFile`. Made by :func:`held`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def fileno(self) -> int:
+        """The descriptor. Raises SandboxClosedError if it was closed."""
+        if self._descriptor is None:
+            raise SandboxClosedError("what this sandbox goes on from was left",
+                                     hint="enter it inside that one's 'async with' block, or use snapshot and restore")
+        return self._descriptor
+
+    def end(self) -> None:
+        """Its owner is about to close it."""
+        self._descriptor = None
+
+
+@contextmanager
+def held(descriptor: int) -> Iterator[Held]:
+    """A file, for others to use while the block runs."""
+    file = Held(descriptor)
+    try:
+        yield file
+    finally:
+        file.end()
 
 
 def seal(memory: int) -> None:

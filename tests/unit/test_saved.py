@@ -15,8 +15,15 @@ from attrs import frozen
 
 from pykata import Sandbox, TemplateWarning, restore, saved, saved_disks, saving, template_cache
 from pykata.agent.parking import MOST_LEFT, Greeting, Parking
-from pykata.errors import AgentProtocolError, ConfigError, SavedDamagedError, SavedElsewhereError, SavedMissingError
-from pykata.host import memory_file, seal
+from pykata.errors import (
+    AgentProtocolError,
+    ConfigError,
+    SandboxClosedError,
+    SavedDamagedError,
+    SavedElsewhereError,
+    SavedMissingError,
+)
+from pykata.host import held, memory_file, seal
 from pykata.hypervisors.qemu import QEMU
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
@@ -31,11 +38,11 @@ ACK = b"\0\0\0\4\1\0\0\0\0"
 @contextmanager
 def guest(disk: Path | None = None) -> Iterator[Origin]:
     """A saved guest that never was one."""
-    with memory_file(SIZE) as memory:
+    with memory_file(SIZE) as memory, held(memory) as file:
         os.pwrite(memory, b"first", 0)
         os.pwrite(memory, b"in the middle", 500_000)
         seal(memory)
-        vm = SavedVM(memory, b"devices", {3: Disk("d", disk, "qcow2")} if disk else {})
+        vm = SavedVM(file, b"devices", {3: Disk("d", disk, "qcow2")} if disk else {})
         config = ImageConfig(entrypoint=("/bin/x",), cmd=("y",), env={"A": "1"})
         container = SavedContainer("c1", "image", "sha256:0", config, "x86_64", disk=123, fresh=True)
         yield Origin(
@@ -82,6 +89,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         assert (again.containers, again.main, again.next_number) == (origin.containers, "c2", 7)
         with pytest.raises(PermissionError):
             os.pwrite(again.vm.memory, b"x", 0)
+    with pytest.raises(SandboxClosedError, match="was left"):
+        again.vm.memory  # noqa: B018  its number may be another file's by now
 
 
 @pytest.mark.parametrize("name", ["memory", "devices", "state.json", "slot3"])

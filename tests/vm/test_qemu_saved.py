@@ -117,7 +117,7 @@ async def test_a_paused_guest_stands_still(bundle: Bundle, ramdisk: Path) -> Non
 async def test_a_state_that_is_none_ends_the_machine(bundle: Bundle, ramdisk: Path) -> None:
     qemu = QEMU(accel="tcg")
     async with booted(qemu, bundle.kernel, ramdisk) as parent, parent.vm.saved() as saved:
-        damaged = SavedVM(saved.memory, b"nothing of QEMU's")
+        damaged = SavedVM(saved.file, b"nothing of QEMU's")
         async with qemu.transport(NOWHERE) as transport:
             spec = VMSpec(NOWHERE, NOWHERE, transport, memory=128, saved=damaged)
             with pytest.raises(VMError, match=r"QEMU .*(exited with code 1|was killed)"):

@@ -92,12 +92,26 @@ class QemuVM(VM):
     @asynccontextmanager
     async def saved(self) -> AsyncIterator[SavedVM]:
         with host.memory_file(self._memory) as memory:
-            copy = state.Copy(self.pid, self._memory, self._started_from, memory)
-            await anyio.to_thread.run_sync(copy.prepare)
-            async with self._slots.still() as slots:
-                devices = await self._save(copy)
+            with self._first() as started_from:
+                copy = state.Copy(self.pid, self._memory, started_from, memory)
+                await anyio.to_thread.run_sync(copy.prepare)
+                async with self._slots.still() as slots:
+                    devices = await self._save(copy)
             host.seal(memory)
-            yield SavedVM(memory=memory, devices=devices, slots=slots)
+            with host.held(memory) as file:
+                yield SavedVM(file, devices, slots)
+
+    @contextmanager
+    def _first(self) -> Iterator[int | None]:
+        """What the machine was started from, open until the block is left, whenever the machine is."""
+        if self._started_from is None:
+            yield None
+            return
+        descriptor = os.dup(self._started_from)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def _save(self, copy: state.Copy) -> bytes:
         """Finish the copy of the guest's memory; returns the state of the devices. The machine is stopped for that."""
@@ -299,7 +313,10 @@ def _saved(stack: ExitStack, saved: SavedVM) -> tuple[int, int]:
     stack.callback(os.close, devices)
     os.write(devices, saved.devices)
     os.lseek(devices, 0, os.SEEK_SET)
-    return saved.memory, devices
+    # Of our own: it may be left, and its number be another file's, before QEMU is spawned.
+    memory = os.dup(saved.memory)
+    stack.callback(os.close, memory)
+    return memory, devices
 
 
 def _reopenable(stack: ExitStack, descriptor: int) -> int:
