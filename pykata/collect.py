@@ -11,7 +11,7 @@ from attrs import define, field
 from pykata.command import Callback, Collection
 from pykata.completed import Completed
 from pykata.concurrency import alongside
-from pykata.errors import AgentTimeoutError, VMDiedError
+from pykata.errors import AgentError, AgentTimeoutError, VMDiedError
 from pykata.process import Process
 from pykata.spec import Reason
 from pykata.streams import Output
@@ -97,6 +97,10 @@ async def collect(process: Process, how: Collection) -> Completed:
     except VMDiedError as died:
         await collector.sweep()
         return collector.completed("vm_died", died)
+    except AgentError as error:
+        await collector.sweep()
+        error.completed = collector.completed("vm_died")
+        raise
     return collector.completed(reason)
 
 

@@ -16,6 +16,7 @@ from pykata.options import (
     check_seconds,
     check_terminal,
     check_user,
+    is_text,
 )
 from pykata.spec import ImageConfig, Terminal
 
@@ -83,8 +84,9 @@ def command(
 
 def shell(script: str) -> list[str]:
     """The command that runs ``script`` in the container's shell. Raises :class:`ConfigError`."""
-    if not isinstance(script, str) or "\0" in script:
-        raise ConfigError(f"script={script!r:.80} is not text without NUL", hint="run takes a list of arguments")
+    if not is_text(script):
+        wrong = f"script={script!r:.80} is not text in UTF-8 without NUL"
+        raise ConfigError(wrong, hint="run takes a list of arguments")
     return ["/bin/sh", "-c", script]
 
 
@@ -116,7 +118,10 @@ def collection(
 ) -> Collection:
     """Check the arguments that only ``run`` has. Raises :class:`ConfigError`."""
     if isinstance(input, str):
-        input = input.encode()
+        try:
+            input = input.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigError(f"input={input!r:.80} can't be said in UTF-8: {exc.reason}", hint="give bytes") from exc
     if input is not None and not isinstance(input, bytes | bytearray | memoryview):
         raise ConfigError(f"input={input!r:.80} is neither bytes nor text")
     for name, callback in (("on_stdout", on_stdout), ("on_stderr", on_stderr)):

@@ -295,7 +295,14 @@ class ShareLostError(VMDiedError):
 
 
 class AgentError(PykataError):
-    """The agent in the guest failed."""
+    """The agent in the guest failed.
+
+    ``console`` is the end of the guest's console, and ``completed`` what the command that was being run had written,
+    as far as it came; empty and None where there is none.
+    """
+
+    console: str = ""
+    completed: Completed | None = None
 
 
 class AgentLostError(AgentError):

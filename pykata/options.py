@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MIN_MEMORY = 64
 """MiB. The guest's kernel and agent take about 40; below this the first container would be killed for memory."""
 
+MIN_DISK = 64 * 1024
+"""Bytes. The directories that a container's writable layer begins with take some pages."""
+
 MAX_NAME = 63
 MAX_SIGNAL = 64
 
@@ -40,6 +43,17 @@ UNLIMITED = 2**64 - 1
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
 _ENV_NAME = re.compile(r"[^=\0]+")
+
+
+def is_text(value: object) -> bool:
+    """Whether a process can be given it: text without NUL that UTF-8 can say, so without a lone surrogate."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_seconds(name: str, value: object) -> float | None:
@@ -61,10 +75,10 @@ def check_env(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None and not isinstance(env, Mapping):
         raise ConfigError(f"env={env!r} is not a mapping", hint='give {"NAME": "value"}')
     for key, value in (env or {}).items():
-        if not isinstance(key, str) or not _ENV_NAME.fullmatch(key):
-            raise ConfigError(f"env has a name {key!r} that no process can have", hint="no '=', not empty")
-        if not isinstance(value, str) or "\0" in value:
-            raise ConfigError(f"env[{key!r}]={value!r} is not text without NUL")
+        if not is_text(key) or not _ENV_NAME.fullmatch(key):
+            raise ConfigError(f"env has a name {key!r} that no process can have", hint="UTF-8, no '=', not empty")
+        if not is_text(value):
+            raise ConfigError(f"env[{key!r}]={value!r} is not text in UTF-8 without NUL")
     return dict(env or {})
 
 
@@ -74,12 +88,14 @@ def check_cmd(cmd: Sequence[str] | None, name: str = "cmd") -> tuple[str, ...] |
         return None
     if isinstance(cmd, str | bytes):
         raise ConfigError(f"{name}={cmd!r} is one string", hint='give a list of arguments, e.g. ["sh", "-c", "..."]')
+    if not isinstance(cmd, Iterable):
+        raise ConfigError(f"{name}={cmd!r} is not a list of arguments")
     args = tuple(cmd)
     if not args or args[0] == "":
         raise ConfigError(f"{name}={cmd!r} is empty", hint=f"name a program, or leave {name} out for the image's own")
     for arg in args:
-        if not isinstance(arg, str) or "\0" in arg:
-            raise ConfigError(f"{name} has an argument {arg!r} that is not text without NUL")
+        if not is_text(arg):
+            raise ConfigError(f"{name} has an argument {arg!r} that is not text in UTF-8 without NUL")
     return args
 
 
@@ -87,14 +103,14 @@ def check_cwd(cwd: str | None) -> str:
     """A working directory: an absolute path in the container; empty for the image's own."""
     if not cwd:
         return ""
-    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
+    if not is_text(cwd) or not cwd.startswith("/"):
         raise ConfigError(f"cwd={cwd!r} is not an absolute path in the container")
     return cwd
 
 
 def check_user(user: str | None) -> str:
     """Who to run as; empty for the image's own."""
-    if user is not None and (not isinstance(user, str) or "\0" in user):
+    if user is not None and not is_text(user):
         raise ConfigError(f"user={user!r} is not a user", hint='give "name", "uid", "name:group" or "uid:gid"')
     return user or ""
 
@@ -144,7 +160,7 @@ def _rlimit(name: str, value: int | tuple[int, int]) -> tuple[str, int, int]:
 
 def check_hostname(hostname: str) -> str:
     """A host name: one label of RFC 1123."""
-    if len(hostname) > MAX_NAME or not _LABEL.fullmatch(hostname):
+    if not isinstance(hostname, str) or len(hostname) > MAX_NAME or not _LABEL.fullmatch(hostname):
         raise ConfigError(
             f"hostname={hostname!r} is not a host name",
             hint=f"letters, digits and inner hyphens, at most {MAX_NAME} characters",
@@ -227,8 +243,10 @@ class Options:
             raise ConfigError("volumes: a snapshot has none", hint="restore it without, and copy files into it")
         if self.fs.shared and self.snapshot is not None:
             raise ConfigError(f"fs: a snapshot has no {self.fs.name}", hint="restore it without")
-        if self.disk <= 0:
-            raise ConfigError(f"disk={self.disk} bytes leaves nothing to write to")
+        if self.disk < MIN_DISK:
+            raise ConfigError(
+                f"disk={self.disk} bytes leaves nothing to write to", hint=f"at least {MIN_DISK // 1024}K"
+            )
 
     @property
     def uses_host(self) -> bool:

@@ -50,7 +50,7 @@ async def check(hypervisor: Hypervisor | str = "qemu") -> CheckReport:
     items = [
         _looked("directories", _directories),
         await anyio.to_thread.run_sync(_looked, "guest bundle", _bundle),     # it reads all of it
-        _looked("hypervisor", lambda: f"{vmm.features.name}, {_accel(vmm)}"),
+        await _hypervisor(vmm),
         _looked("image conversion", lambda: str(Block().tool())),
         await _networks(),
     ]
@@ -68,6 +68,13 @@ def _failed(name: str, error: PykataError | OSError) -> CheckItem:
     if isinstance(error, PykataError):
         return CheckItem(name, False, error.message, error.hint)
     return CheckItem(name, False, str(error))
+
+
+async def _hypervisor(vmm: Hypervisor) -> CheckItem:
+    try:
+        return CheckItem("hypervisor", True, f"{await vmm.found()}, {_accel(vmm)}")
+    except (PykataError, OSError) as error:
+        return _failed("hypervisor", error)
 
 
 async def _networks() -> CheckItem:

@@ -127,7 +127,9 @@ class Running:
         """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""
         if isinstance(error, AgentLostError):
             await self._notice_death()
-        self.broken = self.broken or error
+        if self.broken is None:
+            error.console = self.vm.console()
+            self.broken = error
         return self.broken
 
     @asynccontextmanager

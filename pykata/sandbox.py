@@ -13,7 +13,7 @@ from attrs import evolve
 
 from pykata.boot import boot, check_isolation, isolation_of
 from pykata.collect import collect
-from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
+from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
 from pykata.completed import Completed
 from pykata.container import Container, inherited, kept_container, single_process
 from pykata.detached.handle import Detached, find_detached
@@ -249,8 +249,7 @@ class Sandbox:
             pull=pull,
         )  # fmt: skip
 
-    @asynccontextmanager
-    async def process(
+    def process(
         self,
         image: str,
         cmd: Sequence[str] | None = None,
@@ -262,14 +261,19 @@ class Sandbox:
         rlimits: Rlimits | None = None,
         tty: bool | Terminal = False,
         pull: PullPolicy | None = None,
-    ) -> AsyncIterator[Process]:
+    ) -> AbstractAsyncContextManager[Process]:
         """Start a command in a new container of ``image``; yields the running :class:`Process`.
 
         It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
-        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`.
+        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`. Raises :class:`ConfigError` when called, which
+        may be before the sandbox is entered, and what :meth:`run` raises when its block is entered.
         """
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
-        async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
+        return self._process(image, what, check_pull(pull or self.options.pull))
+
+    @asynccontextmanager
+    async def _process(self, image: str, what: Command, pull: PullPolicy) -> AsyncIterator[Process]:
+        async with single_process(self._open, image, what, pull) as process:
             yield process
 
     def container(self, image: str, *, pull: PullPolicy | None = None) -> AbstractAsyncContextManager[Container]:

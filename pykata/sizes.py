@@ -9,7 +9,7 @@ from pykata.spec import MIB
 
 UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
 def parse_size(name: str, value: object) -> int:

@@ -10,7 +10,7 @@ from pykata_cli import exits
 from pykata_cli.image_parser import add_image_commands, add_pull_policy, add_registry_options
 from pykata_cli.network_parser import add_network
 from pykata_cli.parser_detached import add_detached
-from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose
+from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose, seconds
 
 EXITS = f"""\
 exit codes:
@@ -123,7 +123,7 @@ def _add_process(group: Any) -> None:
     add_identity(group)
     group.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's entrypoint; empty for none")
     group.add_argument(
-        "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
+        "--timeout", metavar="SECONDS", type=seconds, help="kill the command after this time; what it wrote is kept"
     )
     add_stdio(group)
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pykata_cli import exits
-from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose
+from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose, patience, seconds
 
 EXEC = f"""\
 examples:
@@ -65,7 +65,7 @@ def add_detached(commands: Any) -> None:
     stop = _add(commands, "stop", "end detached sandboxes",
                 "End detached sandboxes: SIGTERM for the main command, and SIGKILL if it doesn't end.", STOP)
     stop.add_argument(
-        "-t", "--timeout", metavar="SECONDS", type=float, default=10.0, help="between the two; default: %(default)g"
+        "-t", "--timeout", metavar="SECONDS", type=patience, default=10.0, help="between the two; default: %(default)g"
     )
     _add_names(stop)
     kill = _add(commands, "kill", "send a signal to detached sandboxes",
@@ -105,7 +105,7 @@ def _add_exec(commands: Any) -> None:
     parser.add_argument("cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="with its arguments")
     add_identity(parser)
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, help="kill the command after this time; what it wrote is kept"
+        "--timeout", metavar="SECONDS", type=seconds, help="kill the command after this time; what it wrote is kept"
     )
     add_stdio(parser)
     add_verbose(parser)

@@ -5,6 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 
+def seconds(text: str) -> float:
+    """A duration for argparse: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def patience(text: str) -> float:
+    """How long one waits: seconds, or 0 for not at all."""
+    return 0.0 if float(text) == 0 else seconds(text)
+
+
 def add_verbose(parser: Any) -> None:
     """``-v``."""
     parser.add_argument(

@@ -34,10 +34,12 @@ async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
     options = {"env": environment(arguments.env), "tty": arguments.tty and size(), **_process_options(arguments)}
     with bars(sys.stderr) as show:
         said = sandbox_options(arguments) | ({} if show is None else {"progress": show})
-        async with pykata.Sandbox(**said) as sandbox, logged(sandbox.network, arguments.network_log):
+        sandbox = pykata.Sandbox(**said)
+        command = sandbox.process(arguments.image, arguments.cmd or None, **options)    # it complains before we boot
+        async with sandbox, logged(sandbox.network, arguments.network_log):
             if arguments.publish:
                 _tell(sandbox.network.ports)
-            async with sandbox.process(arguments.image, arguments.cmd or None, **options) as process:
+            async with command as process:
                 relay.process = process
                 code = await Streams(process, forward_stdin(arguments), arguments.tty).run(arguments.timeout)
             log.debug("%s, %s isolation, %s", sandbox.accel, sandbox.isolation, sandbox.timings)

@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 
 import anyio
 
+import pykata
+
 STDIN, STDOUT, STDERR = 0, 1, 2
+NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 # pipe(7): a write of at most PIPE_BUF bytes to a pipe that poll(2) calls writable doesn't block.
 _PIECE = select.PIPE_BUF
@@ -33,16 +36,20 @@ async def read(fd: int) -> AsyncIterator[bytes]:
 
 
 async def write(fd: int, data: bytes) -> None:
-    """Write everything. Raises BrokenPipeError when nobody reads it."""
+    """Write everything. Raises BrokenPipeError when nobody reads it, and HostError when it can't be written."""
     rest = memoryview(data)
     while rest:
         if not _ready(fd, select.POLLOUT):
             await anyio.wait_writable(fd)
         try:
             rest = rest[os.write(fd, rest[:_PIECE]):]
+        except BrokenPipeError:
+            raise
         except BlockingIOError:
             # Someone made the pipe non-blocking, and it was emptier when poll(2) looked.
             await anyio.lowlevel.checkpoint()
+        except OSError as exc:
+            raise pykata.HostError(f"can't write to {NAMES.get(fd, fd)}: {exc.strerror}") from exc
 
 
 def _ready(fd: int, events: int) -> bool:

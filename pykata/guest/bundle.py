@@ -13,9 +13,10 @@ from typing import Any
 
 from attrs import field, frozen
 
-from pykata.errors import BundleDamagedError, BundleMissingError
+from pykata.errors import BundleDamagedError, BundleError, BundleMissingError
 from pykata.guest.cache import cache_root
 from pykata.guest.inputs import FORMAT, file_hash, host_arch, source_tree, tree_hash
+from pykata.guest.trust import checked_before, remember
 
 BUILD = "pykata guest build"
 OUTPUTS = ("vmlinux", "initrd.cpio", "busybox.squashfs", "busybox.json")
@@ -62,14 +63,32 @@ class Bundle:
 def find_bundle(path: Path | None = None) -> Bundle:
     """The bundle to boot: ``path`` or ``$PYKATA_BUNDLE``, else the installed wheel's, else the cache's.
 
-    Sizes are checked, contents aren't (see :meth:`Bundle.verify`). In a source tree only a bundle that was built from
-    these very sources will do. Raises BundleMissingError and BundleDamagedError.
+    Its files are read once, and again only when one of them has changed. In a source tree only a bundle that was built
+    from these very sources will do. Raises BundleMissingError and BundleDamagedError.
     """
-    chosen = path or os.environ.get("PYKATA_BUNDLE")
-    if chosen:
-        return load_bundle(Path(chosen))
+    if path is not None:
+        return checked(load_bundle(path))
+    if named := os.environ.get("PYKATA_BUNDLE"):
+        return _of_environment(Path(named))
     carried = _carried()
-    return load_bundle(carried) if carried else cached_bundle(host_arch())
+    return checked(load_bundle(carried) if carried else cached_bundle(host_arch()))
+
+
+def _of_environment(path: Path) -> Bundle:
+    try:
+        return checked(load_bundle(path))
+    except BundleError as exc:
+        exc.hint = f"correct or unset PYKATA_BUNDLE={path}"     # building one wouldn't help
+        raise
+
+
+def checked(bundle: Bundle) -> Bundle:
+    """The bundle, every byte of which is what its manifest says. Raises BundleDamagedError."""
+    files = [bundle.path / name for name in (*OUTPUTS, "manifest.json")]
+    if not checked_before(bundle.path, files):
+        bundle.verify()
+        remember(bundle.path, files)
+    return bundle
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -85,6 +104,10 @@ def load_bundle(path: Path) -> Bundle:
             _sized(path, name, manifest["outputs"][name])
     except (KeyError, TypeError) as exc:
         raise _damaged(path / "manifest.json", f"it lacks {exc}") from exc
+    if bundle.arch != host_arch():
+        raise BundleMissingError(
+            f"the guest bundle {path} is for {bundle.arch}, and this machine is {host_arch()}", hint=f"run: {BUILD}"
+        )
     return bundle
 
 
@@ -146,9 +169,11 @@ def _carried() -> Path | None:
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise BundleMissingError(f"no guest bundle in {path}: it has no manifest.json", hint=f"run: {BUILD}") from exc
-    except ValueError as exc:
+    except OSError as exc:
+        raise _damaged(path / "manifest.json", f"it can't be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
         raise _damaged(path / "manifest.json", f"it isn't JSON: {exc}") from exc
     if not isinstance(manifest, dict):
         raise _damaged(path / "manifest.json", "it isn't a JSON object")
@@ -169,6 +194,8 @@ def _sized(folder: Path, name: str, said: Mapping[str, Any]) -> Path:
         size = path.stat().st_size
     except FileNotFoundError:
         raise _damaged(path, "it is missing") from None
+    except OSError as exc:
+        raise _damaged(path, f"it can't be read: {exc.strerror}") from exc
     if size != said["size"]:
         raise _damaged(path, f"it has {size} bytes, not {said['size']}")
     return path

@@ -79,6 +79,10 @@ class Hypervisor(ABC):
     def accel_here(self) -> Accel:
         """The accelerator that :meth:`boot` will use on this host. Raises :class:`~pykata.errors.HostError`."""
 
+    async def found(self) -> str:
+        """What of it is installed, as :func:`~pykata.check` shows it. Raises :class:`~pykata.errors.HostError`."""
+        return self.features.name
+
     def saving(self, identity: Mapping[str, str] | None = None) -> Hypervisor:
         """The same, but so that its machines can be saved, and others go on from them.
 

@@ -122,6 +122,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("argv", [
     [], ["walk"], ["run"], ["run", "--memry", "1G", "image"], ["run", "--cpus", "many", "image"], ["guest"],
+    *(["run", f"--timeout={seconds}", "image"] for seconds in ("nan", "0", "-1", "inf", "soon")),
 ])
 def test_a_wrong_command_line(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:

@@ -78,6 +78,19 @@ def test_nobody_reads_the_output(scripted: Script, capfdbinary: pytest.CaptureFi
     assert ScriptedSandbox.left
 
 
+def test_output_that_cannot_be_written(scripted: Script, capfd: pytest.CaptureFixture[str]) -> None:
+    saved, full = os.dup(1), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.close(full)
+    scripted(output=(b"lost",), exit=None)
+    try:
+        assert run("image") == PYKATA_FAILED
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+    assert capfd.readouterr().err == "pykata: can't write to stdout: No space left on device\n"
+
+
 # --- how it ends ---
 
 

@@ -34,14 +34,17 @@ def test_no_command_anywhere_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"cwd": "relative"}, {"cwd": "/a\0"}, {"user": 3}, {"user": "a\0"}, {"entrypoint": "sh"}]
+    "arguments", [{"cwd": "relative"}, {"cwd": "/a\0"}, {"user": 3}, {"user": "a\0"}, {"entrypoint": "sh"},
+                  {"cwd": "/\udcff"}, {"user": "\udcff"}, {"entrypoint": ["\udcff"]}]
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         command(["x"], **arguments)
 
 
-@pytest.mark.parametrize("arguments", [{"input": 3}, {"max_output": -1}, {"max_output": 1.5}, {"timeout": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"input": 3}, {"input": "\ud800"}, {"max_output": -1}, {"max_output": 1.5}, {"timeout": 0}]
+)
 def test_bad_ways_to_collect_are_named(arguments: dict[str, Any]) -> None:
     defaults: dict[str, Any] = {
         "input": None, "timeout": None, "on_stdout": None, "on_stderr": None, "max_output": 1, "check": False,

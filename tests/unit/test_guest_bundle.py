@@ -11,7 +11,7 @@ import pytest
 
 from pykata.errors import BundleDamagedError, BundleMissingError
 from pykata.guest import bundle as finding
-from pykata.guest import find_bundle, load_bundle, write_wheel
+from pykata.guest import find_bundle, load_bundle, trust, write_wheel
 from pykata.guest.bundle import OUTPUTS
 from pykata.guest.inputs import file_hash, host_arch, tree_hash
 
@@ -94,12 +94,51 @@ def test_verify_reads_every_byte(tmp_path: Path) -> None:
     bundle.verify()
     size = (path / "vmlinux").stat().st_size
     (path / "vmlinux").write_bytes(bytes(size))
-    assert load_bundle(path) == bundle
     with pytest.raises(BundleDamagedError, match="vmlinux"):
         bundle.verify()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "arch": "x", "hash": "y"}'])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_byte_that_changed_is_noticed_before_a_start(cache: Path, tmp_path: Path, name: str) -> None:
+    path = make_bundle(tmp_path / "bundle")
+    assert find_bundle(path) == find_bundle(path)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    for _ in range(2):
+        with pytest.raises(BundleDamagedError, match=name):
+            find_bundle(path)
+    (path / name).write_bytes(whole)
+    assert find_bundle(path).path == path
+
+
+def test_a_bundle_is_read_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = make_bundle(tmp_path / "bundle"), list[Path]()
+    monkeypatch.setattr(finding.Bundle, "verify", lambda bundle: read.append(bundle.path))
+    for _ in range(3):
+        find_bundle(path)
+    trust.noted.cache_clear()       # another process
+    find_bundle(path)
+    assert read == [path]
+
+
+def test_a_bundle_for_another_machine_is_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleMissingError, match="vax"):
+        find_bundle(make_bundle(tmp_path / "bundle", arch="vax"))
+
+
+def test_a_wrong_variable_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for wrong in (file, tmp_path / "none"):
+        monkeypatch.setenv("PYKATA_BUNDLE", str(wrong))
+        with pytest.raises(BundleMissingError) as caught:
+            find_bundle()
+        assert "PYKATA_BUNDLE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", "{", '{"format": 1}', '{"format": 1, "arch": "x", "hash": "y"}']
+)
 def test_a_damaged_manifest_is_a_typed_error(tmp_path: Path, text: str) -> None:
     path = make_bundle(tmp_path / "bundle")
     (path / "manifest.json").write_text(text)

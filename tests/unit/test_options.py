@@ -30,7 +30,7 @@ def test_a_size_is_mebibytes_or_text(value: object, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "big", "-1", -1, "1X", None, True, "1 2", float("nan"), float("inf"), b"1M", 2**60]
+    "value", ["", "big", "-1", -1, "1X", None, True, "1 2", float("nan"), float("inf"), b"1M", 2**60, "9" * 400 + "G"]
 )
 def test_what_is_no_size_is_named(value: object) -> None:
     with pytest.raises(ConfigError, match="memory="):
@@ -43,20 +43,23 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
         assert parse_size("disk", text) >= 0
 
 
-@pytest.mark.parametrize("cmd", ["echo hi", b"echo", [], [""], ["a", 1], ["a\0b"], ()])
+@pytest.mark.parametrize("cmd", ["echo hi", b"echo", [], [""], ["a", 1], ["a\0b"], (), 5, ["a", "\udcff"]])
 def test_a_command_is_a_list_of_text(cmd: Any) -> None:
     with pytest.raises(ConfigError, match="cmd"):
         check_cmd(cmd)
 
 
-@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": "\0"}, [("A", "B")], {1: "x"}])
+@pytest.mark.parametrize(
+    "env",
+    [{"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": "\0"}, [("A", "B")], {1: "x"}, {"A": "\udcff"}, {"\udcff": "x"}],
+)
 def test_env_is_a_mapping_that_a_process_can_have(env: Any) -> None:
     with pytest.raises(ConfigError, match="env"):
         check_env(env)
 
 
-@pytest.mark.parametrize("name", ["-a", "a-", "a.b", "ä", "x" * 64, "a b", ""])
-def test_a_hostname_is_one_label(name: str) -> None:
+@pytest.mark.parametrize("name", ["-a", "a-", "a.b", "ä", "x" * 64, "a b", "", 5, b"x"])
+def test_a_hostname_is_one_label(name: Any) -> None:
     with pytest.raises(ConfigError, match="hostname="):
         check_hostname(name)
 

@@ -12,6 +12,7 @@ import pytest
 
 import pykata.collect
 from pykata import (
+    AgentProtocolError,
     AgentTimeoutError,
     CommandFailedError,
     GuestPanicError,
@@ -169,6 +170,16 @@ async def test_the_machine_s_death_keeps_the_output(
     assert caught.value.__cause__ is done.error
     with pytest.raises(error):
         await run(["true"])
+
+
+async def test_an_agent_that_fails_keeps_the_output(sb: Sandbox) -> None:
+    def cut(data: bytes) -> None:
+        sb._open.agent._channel.fail(AgentProtocolError, "it said what it must not")
+
+    with pytest.raises(AgentProtocolError) as caught:
+        await sb.run(BUSYBOX, ["talks"], on_stderr=cut)
+    assert caught.value.completed is not None
+    assert (caught.value.completed.stdout, caught.value.completed.stderr) == ("so far\n", "so bad\n")
 
 
 async def test_check_of_a_dead_machine_is_a_failed_command(run: Run, vm: FakeVM) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pykata.errors import ConfigError, HostError, VMError
 from pykata.guest import Bundle
-from pykata.hypervisors.qemu import QEMU
+from pykata.hypervisors.qemu import QEMU, slots
 from pykata.spec import Disk
 from tests.cancellation import cancel_everywhere
 from tests.vm.qemu_guest import Guest, booted, initrd
@@ -176,3 +176,20 @@ async def test_cancelled_anywhere(bundle: Bundle, ramdisk: Path, images: list[Di
 
         assert await cancel_everywhere(plug, works) >= 2
         assert await cancel_everywhere(plug_when_free, works) >= 2
+
+
+async def test_a_slot_that_nobody_leaves_is_not_waited_for_for_ever(
+    bundle: Bundle, ramdisk: Path, images: list[Disk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "PATIENCE", 0.2)
+    async with booted(QEMU("microvm", "tcg", disk_slots=1), bundle.kernel, ramdisk) as guest:
+        async with guest.vm.plug(images[0]):
+            with pytest.raises(HostError, match="all 1 disk slots"):
+                async with guest.vm.plug(images[1]):
+                    pass
+        async with guest.vm.plug(images[1]) as serial:
+            assert await shown(guest, serial) == "image 1"
+    async with booted(QEMU("microvm", "tcg", disk_slots=0), bundle.kernel, ramdisk) as guest:
+        with pytest.raises(ConfigError, match="no disk slot"):
+            async with guest.vm.plug(images[0]):
+                pass

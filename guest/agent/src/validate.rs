@@ -4,10 +4,12 @@ use std::ffi::CString;
 
 use tonic::Status;
 
-/// Longest string the protocol allows.
-pub const MAX_STRING: usize = 64 * 1024;
+/// Longest string the protocol allows: what execve(2) takes of an argument, less its NUL.
+pub const MAX_STRING: usize = 128 * 1024 - 1;
 /// Most elements of any list in a request.
 pub const MAX_LIST: usize = 16 * 1024;
+/// Most arguments, and most variables; how much they may be in all is for execve(2) to say.
+pub const MAX_WORDS: usize = 256 * 1024;
 /// Most lower file systems of one rootfs; an image has at most 127 layers.
 pub const MAX_LOWERS: usize = 128;
 /// Most data in one message of stdin.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,8 +60,15 @@ def _check_ksm() -> None:
         raise HostError("ksm=True: merging is switched off on this host", hint=f"its root can: echo 1 > {KSM}")
 
 
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
+def _path(value: object) -> Path | None:
+    if value is None or isinstance(value, str | os.PathLike):
+        return None if value is None else Path(value)
+    raise ConfigError(f"binary={value!r} is not a path")
+
+
+def _flag(instance: QEMU, attribute: Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name}={value!r} is neither True nor False")
 
 
 @frozen
@@ -89,7 +97,7 @@ class QEMU(Hypervisor):
     accel: Literal["auto", "kvm", "tcg"] = field(default="auto", validator=_one_of("auto", "kvm", "tcg"))
     binary: Path | None = field(default=None, converter=_path)
     disk_slots: int | None = field(default=None, validator=_slots)
-    reclaim: bool = True
+    reclaim: bool = field(default=True, validator=_flag)
     ksm: bool = False
     code_cache: int = field(default=64, validator=_code)
     agent: Literal["auto", "serial", "vsock"] = field(default="auto", validator=_one_of("auto", "serial", "vsock"))
@@ -150,6 +158,12 @@ class QEMU(Hypervisor):
                         code_cache=self.code_cache)
         async with started as vm:
             yield vm
+
+    async def found(self) -> str:
+        binary = self._binary()
+        number = await version.of_binary(binary)
+        version.check(number, binary)
+        return f"QEMU {version.text(number)} ({binary})"
 
     def _can_save(self) -> bool:
         try:

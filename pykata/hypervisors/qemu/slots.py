@@ -28,6 +28,7 @@ from pykata.spec import Disk, DiskFormat
 log = logging.getLogger(__name__)
 
 BLOCK = 4096            # bytes; the guest reads whole pages, and gets an error for one that the image ends in
+PATIENCE = 120.0        # seconds; who holds the slots may be the very task that waits
 FIRST_FDSET = 1000      # above those of the disks that the machine was started with
 
 Key = tuple[int, int, DiskFormat]
@@ -51,6 +52,7 @@ class Slots:
 
     def __init__(self, qmp: QMP, count: int, started_with: Mapping[int, Disk], aio: Aio = "threads") -> None:
         self._qmp = qmp
+        self._count = count
         self._aio = aio
         self._free = [number for number in reversed(range(count)) if number not in started_with]
         self._plugged = {
@@ -98,14 +100,22 @@ class Slots:
             raise QMPClosedError("the virtual machine has ended, so nothing can be plugged into it")
         if self._free:
             return self._free.pop()
-        log.info("waiting for a disk slot: all are taken by other images")
+        if not self._count:
+            raise ConfigError("this machine has no disk slot for an image", hint="QEMU(disk_slots=...) above 0")
+        log.info("waiting for a disk slot: all %d are taken by other images", self._count)
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            return await turn
-        except asyncio.CancelledError:
+            async with asyncio.timeout(PATIENCE):
+                return await turn
+        except (asyncio.CancelledError, TimeoutError) as exc:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._give_back(turn.result())
+            if isinstance(exc, TimeoutError):
+                raise HostError(
+                    f"all {self._count} disk slots of this machine have been taken by other images for {PATIENCE:g} s",
+                    hint="leave a container of another image, or use QEMU(machine='q35', disk_slots=...)",
+                ) from exc
             raise
         finally:
             if turn in self._waiting:

@@ -53,8 +53,9 @@ def build(binary: Path) -> str:
 def check(version: tuple[int, ...], binary: Path) -> None:
     """Raise :class:`~pykata.errors.ToolTooOldError` for a version older than :data:`OLDEST`."""
     if version < OLDEST:
-        raise ToolTooOldError(f"{binary} is QEMU {_text(version)}", hint=f"QEMU {_text(OLDEST)} or later is needed")
+        raise ToolTooOldError(f"{binary} is QEMU {text(version)}", hint=f"QEMU {text(OLDEST)} or later is needed")
 
 
-def _text(version: tuple[int, ...]) -> str:
+def text(version: tuple[int, ...]) -> str:
+    """As people write it."""
     return ".".join(map(str, version))

@@ -108,8 +108,8 @@ pub struct Started {
 impl Plan {
     pub fn new(from: proto::Process, defaults: &defaults::Defaults) -> Result<Self, Invalid> {
         validate::id("process.id", &from.id)?;
-        validate::list("process.args", &from.args, validate::MAX_LIST)?;
-        validate::list("process.env", &from.env, validate::MAX_LIST)?;
+        validate::list("process.args", &from.args, validate::MAX_WORDS)?;
+        validate::list("process.env", &from.env, validate::MAX_WORDS)?;
         validate::list("process.rlimits", &from.rlimits, 64)?;
         let tool = Tool::try_from(from.tool)
             .map_err(|_| Invalid::new("process.tool", format!("{} is none this agent has", from.tool)))?;
