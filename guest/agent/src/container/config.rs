@@ -91,6 +91,14 @@ pub enum SeccompChoice {
 }
 
 impl Config {
+    /// Whether it may limit processes of its own, as a container engine in it does.
+    pub fn may_make_cgroups(&self) -> bool {
+        self.mounts.iter().any(|mount| {
+            matches!(&mount.what, MountKind::Kernel(kind) if kind == "cgroup2")
+                && mount.options.set & crate::mounts::RDONLY == 0
+        })
+    }
+
     pub fn new(mut request: proto::CreateContainerRequest) -> Result<Self, Invalid> {
         validate::id("id", &request.id)?;
         let usual = request.oci_spec.is_empty();

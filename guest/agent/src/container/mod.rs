@@ -198,6 +198,9 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
 
 fn start_init(agent: &Agent, cgroup: &Cgroup, plan: init::Plan<'_>) -> Result<(i32, stdio::Reporting), Failed> {
     resources::apply(cgroup, &plan.config.resources, resources::default_pids(agent.guest.memory_total))?;
+    if plan.config.may_make_cgroups() {
+        cgroup::enable("cpu")?;
+    }
     let (report, reporter) = stdio::report_pipe()?;
     let namespaces = &plan.config.namespaces;
     // With a user namespace it is only init's elder brother, which needs a mount namespace to work in.

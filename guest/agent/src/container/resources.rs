@@ -16,7 +16,7 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources, default_pids: u64) -> Resul
 
 /// Controllers beyond those that are always on.
 fn enable(settings: &[(String, String)]) -> Result<(), Failed> {
-    for controller in ["cpuset", "io", "hugetlb"] {
+    for controller in ["cpu", "cpuset", "io", "hugetlb"] {
         if settings.iter().any(|(file, _)| file.split('.').next() == Some(controller)) {
             cgroup::enable(controller)?;
         }
