@@ -98,7 +98,7 @@ async def test_a_damaged_bundle(own_bundle: Path, spawned: Callable[[], list[str
     error = await refused(Sandbox(isolation="emulated"))
     assert isinstance(error, BundleDamagedError)
     assert name in str(error)
-    assert "guest build" in error.hint
+    assert "PYKATA_BUNDLE" in error.hint
     assert spawned() == []
 
 

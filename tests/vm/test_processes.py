@@ -229,6 +229,7 @@ async def test_a_server_in_the_background_goes_on_writing(sb: Sandbox) -> None:
 
 async def test_a_process_that_outlives_its_call(sb: Sandbox) -> None:
     async with sb.container(BUSYBOX) as container:
+        await container.run(["true"])       # what the agent keeps for the next one is there from now on
         before = (await stats(sb)).open_files
         echo = await container.start(sh("echo out; echo err >&2; head -c 3 >&2; exit 6"), env={"A": "b"})
         assert await echo.wait() == 6
