@@ -161,9 +161,8 @@ class Container:
         args = self._args(what)
         from pykata.requests import start_request
 
-        async with started(
-            self._running, start_request(self._running, self.id, args, what, user=self.image.config.user)
-        ) as process:
+        request = start_request(self._running, self.id, args, what, user=self.image.config.user)
+        async with started(self._running, request) as process:
             yield process
 
     def _args(self, what: Command) -> tuple[str, ...]:
@@ -348,6 +347,10 @@ async def _removed(running: Running, identity: str) -> AsyncIterator[str]:
 async def remove_container(running: Running, identity: str) -> None:
     """See to it that a container is gone; a guest that doesn't manage that is marked broken. Never fails."""
     if running.broken is not None:
+        return
+    if running.is_paused:
+        running.broken = SandboxClosedError("a container was left while this sandbox was paused",
+                                            hint="resume it before its containers are left")
         return
     try:
         await running.agent.remove_container(identity)

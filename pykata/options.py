@@ -132,11 +132,12 @@ def check_terminal_size(rows: object, cols: object) -> None:
             raise ConfigError(f"{name}={value!r} is not a size of a terminal", hint="from 1 to 65535")
 
 
-def check_signal(number: object) -> int:
-    """A signal's number. Raises :class:`ConfigError` for what is none on Linux."""
-    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_SIGNAL:
+def check_signal(number: object, *, least: int = 1) -> int:
+    """A signal's number, or 0 for none where that is the ``least``. Raises :class:`ConfigError` for what is none."""
+    if isinstance(number, int) and not isinstance(number, bool) and least <= number <= MAX_SIGNAL:
         return int(number)
-    raise ConfigError(f"signal {number!r:.80} is not a signal's number", hint=f"from 1 to {MAX_SIGNAL}: signal.SIGTERM")
+    wrong = f"signal {number!r:.80} is not a signal's number"
+    raise ConfigError(wrong, hint=f"from {least} to {MAX_SIGNAL}: signal.SIGTERM")
 
 
 def check_rlimits(rlimits: Rlimits | None) -> tuple[tuple[str, int, int], ...]:
@@ -219,6 +220,7 @@ class Options:
     snapshot: Path | None = None                                # the same, on disk
     chosen: frozenset[str] = frozenset()                        # what need not be as it was saved there
     bare: bool = False                                          # from a template without containers
+    signal: int = 0                                             # to the processes in what it goes on from
     volumes: Mapping[str, Checked] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -263,4 +265,4 @@ class Options:
 
 def forked(options: Options, origin: Origin) -> Options:
     """Those of a sandbox that goes on from one with these."""
-    return evolve(options, origin=origin, spares=None, snapshot=None, hostname=new_hostname())
+    return evolve(options, origin=origin, spares=None, snapshot=None, signal=0, hostname=new_hostname())

@@ -42,7 +42,6 @@ class Origin:
     main: str = ""                      # the container that a setup has set up
     idle: bool = False                  # ... in which nothing runs any more
     next_number: int = 1                # of the next container or process
-    signal: int = 0                     # sent to the processes that run in it
     identity: Mapping[str, str] = field(factory=dict)       # what a machine has to be to go on from here
 
     @property

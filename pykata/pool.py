@@ -80,9 +80,11 @@ class Pool:
     """
 
     def __init__(
-        self, template: Template, *, size: int = 2, limit: int | None = None,
+        self, template: Template, size: int = 2, *, limit: int | None = None,
         warm_up: Callable[[Sandbox], Awaitable[object]] | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(template, Template):
+            raise ConfigError(f"template={template!r} is not a Template", hint="pass a Template that is open")
         if warm_up is not None and not callable(warm_up):
             raise ConfigError(f"warm_up={warm_up!r} is not a function", hint="give an async function of a Sandbox")
         self._template = template
@@ -124,10 +126,16 @@ class Pool:
         )  # fmt: skip
 
     async def filled(self) -> None:
-        """Wait until as many are ready as shall be."""
+        """Wait until as many are ready as shall be. Raises SandboxClosedError where the pool isn't open."""
+        self._check_open()
         while len(self._ready) < self._size:
             self._arrived.clear()
             await self._arrived.wait()
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise SandboxClosedError("this pool is not open", hint="use it inside its 'async with' block")
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Sandbox]:
@@ -146,8 +154,7 @@ class Pool:
                 self._changed.set()
 
     async def _take(self) -> Sandbox:
-        if not self._is_open:
-            raise SandboxClosedError("this pool is not open", hint="use it inside its 'async with' block")
+        self._check_open()
         self._changed.set()
         # One that has just died is left to who watches it.
         if (ready := next((one for one in self._ready if one.is_alive), None)) is not None:
@@ -261,6 +268,7 @@ class Pool:
             if not turn.done():
                 turn.set_exception(SandboxClosedError("the pool was left while this waited for a sandbox"))
         self._waiting.clear()
+        self._arrived.set()
         async with AsyncExitStack() as stack:
             while self._ready:
                 stack.push_async_exit(self._ready.pop().sandbox)

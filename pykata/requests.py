@@ -66,7 +66,8 @@ def container_request(
     """
     options = running.options
     config = rootfs.image.config
-    env = {"PATH": DEFAULT_PATH, **config.env, **options.env}
+    # Without the sandbox's own: the container may go on in another one, whose affair that isn't.
+    env = {"PATH": DEFAULT_PATH, **config.env}
     return v1.CreateContainerRequest(
         id=container,
         rootfs=v1.Rootfs(
@@ -115,7 +116,7 @@ def detached_request(
 def process_message(running: Running, args: tuple[str, ...], command: Command, user: str) -> v1.Process:
     """A process, with an id of its own."""
     terminal = command.terminal
-    env = {**running.env_of_processes, **command.env}
+    env = {**running.options.env, **command.env}
     return v1.Process(
         id=running.new_id("p"),
         args=list(args),

@@ -226,14 +226,14 @@ async def taken_over(
     if (agent := machine.agent) is None:
         connection = connected(vm, _port(machine).host, greeting=origin.greeting, parked=origin.parked)
         agent = await stack.enter_async_context(connection)
-    return await _another(vm, machine, agent, options, origin.signal)
+    return await _another(vm, machine, agent, options)
 
 
-async def _another(vm: VM, machine: Machine, agent: AgentClient, options: Options, signal: int = 0) -> AgentClient:
+async def _another(vm: VM, machine: Machine, agent: AgentClient, options: Options) -> AgentClient:
     from pykata.agent.v1 import CloneRequest
 
     try:
-        request = CloneRequest(hostname=options.hostname, entropy=os.urandom(64), signal=signal)
+        request = CloneRequest(hostname=options.hostname, entropy=os.urandom(64), signal=options.signal)
         # One that stands still goes on when the request is there: the agent is the first to run, and takes it.
         async with alongside(vm.resume()) if machine.spec.paused else nullcontext():
             await agent.clone(request, timeout=options.boot_timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from itertools import count
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 from attrs import define, evolve, field
 
-from pykata.errors import AgentError, AgentLostError, PykataError, VMError
+from pykata.errors import AgentError, AgentLostError, ConfigError, PykataError, VMError
 from pykata.guest import Bundle
 from pykata.hypervisors.base import VM
 from pykata.net.running import RunningNetwork
@@ -55,8 +55,8 @@ class Running:
     """Why nothing more can be done in this sandbox."""
     containers: dict[str, SavedContainer] = field(factory=dict)
     """Those that stay for several commands, by id, and those that wait for a first one."""
-    env_of_processes: Mapping[str, str] = field(factory=dict)
-    """What each process gets, as the containers may have been made by another sandbox, with another environment."""
+    is_paused: bool = False
+    """The guest's CPUs stand still, so it answers nothing."""
     main: str = ""
     """Of a container among them, that a template's setup has set up."""
     on_first_image: Callable[[Image], None] | None = None
@@ -81,7 +81,6 @@ class Running:
         """Take over what was in the guest when it was saved."""
         self.containers = {one.id: one for one in origin.containers}
         self.main = origin.main
-        self.env_of_processes = self.options.env
         self._numbers = count(origin.next_number)
 
     def end_rehearsal(self) -> None:
@@ -92,6 +91,8 @@ class Running:
         """Raise why the sandbox can't be used any more, if it can't."""
         if self.broken is not None:
             raise self.broken.with_traceback(None)      # else each raise makes the traceback longer
+        if self.is_paused:
+            raise ConfigError("this sandbox is paused", hint="await sb.resume() first")
 
     def fresh(self, image: Image) -> str | None:
         """The id of a container of this very image in which nothing has run yet, if there is one."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from attrs import evolve
 
@@ -33,6 +33,7 @@ from pykata.options import (
     check_patience,
     check_pull,
     check_seconds,
+    check_signal,
     check_template,
     forked,
     new_hostname,
@@ -57,6 +58,9 @@ from pykata.strategies import network as find_network
 from pykata.strategies import strategy
 from pykata.volumes import FsspecVolume, Volume, check_volumes
 
+if TYPE_CHECKING:
+    from pykata.templates import Template
+
 
 class Sandbox:
     """A virtual machine with a kernel of its own, in which containers run.
@@ -79,7 +83,8 @@ class Sandbox:
     ``progress`` is told each step of that.
 
     ``template="auto"`` goes on from a guest of this kind that was booted once, where it can be, and makes that template
-    if there is none; ``"off"`` boots. ``sb.timings.start`` tells which.
+    if there is none; ``"off"`` boots. ``sb.timings.start`` tells which. With a :class:`Template`, which must be open by
+    when this is entered, it goes on from there, and whatever isn't given here is as in the template.
 
     ``volumes`` are directories and files of the host, and others, by their place in every container of this sandbox:
     a path is a directory or file that can be written; :class:`Bind` and :class:`Tmpfs` say more.
@@ -106,7 +111,7 @@ class Sandbox:
         pull: PullPolicy = "missing",
         registries: Registries | None = None,
         progress: Progress | None = None,
-        template: TemplatePolicy = "auto",
+        template: TemplatePolicy | Template = "auto",
         volumes: Mapping[str, Volume | str | Path] | None = None,
     ) -> None:
         if isolation not in ("hardware", "emulated", None):
@@ -128,18 +133,27 @@ class Sandbox:
             pull=check_pull(pull),
             registries=registries,
             progress=progress,
-            template=check_template(template),
+            template=check_template(template) if isinstance(template, str) else "auto",
             volumes=check_volumes(volumes),
         )
         """What was asked for, checked and completed."""
         self._begin()
+        if not isinstance(template, str):
+            self._adopt(template)
 
     def _begin(self) -> None:
         self._stack = AsyncExitStack()
         self._entered = False
+        self._template: Template | None = None
         self._running: Running | None = None
         self._main: Container | None = None
         self._inherited: dict[str, Container] = {}
+
+    def _adopt(self, template: Template) -> None:
+        from pykata.templates import adopted
+
+        self.options = adopted(self.options, template)
+        self._template = template
 
     @classmethod
     def _of(cls, options: Options) -> Self:
@@ -154,6 +168,8 @@ class Sandbox:
             raise SandboxClosedError("this sandbox is entered already", hint="make a Sandbox for each block")
         self._entered = True
         try:
+            if self._template is not None:
+                self.options = self._template.origin_of(self.options)
             self._running = running = await self._stack.enter_async_context(boot(self.options))
         except BaseException:
             self._entered = False
@@ -318,7 +334,7 @@ class Sandbox:
             raise ConfigError("a command needs an image", hint="pass image=, or leave the command out")
         if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
-        if self.options.origin is not None:
+        if self.options.origin is not None or self._template is not None:
             raise ConfigError("a sandbox of a template or a fork can't be detached", hint="detach one of a snapshot")
         if any(isinstance(volume, FsspecVolume) for volume in self.options.volumes.values()):
             raise ConfigError("a filesystem of this program can't be a volume of a sandbox that outlives it")
@@ -382,7 +398,9 @@ class Sandbox:
         self._open  # noqa: B018  a closed sandbox is named first
         return dict(self._inherited)
 
-    async def fork(self, count: int = 1, *, signal: int = 0) -> list[Sandbox]:
+    async def fork(
+        self, count: int = 1, *, signal: int = 0, env: Mapping[str, str] | None = None
+    ) -> list[Sandbox]:
         """Sandboxes that go on from where this one is now, with all that runs in it. Enter them, one by one or at once.
 
         ::
@@ -394,16 +412,20 @@ class Sandbox:
         This one stands still for some 10 ms while it is saved. Its processes go on in each child; their output there
         goes nowhere, and their stdin stays open. A child has another host name, machine-id and random numbers, which
         its processes can see by ``/run/pykata/generation``; ``signal`` is sent to those that were started from here. A
-        child may be entered as long as this sandbox is open, and may then outlive it.
+        child may be entered as long as this sandbox is open, and may then outlive it. ``env`` is that of what is
+        started in the children: this sandbox's own isn't theirs.
 
-        Raises ConfigError where the hypervisor can't do that, HostError and VMError.
+        Raises ConfigError where that can't be done, HostError and VMError.
         """
         from pykata.saving import fork
 
         check_count("count", count)
+        signal, env = check_signal(signal, least=0), check_env(env)
         running = self._open
-        origin = await fork(self._stack, running, signal)
-        return [Sandbox._of(forked(running.options, origin)) for _ in range(count)]
+        origin = await fork(self._stack, running)
+        return [
+            Sandbox._of(evolve(forked(running.options, origin), signal=signal, env=env)) for _ in range(count)
+        ]
 
     async def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Save this sandbox with all that runs in it as the directory ``path``, from which :meth:`restore` goes on.
@@ -418,8 +440,10 @@ class Sandbox:
         await snapshot(self._open, path)
 
     @classmethod
-    def restore(cls, path: str | os.PathLike[str], **options: object) -> Self:
+    def restore(cls, path: str | os.PathLike[str], *, signal: int = 0, **options: object) -> Self:
         """A sandbox that goes on from a snapshot, to be entered. ``options`` are those of :class:`Sandbox`.
+
+        ``signal`` is sent to the processes that were started there, as with :meth:`fork`.
 
         It has the memory, CPUs and machine that were saved, and ``sb.options`` says so once it is entered.
 
@@ -427,16 +451,20 @@ class Sandbox:
         other ones in what was saved, and what entering a sandbox raises.
         """
         sandbox = cls(**options)  # type: ignore[arg-type]
+        if sandbox._template is not None:
+            raise ConfigError("template: a sandbox goes on from a snapshot or from a template, not from both")
         # A name says nothing of the machine.
         chosen = {name for name, value in options.items() if name != "hypervisor" or not isinstance(value, str)}
-        sandbox.options = evolve(sandbox.options, snapshot=Path(path), chosen=frozenset(chosen))
+        sandbox.options = evolve(
+            sandbox.options, snapshot=Path(path), chosen=frozenset(chosen), signal=check_signal(signal, least=0)
+        )
         return sandbox
 
     async def pause(self) -> None:
         """Stop the guest's CPUs and timers. It takes no CPU time until :meth:`resume`, and no call gets an answer."""
-        running = self._open
-        async with running.making:
-            await running.vm.pause()
+        from pykata.saving import pause
+
+        await pause(self._open)
 
     async def resume(self) -> None:
         """Go on after :meth:`pause`, with the right time."""

@@ -15,6 +15,7 @@ import anyio.to_thread
 from pykata import saved
 from pykata.errors import AgentError, ConfigError, DiskFullError, HostError
 from pykata.host import finish, open_lock, try_lock
+from pykata.net.none import NoNetwork
 from pykata.origin import Origin
 from pykata.restore import identity
 from pykata.running import Running
@@ -24,37 +25,45 @@ LOCK = "lock"       # in a directory that isn't whole: held by who writes it
 
 
 def origin(
-    running: Running, vm: SavedVM, start: Start, greeting: bytes, *, parked: bool = False, idle: bool = False,
-    signal: int = 0,
-) -> Origin:  # fmt: skip
+    running: Running, vm: SavedVM, start: Start, greeting: bytes, *, parked: bool = False, idle: bool = False
+) -> Origin:
     """What a sandbox has to know to go on from this one."""
     return Origin(
-        vm=vm, greeting=greeting, parked=parked, memory_limit=running.memory_limit, start=start, signal=signal,
+        vm=vm, greeting=greeting, parked=parked, memory_limit=running.memory_limit, start=start,
         containers=tuple(running.containers.values()), main=running.main, idle=idle,
         next_number=running.next_number(), identity=identity(running.options),
     )  # fmt: skip
 
 
 @asynccontextmanager
-async def as_it_is(running: Running, start: Start, *, signal: int = 0) -> AsyncIterator[Origin]:
+async def as_it_is(running: Running, start: Start) -> AsyncIterator[Origin]:
     """The sandbox with all that runs in it, as long as the block runs."""
     running.check()
-    if running.options.uses_host:
-        raise ConfigError("this sandbox can't be saved: it has directories or disks of the host",
-                          hint="use Tmpfs volumes, or copy files in")
-    if not running.vm.can_be_saved:
-        raise ConfigError("this sandbox can't be saved",
-                          hint="it takes emulation, an agent on a serial port, and no network or directory of the host")
+    check_savable(running)
     async with AsyncExitStack() as stack:
         async with running.making:
+            running.check()         # it may have been paused while this waited
             try:
                 async with running.explained():
                     await running.agent.hold(True)
                 vm = await stack.enter_async_context(running.vm.saved())
             finally:
                 await finish(_let_go(running))
-            found = origin(running, vm, start, running.agent.greeting, signal=signal)
+            found = origin(running, vm, start, running.agent.greeting)
         yield found
+
+
+def check_savable(running: Running) -> None:
+    """Raise ConfigError that says why this sandbox can't be saved, if it can't."""
+    options = running.options
+    if options.uses_host:
+        raise ConfigError("this sandbox can't be saved: it has directories or disks of the host",
+                          hint="use Tmpfs volumes, or copy files in")
+    if options.network.strategy != NoNetwork():
+        raise ConfigError("this sandbox can't be saved: it has a network, and each that goes on from it would have the "
+                          "same addresses there", hint="leave network out")
+    if running.vm.unsavable:
+        raise ConfigError(f"this sandbox can't be saved: {running.vm.unsavable}")
 
 
 async def _let_go(running: Running) -> None:
@@ -63,9 +72,9 @@ async def _let_go(running: Running) -> None:
         await running.agent.hold(False)
 
 
-async def fork(stack: AsyncExitStack, running: Running, signal: int) -> Origin:
+async def fork(stack: AsyncExitStack, running: Running) -> Origin:
     """The sandbox as it is; what that takes of memory is on its ``stack``."""
-    return await stack.enter_async_context(as_it_is(running, "fork", signal=signal))
+    return await stack.enter_async_context(as_it_is(running, "fork"))
 
 
 async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:
@@ -128,10 +137,18 @@ def _collect(part: Path) -> None:
             part.rmdir()
 
 
+async def pause(running: Running) -> None:
+    """Stop the guest. Nothing else is under way that needs it then."""
+    async with running.making:
+        await running.vm.pause()
+        running.is_paused = True
+
+
 async def resume(running: Running) -> None:
     """Let the guest go on, and tell it how late it is."""
     from pykata.agent.v1 import CloneRequest
 
     await running.vm.resume()
+    running.is_paused = False
     async with running.explained():
         await running.agent.clone(CloneRequest())

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import evolve
+from attrs import evolve, fields
 
 from pykata.container import Container, fresh_container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
-from pykata.options import Options, check_cmd, check_count, check_env, check_seconds, forked
+from pykata.net.network import Network
+from pykata.net.none import NoNetwork
+from pykata.options import (
+    Options,
+    check_cmd,
+    check_count,
+    check_env,
+    check_hostname,
+    check_seconds,
+    check_signal,
+    check_template,
+    forked,
+    new_hostname,
+)
 from pykata.origin import NOBODY, Origin
 from pykata.running import Running
 from pykata.sandbox import Sandbox
 from pykata.spares import Spares, kept_ready
+
+Setup = Callable[[Sandbox], Awaitable[object]]
 
 
 class Template:
@@ -30,36 +45,42 @@ class Template:
     In each of them a container of ``image`` waits for the first :meth:`Sandbox.run` or :meth:`Sandbox.process` of that
     image, so that none has to be made for it. With ``setup`` there is another container of the image, ``sb.main``, the
     same in all of them with whatever runs in it. It is set up by commands, each of which must succeed, or by an async
-    function of the :class:`Container`, whose processes in the background live on in each sandbox.
+    function of the :class:`Sandbox`, which has it as ``sb.main``; its processes in the background live on in each.
 
     ``spares`` machines are kept ready, so that a sandbox needn't wait for one to be started; one that was taken is
     replaced. With 0 a start takes longer, and there is nothing that nobody uses.
 
-    ``options`` are those of :class:`Sandbox`. ``env`` is that of the setup's commands alone: each sandbox has its own.
-    Nothing of the maker's gets into the template but what the setup puts there.
+    ``options`` are those of :class:`Sandbox`, but for ``hostname``, ``network`` and ``volumes``. ``env`` is that of the
+    setup alone: each sandbox has its own. Nothing of the maker's gets into the template but what the setup puts there.
 
     Entering raises what entering a Sandbox raises, and :class:`CommandFailedError` for a setup that failed.
     """
 
     def __init__(
-        self, image: str, *, setup: Sequence[Sequence[str]] | Callable[[Container], Awaitable[object]] | None = None,
+        self, image: str, *, setup: Sequence[Sequence[str]] | Callable[[Sandbox], Awaitable[object]] | None = None,
         spares: int = 1, **options: Any,
     ) -> None:  # fmt: skip
         self.image = image
         """What its containers are made from."""
         self._count = 0 if spares == 0 and not isinstance(spares, bool) else check_count("spares", spares)
-        self._setup = setup if callable(setup) or setup is None else [check_cmd(each, "setup") or () for each in setup]
-        if options.setdefault("template", "auto") not in ("auto", "off"):
+        self._setup = _checked(setup)
+        if isinstance(options.get("template"), Template):
             raise ConfigError("a template can't be made from another one")
+        if options.get("hostname") is not None:
+            raise ConfigError("hostname: each sandbox of a template has its own", hint="template.sandbox(hostname=...)")
         self._sandbox = Sandbox(**options)
-        if self._sandbox.options.uses_host:
+        self.options = self._sandbox.options
+        """What was asked for, checked and completed."""
+        if self.options.network != Network(NoNetwork()):
+            raise ConfigError("network: a template has none, as all that go on from it would have the same addresses",
+                              hint='boot a sandbox with a network: Sandbox(network=..., template="off")')
+        if self.options.uses_host:
             raise ConfigError("a template can't have directories or disks of the host",
                               hint="use Tmpfs, or copy files in setup")
-        hypervisor = self._sandbox.options.hypervisor.saving()      # raises why it can't be
-        if self._sandbox.options.volumes:
+        hypervisor = self.options.hypervisor.saving()       # raises why it can't be
+        if self.options.volumes:
             raise ConfigError("volumes: a template has none", hint="copy files into its container in the setup")
-        self._env = self._sandbox.options.env
-        self._sandbox.options = evolve(self._sandbox.options, hypervisor=hypervisor, env={}, bare=True)
+        self._sandbox.options = evolve(self.options, hypervisor=hypervisor, env={}, bare=True)
         self._stack = AsyncExitStack()
         self._origin: Origin | None = None
         self._spares: Spares | None = None
@@ -82,16 +103,28 @@ class Template:
         await self._stack.__aexit__(kind, error, trace)
 
     def sandbox(
-        self, *, env: Mapping[str, str] | None = None, timeout: float | None = None
-    ) -> Sandbox:
+        self, *, env: Mapping[str, str] | None = None, timeout: float | None = None, hostname: str | None = None,
+        signal: int = 0,
+    ) -> Sandbox:  # fmt: skip
         """A sandbox that goes on from here, to be entered while the template is; it may stay open longer.
 
-        ``env`` and ``timeout`` are as for :class:`Sandbox`.
+        ``env``, ``timeout`` (by default the template's) and ``hostname`` are as for :class:`Sandbox`. ``signal`` is
+        sent to the processes that the setup has started and that still run.
         """
+        options = evolve(
+            self._sandbox.options,
+            env=check_env(env),
+            timeout=self.options.timeout if timeout is None else check_seconds("timeout", timeout),
+            hostname=check_hostname(hostname or new_hostname()),
+            signal=check_signal(signal, least=0),
+        )
+        return Sandbox._of(self.origin_of(options))
+
+    def origin_of(self, options: Options) -> Options:
+        """The same, going on from here."""
         if self._origin is None:
             raise SandboxClosedError("this template is not open", hint="use it inside its 'async with' block")
-        options = evolve(forked(self._sandbox.options, self._origin), spares=self._spares)
-        return Sandbox._of(evolve(options, env=check_env(env), timeout=check_seconds("timeout", timeout)))
+        return evolve(options, origin=self._origin, spares=self._spares)
 
     async def _made(self, stack: AsyncExitStack) -> Origin:
         """The saved guest. Its memory and its image stay on the ``stack``."""
@@ -99,19 +132,25 @@ class Template:
             running = (await making.enter_async_context(self._sandbox))._open
             if self._setup is not None:
                 main = await making.enter_async_context(self._sandbox.container(self.image))
-                await self._set_up(main)
+                self._sandbox._main = main
+                await self._set_up(running, main)
                 running.main = main.id
                 await running.agent.hold(True)      # what runs on stands behind the agent from now on
             await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None, rehearsal=True))
             await self._hold_image(stack, running)
             return await stack.enter_async_context(_saved(running))
 
-    async def _set_up(self, main: Container) -> None:
-        if callable(self._setup):
-            await self._setup(main)
-            return
-        for command in self._setup or ():
-            await main.run(command, env=self._env, check=True)
+    async def _set_up(self, running: Running, main: Container) -> None:
+        without = running.options
+        running.options = evolve(without, env=self.options.env)
+        try:
+            if callable(self._setup):
+                await _awaitable(self._setup(self._sandbox))
+                return
+            for command in self._setup or ():
+                await main.run(command, check=True)
+        finally:
+            running.options = without
 
     async def _hold_image(self, stack: AsyncExitStack, running: Running) -> None:
         """Who clears the cache of images leaves this one alone."""
@@ -119,6 +158,42 @@ class Template:
 
         image = await found(running.options, running.bundle, self.image)
         await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
+
+
+def _checked(setup: object) -> Sequence[Sequence[str]] | Setup | None:
+    if setup is None or callable(setup):
+        return setup
+    if isinstance(setup, str | bytes) or not isinstance(setup, Iterable):
+        raise ConfigError(f"setup={setup!r} is neither a list of commands nor an async function of the sandbox",
+                          hint='e.g. [["sh", "-c", "make"]]')
+    return [check_cmd(each, "setup") or () for each in setup]
+
+
+def _awaitable(returned: object) -> Awaitable[object]:
+    if not isinstance(returned, Awaitable):
+        raise ConfigError(f"setup returned {returned!r}, which can't be awaited",
+                          hint="give an async function: async def setup(sb): await sb.main.run(...)")
+    return returned
+
+
+SHAPE = ("hypervisor", "fs", "network", "cpus", "memory", "volumes")
+"""Options that a saved guest has for good."""
+
+
+def adopted(options: Options, template: object) -> Options:
+    """Those of a sandbox of a template: what isn't given is as there. Raises ConfigError for what contradicts it."""
+    if not isinstance(template, Template):
+        check_template(template)        # type: ignore[arg-type]  # raises
+        raise AssertionError
+    plain, theirs = Sandbox().options, template.options
+    given = [each.name for each in fields(Options) if getattr(options, each.name) != getattr(plain, each.name)]
+    for name in given:
+        here, there = getattr(options, name), getattr(theirs, name)
+        if name in SHAPE and here != there:
+            raise ConfigError(f"{name}={here!r} isn't what the template has: {there!r}",
+                              hint=f"leave {name} out, or give it to the Template")
+    own = {name: getattr(options, name) for name in ("hostname", "env", *given) if name not in SHAPE}
+    return evolve(template._sandbox.options, **own)
 
 
 @asynccontextmanager
@@ -157,8 +232,9 @@ async def _waiting(running: Running, image: str, *, warm: bool, rehearsal: bool 
 @asynccontextmanager
 async def _saved(running: Running) -> AsyncIterator[Origin]:
     """This sandbox, which nobody can use any more, as what others go on from while the block runs."""
-    from pykata.saving import origin  # who imports pykata need not wait for it
+    from pykata.saving import check_savable, origin  # who imports pykata need not wait for it
 
+    check_savable(running)
     idle = await _is_idle(running)
     greeting = await running.agent.park()
     # Nobody talks to this guest any more: what is to be undone in it goes with its machine.

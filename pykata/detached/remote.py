@@ -20,6 +20,7 @@ from pykata.detached.directory import Directory, find
 from pykata.detached.welcome import Welcome, from_descriptor
 from pykata.detached.wire import PROTOCOL, Message, Wire, unpack_error
 from pykata.errors import (
+    ConfigError,
     DetachedEndedError,
     DetachedError,
     DetachedLostError,
@@ -170,6 +171,8 @@ class RemoteGuard:
 class RemoteVM(VM):
     """The virtual machine of a keeper."""
 
+    unsavable = "it is detached, and belongs to its keeper; fork or save one that this program has entered"
+
     def __init__(self, keeper: Keeper, welcome: Welcome) -> None:
         self.pid = welcome.vmm
         self.accel = welcome.accel
@@ -207,6 +210,12 @@ class RemoteVM(VM):
 
     def console(self) -> str:
         return self._console
+
+    async def pause(self) -> None:
+        raise ConfigError("a detached sandbox can't be paused: it may be others' as well")
+
+    async def resume(self) -> None:
+        raise ConfigError("a detached sandbox can't be paused, nor go on after that")
 
     def end(self, why: VMDiedError) -> None:
         raise NotImplementedError("only the keeper ends its machine")

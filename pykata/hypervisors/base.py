@@ -18,8 +18,8 @@ class VM(ABC):
     """The process id of the VMM on the host."""
     accel: Accel
     """What executes the guest's instructions."""
-    can_be_saved: bool = False
-    """Whether :meth:`saved` works with it."""
+    unsavable: str = "its hypervisor can't save a virtual machine"
+    """Why :meth:`saved` doesn't work with it; empty if it does."""
     spawned_at: float
     """``time.monotonic()`` when the VMM's process existed."""
     ready_at: float

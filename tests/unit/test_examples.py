@@ -117,9 +117,9 @@ async def test_the_guide_to_templates(capsys: pytest.CaptureFixture[str]) -> Non
         await namespace["main"]()
     said = capsys.readouterr().out.split("\n\n")
     assert said[0] in ("boot\na fresh container", "template\na fresh container")
-    assert said[1] == "model"
-    assert said[2].startswith("pykata-")
-    assert said[3:] == ["at once", "work", "work", ""]
+    assert said[1:3] == ["model", "model\nme"]
+    assert said[3].startswith("pykata-")
+    assert said[4:] == ["at once", "work", "work", ""]
 
 
 @pytest.mark.vm

@@ -451,7 +451,7 @@ async def test_check_reports_what_fails_with_a_remedy(monkeypatch: pytest.Monkey
     assert not report.ok
     assert not by_name["directories"].ok
     assert not by_name["guest bundle"].ok
-    assert "guest build" in by_name["guest bundle"].remedy
+    assert "PYKATA_BUNDLE" in by_name["guest bundle"].remedy
     assert by_name["hypervisor"].ok
     assert not by_name["a command in a virtual machine"].ok
 

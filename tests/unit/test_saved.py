@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import frozen
@@ -313,7 +314,7 @@ def test_where_no_snapshot_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 THERE = {"hypervisor": "qemu", "machine": "q35", "slots": "7", "cpus": "2", "memory": "192", "reclaim": "False"}
 
 
-def restored_as(there: Mapping[str, str], **options: object) -> Options:
+def restored_as(there: Mapping[str, str], **options: Any) -> Options:
     return restore._as_saved(Sandbox.restore("/saved", **options).options, Path("/saved"), there)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from time import time
 from typing import Any
 
 import pytest
 
 import pykata.boot
-from pykata import Sandbox
+from pykata import Container, Sandbox
 from pykata.guest import Bundle
 from tests.places import places as places
 
@@ -31,3 +32,17 @@ async def sb(bundle: Bundle, anyio_backend: str) -> AsyncIterator[Sandbox]:
     """A sandbox that all tests of a file use, one after the other."""
     async with shared(bundle, hostname="shared") as sandbox:
         yield sandbox
+
+
+async def clocked(where: Sandbox | Container, script: str) -> list[str]:
+    """The lines that a script writes; the guest's clock is within a second of the host's, however long that took."""
+    before = time()
+    script = f"date +%s; {script}; date +%s"
+    argv = ["sh", "-c", script]
+    done = await (where.run(argv, check=True) if isinstance(where, Container) else where.run(BUSYBOX, argv, check=True))
+    after = time()
+    first, *lines, last = done.stdout.splitlines()
+    # It shows whole seconds, so one that is right shows up to one less.
+    assert int(first) + 1 > before - 1, f"{before - int(first):.1f} s late"
+    assert int(last) < after + 1, f"{int(last) - after:.1f} s early"
+    return lines

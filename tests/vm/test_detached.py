@@ -14,8 +14,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from attrs import evolve
 
 from pykata import Sandbox, Template, VMDiedError, collect_garbage, find_detached, list_detached
+from pykata.errors import ConfigError
 
 PYKATA = [sys.executable, "-m", "pykata_cli"]
 BUSYBOX = "builtin:busybox"
@@ -160,6 +162,10 @@ async def test_volumes(tmp_path: Path) -> None:
         async with Sandbox.connect("worker") as sb:
             assert (await sb.main.run(["cat", "/data/file"])).stdout == "of the host"
             assert (await sb.run(BUSYBOX, ["cat", "/data/file"])).stdout == "of the host"
+            sb._open.options = evolve(sb._open.options, volumes={})     # whose error comes first
+            for refused in (sb.fork(), sb.snapshot("/nowhere"), sb.pause(), sb.resume()):
+                with pytest.raises(ConfigError, match="detached"):
+                    await refused
     finally:
         await handle.stop()
 

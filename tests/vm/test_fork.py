@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import pytest
+from attrs import evolve
 
-from pykata import Container, Sandbox
+from pykata import Container, Sandbox, SandboxClosedError
 from pykata.errors import ConfigError, HostError, SavedDamagedError, SavedMissingError
-from tests.vm.conftest import BUSYBOX
+from pykata.net.network import Network
+from tests.cancellation import Way, cancel_everywhere
+from tests.vm.conftest import BUSYBOX, clocked
 
 COUNTING = "trap 'echo told >> /told' USR1; i=0; while :; do i=$((i+1)); echo $i >> /count; echo $i; sleep 0.1; done"
 
@@ -25,6 +27,9 @@ async def goes_on(container: Container, log: str) -> None:
     """What writes numbered lines into this file has written another one."""
     wait = f"last=$(tail -n 1 {log}); until [ \"$(tail -n 1 {log})\" != \"$last\" ]; do sleep 0.1; done"
     await container.run(["sh", "-c", wait], timeout=60, check=True)
+
+
+ENV = "echo $SECRET.$OWN"
 
 
 def sandbox(**options: object) -> Sandbox:
@@ -50,6 +55,7 @@ async def test_processes_go_on_in_all(template: str) -> None:
             assert int(generation) > 0
             assert name == child.options.hostname != parent.options.hostname
             await goes_on(inside, "/count")
+            assert await clocked(inside, ":") == []
         assert (await c.run(["ls", "/told"])).exit_code != 0        # nobody told the parent's
         last = int((await c.run(["tail", "-n", "1", "/count"])).stdout)
         # Its output is the parent's still, and whole.
@@ -61,11 +67,17 @@ async def test_processes_go_on_in_all(template: str) -> None:
 
 async def test_a_child_outlives_its_parent_and_has_children() -> None:
     async with AsyncExitStack() as stack:
-        async with sandbox() as parent, parent.container(BUSYBOX) as c:
-            await c.run(["sh", "-c", "echo 1 > /file"])
-            (child,) = await parent.fork()
+        async with sandbox(env={"SECRET": "1"}) as parent, parent.container(BUSYBOX) as c:
+            assert (await c.run(["sh", "-c", "echo 1 > /file; echo $SECRET"])).stdout == "1\n"
+            (child,) = await parent.fork(env={"OWN": "2"})
+            (late,) = await parent.fork()
             await stack.enter_async_context(child)
+        with pytest.raises(SandboxClosedError, match="was left"):       # the number of its file may be another's by now
+            async with late:
+                pass
         inside = child.containers[c.id]
+        for done in (await inside.run(["sh", "-c", ENV]), await child.run(BUSYBOX, ["sh", "-c", ENV])):
+            assert done.stdout == ".2\n"
         await inside.run(["sh", "-c", "echo 2 >> /file"])
         (grandchild,) = await child.fork()
         async with grandchild:
@@ -73,6 +85,11 @@ async def test_a_child_outlives_its_parent_and_has_children() -> None:
             assert (await grandchild.run(BUSYBOX, ["echo", "new"])).stdout == "new\n"
         with pytest.raises(ConfigError, match="count=0"):
             await child.fork(0)
+        for wrong in (65, -1, "USR1", True, 0.5):
+            with pytest.raises(ConfigError, match="is not a signal"):
+                await child.fork(signal=wrong)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match="is not a signal"):
+                Sandbox.restore("/nowhere", signal=wrong)  # type: ignore[arg-type]
 
 
 async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
@@ -82,12 +99,12 @@ async def test_a_snapshot_goes_on_later(tmp_path: Path) -> None:
         await c.run(["sh", "-c", "echo later > /later"])
     shutil.copytree(tmp_path / "saved", tmp_path / "copy")
     shutil.rmtree(tmp_path / "saved")
-    async with Sandbox.restore(tmp_path / "copy", isolation="emulated") as again:
+    async with Sandbox.restore(tmp_path / "copy", isolation="emulated", signal=10) as again:
         assert again.timings.start == "snapshot"
         inside = again.containers[c.id]
         assert (await inside.run(["ls", "/later"])).exit_code != 0
         await goes_on(inside, "/count")
-        assert abs(int((await inside.run(["date", "+%s"])).stdout) - time.time()) < 60
+        assert await clocked(inside, "until [ -s /told ]; do sleep 0.1; done; cat /told") == ["told"]
     with pytest.raises(ConfigError, match="memory '256', here '128'"):
         async with Sandbox.restore(tmp_path / "copy", isolation="emulated", memory=128):
             pass
@@ -147,9 +164,61 @@ async def test_a_pause_stops_everything_but_the_clock() -> None:
     async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", COUNTING]) as counting:
         await anext(counting.stdout)
         await sb.pause()
+        for refused in (sb.fork(), sb.snapshot("/nowhere"), sb.run(BUSYBOX, ["true"]), c.run(["true"]), sb.stats()):
+            with pytest.raises(ConfigError, match="is paused"):
+                await refused
         while counting.stdout.take():
             pass
         await anyio.sleep(1.5)
         await sb.resume()
-        assert abs(int((await c.run(["date", "+%s"])).stdout) - time.time()) < 60
+        assert await clocked(c, ":") == []
         assert (await anext(counting.stdout)).strip()
+
+
+async def test_a_container_that_is_left_in_a_pause_is_not_waited_for() -> None:
+    async with sandbox() as sb:
+        async with sb.container(BUSYBOX):
+            await sb.pause()
+        await sb.resume()
+        with pytest.raises(SandboxClosedError, match="while this sandbox was paused"):
+            await sb.run(BUSYBOX, ["true"])
+
+
+async def test_what_has_a_network_says_why_it_can_not_be_saved(tmp_path: Path) -> None:
+    async with sandbox() as sb:
+        sb._open.options = evolve(sb._open.options, network=Network("user"))
+        for refused in (sb.fork(), sb.snapshot(tmp_path / "saved")):
+            with pytest.raises(ConfigError, match="has a network"):
+                await refused
+
+
+async def test_cancelled_and_concurrent_forks_leave_nothing(tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async with sandbox() as sb, sb.container(BUSYBOX) as c:
+        await c.run(["true"])       # and what is imported and kept open from the first command on
+        before = descriptors()
+        kept: list[int] = []
+
+        async def work() -> None:
+            children = await sb.fork()
+            kept.append(len(children))
+            await sb.snapshot(tmp_path / "saved" / str(len(kept)))
+
+        async def unchanged(n: int, way: Way) -> None:
+            where = f"cancelled at suspension {n} ({way})"
+            assert descriptors() == before + len(kept), where       # the memory that the children go on from
+            assert not list((tmp_path / "saved").glob(".*")), where
+            assert (await c.run(["echo", "on"])).stdout == "on\n", where
+
+        (tmp_path / "saved").mkdir()
+        assert await cancel_everywhere(work, unchanged, step=4) > 8
+        async with anyio.create_task_group() as group:
+            group.start_soon(sb.snapshot, tmp_path / "concurrent")
+            for _ in range(3):
+                group.start_soon(work)
+        assert descriptors() == before + len(kept)
+        (child,) = await sb.fork()
+        async with child:
+            assert (await child.containers[c.id].run(["echo", "on"])).stdout == "on\n"

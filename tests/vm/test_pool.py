@@ -33,6 +33,26 @@ async def test_one_that_was_taken_is_replaced(template: Template) -> None:
     with pytest.raises(SandboxClosedError):
         async with pool.acquire():
             pass
+    with pytest.raises(SandboxClosedError):
+        await pool.filled()
+    for wrong in (None, "x"):
+        with pytest.raises(ConfigError, match="is not a Template"):
+            Pool(wrong)  # type: ignore[arg-type]
+
+
+async def test_who_waits_until_it_is_filled_hears_of_its_end(template: Template) -> None:
+    told: list[str] = []
+
+    async def wait(pool: Pool) -> None:
+        with pytest.raises(SandboxClosedError):
+            await pool.filled()
+        told.append("left")
+
+    async with anyio.create_task_group() as group, Pool(template, 1, limit=1) as pool, pool.acquire():
+        group.start_soon(wait, pool)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+    assert told == ["left"]
 
 
 async def test_one_that_died_is_given_to_nobody(template: Template) -> None:

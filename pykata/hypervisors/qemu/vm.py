@@ -58,8 +58,7 @@ class QemuVM(VM):
         self._events: dict[str, Mapping[str, object]] = {}
         self._qmp = QMP(control, self._note)
         self._slots = Slots(self._qmp, slots, spec.saved.slots if spec.saved else {}, aio)
-        # Another machine couldn't have the same disks, nics and shared directories, nor QEMU save all of them.
-        self.can_be_saved = accel == "tcg" and isinstance(spec.transport, SerialTransport) and not spec.devices
+        self.unsavable = _why_unsavable(accel, spec)
         self._memory = spec.memory * MIB
         # Of its own: this machine may outlive what it was started from, and be saved in turn.
         self._started_from = os.dup(spec.saved.memory) if spec.saved else None
@@ -198,6 +197,15 @@ class QemuVM(VM):
             # Nobody asked it to: KVM met an instruction that it can't emulate, say. It would stay like that for ever.
             self._events[name] = data
             self._process.kill()
+
+
+def _why_unsavable(accel: Accel, spec: VMSpec) -> str:
+    if accel != "tcg":
+        return "hardware runs it, and only emulated guests can be saved"
+    if not isinstance(spec.transport, SerialTransport):
+        return 'its agent isn\'t on a serial port, as with QEMU(agent="serial")'
+    # Another machine couldn't have the same disks, nics and shared directories, nor QEMU save all of them.
+    return "it has disks, interfaces or directories of the host" if spec.devices else ""
 
 
 @asynccontextmanager
