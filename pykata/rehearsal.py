@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 COMMAND = ("/proc/self/exe", "rehearsal")
 """What waits in a container is the agent still: it executes itself (guest/agent/src/rehearsal.rs)."""
 WINDOW = 1024 * 1024
-LONGEST = 10.0
-"""Seconds after which something is wrong with the guest."""
+LONGEST = 60.0
+"""Seconds after which something is wrong with the guest: as many as a boot may take."""
 
 
 async def rehearse(agent: AgentClient, container: SavedContainer | None) -> bool:

@@ -31,6 +31,8 @@ from pykata.spec import SavedVM
 
 log = logging.getLogger(__name__)
 
+AGAIN = 5.0
+"""Seconds after which one that is waited for is tried again, where that failed."""
 PATIENCE = 1.0
 """Seconds after which one that was taken is replaced, if the sandbox has had no output by then."""
 
@@ -102,8 +104,10 @@ class Spares:
     async def filled(self) -> None:
         """Wait until as many are ready as shall be."""
         while len(self._ready) < self._count:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            arrived = self._arrived = self._arrived if not self._arrived.is_set() else anyio.Event()
+            self.refill()       # also after a start that failed, or for want of memory
+            with anyio.move_on_after(AGAIN):
+                await arrived.wait()
 
     async def fill(self) -> None:
         """Start what is missing whenever there is a reason to, one at a time."""

@@ -149,6 +149,17 @@ def test_what_is_remembered_has_an_end() -> None:
     assert not goes(stations, "10.1.0.0", OTHER)
 
 
+def test_routers_that_come_and_come_displace_nobody_who_was_there_before() -> None:
+    stations, does = around(fixed={GATEWAY: ROUTER, NEAR: OTHER})
+    for number in range(MOST + MOST_ROUTERS):
+        router, mac = f"fe80::1:{number:x}", f"02:00:00:01:{number >> 8:02x}:{number & 255:02x}"
+        stations.heard(nd(134, bytes(12), router, "ff02::1", mac=mac))
+    assert goes(stations, FAR, ROUTER)
+    assert goes(stations, NEAR, OTHER)
+    assert len(stations._gateways) <= 1 + MOST_ROUTERS
+    assert len(does.now) <= 2 * MOST_ROUTERS + 4
+
+
 @given(st.binary(max_size=120))
 def test_nothing_that_is_sent_breaks_it(body: bytes) -> None:
     stations, _ = around()

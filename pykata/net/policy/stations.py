@@ -30,7 +30,8 @@ class Stations:
     def __init__(self, guest: Guest, actions: Actions) -> None:
         self._do = actions
         self._own = frozenset(guest.addresses)
-        self._gateways = set(guest.gateways)
+        self._named = frozenset(guest.gateways)
+        self._gateways = dict.fromkeys(guest.gateways)
         self._fixed = dict(guest.neighbours)
         self._near: dict[Address, dict[bytes, bool]] = {}       # whether the kernel knows, too
         self._routers: dict[bytes, None] = {}
@@ -56,12 +57,18 @@ class Stations:
             return
         mac = _option(found.segment, *OPTIONS[kind]) or source
         if kind == ROUTER:
-            self._gateways.add(found.source)
+            self._advertised(found.source)
             yield found.source, mac, found.destination
         elif kind == ASKS:
             yield found.source, mac, ipaddress.IPv6Address(found.segment[8:24])
         else:
             yield ipaddress.IPv6Address(found.segment[8:24]), mac, found.destination
+
+    def _advertised(self, router: Address) -> None:
+        """One says that it is a router; those that the guest was given from the start are never forgotten for it."""
+        self._gateways[router] = None
+        if len(self._gateways) > len(self._named) + MOST_ROUTERS:
+            del self._gateways[next(each for each in self._gateways if each not in self._named)]
 
     def check(self, found: Packet) -> None:
         """Raise BadPacketError if a frame would get to somebody else than its packet is for."""
@@ -84,16 +91,17 @@ class Stations:
         if address in self._gateways and mac not in self._routers:
             self._routers[mac] = None
             self._do.admit(mac, None)
-            if len(self._routers) > MOST_ROUTERS:
-                oldest = next(iter(self._routers))
+            heard = [each for each in self._routers if each not in self._fixed.values()]
+            if len(heard) > MOST_ROUTERS:
+                oldest = heard[0]
                 del self._routers[oldest]
                 self._do.dismiss(oldest, None)
         known = self._near[address] = self._near.pop(address, {})
         known[mac] = known.pop(mac, False)
         if len(known) > MOST_EACH:
             self._forget(address, next(iter(known)))
-        if len(self._near) > MOST:
-            longest_ago = next(iter(self._near))
+        if len(self._near) > MOST + len(self._fixed):
+            longest_ago = next(each for each in self._near if each not in self._fixed)
             for each in [*self._near[longest_ago]]:
                 self._forget(longest_ago, each)
 
