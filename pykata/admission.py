@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+from anyio.lowlevel import RunVar
 
 from pykata import host
 from pykata.concurrency import boot_slots
@@ -29,7 +30,7 @@ AGAIN = 0.25
 """Seconds until the next look at the memory."""
 
 
-_givers: list[Callable[[], bool]] = []
+_givers: RunVar[list[Callable[[], bool]]] = RunVar("pykata_givers")      # of this event loop
 
 
 @asynccontextmanager
@@ -54,11 +55,13 @@ async def admitted_now(cost: int) -> AsyncIterator[bool]:
 @contextmanager
 def giving(give_up: Callable[[], bool]) -> Iterator[None]:
     """While the block runs, ``give_up`` is called where memory is missing. It has one machine end, if there is one."""
-    _givers.append(give_up)
+    givers = _givers.get([])
+    _givers.set(givers)
+    givers.append(give_up)
     try:
         yield
     finally:
-        _givers.remove(give_up)
+        givers.remove(give_up)
 
 
 @asynccontextmanager
@@ -78,7 +81,7 @@ async def _room_for(cost: int, timeout: float) -> bool:
     cost_of_all = cost * _cores()
     with anyio.move_on_after(timeout):
         while not fits(cost_of_all, host.room()):
-            any(give_up() for give_up in _givers)       # the first that has something to give
+            any(give_up() for give_up in _givers.get([]))       # the first that has something to give
             await anyio.sleep(AGAIN)    # nobody tells when memory has become free
         return True
     return False

@@ -99,9 +99,17 @@ async def collect(process: Process, how: Collection) -> Completed:
         return collector.completed("vm_died", died)
     except AgentError as error:
         await collector.sweep()
-        error.completed = collector.completed("vm_died")
-        raise
+        own = _copied(error)
+        own.completed = collector.completed("vm_died")
+        raise own from error
     return collector.completed(reason)
+
+
+def _copied(error: AgentError) -> AgentError:
+    # What broke a sandbox is raised to all who use it, and each of them has output of his own.
+    own = type(error).__new__(type(error), *error.args)
+    own.__dict__.update(error.__dict__)
+    return own
 
 
 async def _to_the_end(collector: Collector, how: Collection) -> Reason:

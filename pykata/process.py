@@ -107,10 +107,12 @@ class Process:
         data = b"" if input is None else bytes_of(input, "input")
         kept: tuple[list[bytes], list[bytes]] = ([], [])
         async with alongside(self._feed(data)):
-            while not self.ended:
-                await self.advance(lambda: self.stdout.waiting or self.stderr.waiting)
+            while True:
                 for pieces, output in zip(kept, (self.stdout, self.stderr), strict=True):
                     pieces.extend(iter(output.take, b""))
+                if self.ended:
+                    break
+                await self.advance(lambda: self.stdout.waiting or self.stderr.waiting)
         return b"".join(kept[0]), b"".join(kept[1])
 
     async def _feed(self, data: Buffer) -> None:

@@ -126,7 +126,7 @@ def _as_saved(options: Options, folder: Path, there: Mapping[str, str]) -> Optio
         cpus = options.cpus if "cpus" in chosen else int(there["cpus"])
         memory = options.memory if "memory" in chosen else int(there["memory"])
         hypervisor = hypervisor.saving(there)
-    except (KeyError, ValueError) as exc:
+    except (KeyError, ValueError, TypeError) as exc:
         if isinstance(exc, ConfigError):
             raise
         raise SavedDamagedError(f"the saved guest {folder} is damaged: {exc}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -109,7 +110,8 @@ def _write(folder: Path, found: Origin) -> None:
 def _part(parent: Path) -> Iterator[Path]:
     """A directory of one's own beside a snapshot, while it is written. What was left by those who were killed goes."""
     for left in parent.glob(".pykata-*.part"):
-        _collect(left)
+        with suppress(OSError):     # another user's, say, in a directory that is shared
+            _collect(left)
     part, lock = _locked_part(parent)
     try:
         yield part
@@ -140,7 +142,11 @@ def _collect(part: Path) -> None:
 async def pause(running: Running) -> None:
     """Stop the guest. Nothing else is under way that needs it then."""
     async with running.making:
-        await running.vm.pause()
+        try:
+            await running.vm.pause()
+        except asyncio.CancelledError:
+            running.is_paused = True        # it may have been: to resume one that runs does no harm
+            raise
         running.is_paused = True
 
 

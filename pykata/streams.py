@@ -223,6 +223,8 @@ class Input:
             raise ConfigError(
                 f"more than {MAX_WRITTEN} bytes wait for the process to read them", hint="await stdin.drain() meanwhile"
             )
+        if self._closing:
+            return      # as with asyncio: its end was written
         self._written += view
         self.push()
 

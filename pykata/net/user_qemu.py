@@ -90,8 +90,7 @@ async def _try_gate() -> bool:
         process = await stack.enter_async_context(attempt)
         worked = False
         with anyio.move_on_after(PATIENCE):
-            worked = await process.wait() == 0
-        _worked = worked
+            _worked = worked = await process.wait() == 0      # one that takes too long may have been on a busy host
     return worked
 
 

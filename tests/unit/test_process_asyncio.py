@@ -211,6 +211,21 @@ async def test_communicate_takes_both_streams(sb: Sandbox) -> None:
         assert process.returncode == 0
 
 
+async def test_communicate_after_the_end_has_what_nobody_took(sb: Sandbox) -> None:
+    async with sb.process(BUSYBOX, ["words"]) as process:
+        assert await process.wait() == 0
+        assert await process.communicate() == (b"one\ntwo;three;last", b"")
+
+
+async def test_nothing_is_written_after_the_end(sb: Sandbox) -> None:
+    data = bytes(1_000_000)
+    async with sb.process(BUSYBOX, ["cat"]) as process:
+        process.stdin.write(data)
+        process.stdin.close()
+        process.stdin.write(b"after")
+        assert await process.stdout.read() == data
+
+
 # --- ends ---
 
 

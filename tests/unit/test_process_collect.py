@@ -180,6 +180,9 @@ async def test_an_agent_that_fails_keeps_the_output(sb: Sandbox) -> None:
         await sb.run(BUSYBOX, ["talks"], on_stderr=cut)
     assert caught.value.completed is not None
     assert (caught.value.completed.stdout, caught.value.completed.stderr) == ("so far\n", "so bad\n")
+    with pytest.raises(AgentProtocolError) as later:
+        await sb.run(BUSYBOX, ["true"])
+    assert later.value.completed is None, "that was another command's"
 
 
 async def test_check_of_a_dead_machine_is_a_failed_command(run: Run, vm: FakeVM) -> None:
