@@ -85,13 +85,23 @@ async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, beyond: Outsi
             server.accept()
 
 
-async def test_a_route_to_the_loopback_leads_nowhere(sb: Sandbox) -> None:
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    for address in sys.argv[2:]:
+        client.sendto(b"datagram", (address, int(sys.argv[1])))
+"""
+
+
+async def test_a_route_to_the_loopback_leads_nowhere(sb: Sandbox, beyond: Outside, demo_image: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
         # UDP to a group, to everybody, and to the gateway: QEMU would deliver them here.
-        for address in ("10.0.2.2", "255.255.255.255", "224.0.0.1"):
-            await sh(sb, f"echo datagram | nc -u -w 1 {address} {port}")
+        there = ["10.0.2.2", "255.255.255.255", "224.0.0.1"]
+        await sb.run(demo_image, ["python3", "-c", SEND, str(port), *there], timeout=120, check=True)
+        assert "192.0.2.77" in await sh(sb, "nslookup db.example")     # what was sent before has been judged
         with pytest.raises(BlockingIOError):
             server.recv(100)
 
