@@ -20,14 +20,14 @@ from attrs import asdict
 
 from pykata import saved_disks
 from pykata.errors import HostError, SavedDamagedError, SavedMissingError
-from pykata.host import copy_range, extents, held, memory_file, seal
+from pykata.host import Stamp, copy_range, extents, held, memory_file, seal, stamp
 from pykata.origin import Origin, SavedContainer
 from pykata.spec import ImageConfig, SavedVM, Start
 
 FORMAT = 2
 STATE = "state.json"
 _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EIO}
-_verified: set[saved_disks.Stamp] = set()
+_verified: set[Stamp] = set()
 """The memory files whose hash this process has compared, by what tells one from another."""
 
 
@@ -141,12 +141,12 @@ def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: i
         found = os.fstat(source)
         if found.st_size != sum(end - start for start, end in runs):
             raise ValueError(f"{path.name} has {found.st_size} bytes, which isn't what was saved")
-        stamp = saved_disks.stamp(found)
-        if stamp not in _verified:
+        mark = stamp(found)
+        if mark not in _verified:
             with open(source, "rb", closefd=False) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise ValueError(f"{path.name} isn't what was saved")
-            _verified.add(stamp)
+            _verified.add(mark)
         at = 0
         for start, end in runs:
             os.lseek(memory, start, os.SEEK_SET)

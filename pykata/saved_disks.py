@@ -20,7 +20,7 @@ from typing import Any
 
 from attrs import frozen
 
-from pykata.host import copy_file, copy_range
+from pykata.host import Stamp, copy_file, copy_range, stamp
 from pykata.images.qcow2 import Qcow2Error, open_qcow2
 from pykata.spec import Disk
 
@@ -28,7 +28,6 @@ NOTES = "checked.json"
 FICLONE = 0x40049409        # ioctl_ficlone(2)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Stamp = tuple[int, int, int, int, int]
 _verified: dict[Stamp, str] = {}
 """The hash that this process knows each file to have."""
 
@@ -46,11 +45,6 @@ class Written:
     def name(self) -> str:
         """Of its file."""
         return f"slot{self.number}"
-
-
-def stamp(found: os.stat_result) -> Stamp:
-    """What tells a file from each other, and from what it was before somebody wrote to it."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def size_of(disk: Disk) -> int:

@@ -1,7 +1,6 @@
 """Which bundles have been read and found whole: reading one takes 0.1 s, which a start hasn't got.
 
-What is noted of a file changes with its content (statx(2)): who writes to it can't set its ctime back. The notes are
-kept in the user's cache, one a bundle, so that each is good for all programs of the user.
+The notes are kept in the user's cache, one a bundle, so that each is good for all programs of the user.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from pykata.host import cache_dir
+from pykata.host import cache_dir, stamp
 
 
 def checked_before(bundle: Path, files: Iterable[Path]) -> bool:
@@ -47,5 +46,4 @@ def _note(bundle: Path) -> Path:
 
 
 def _state(files: Iterable[Path]) -> str:
-    found = [file.stat() for file in files]
-    return "\n".join(f"{s.st_dev} {s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for s in found)
+    return "\n".join(" ".join(map(str, stamp(file.stat()))) for file in files)

@@ -32,6 +32,7 @@ from pykata.host.process import (
     spawn,
 )
 from pykata.host.run import TAIL, run_tool
+from pykata.host.stamps import Stamp, stamp
 from pykata.host.tools import find_tool
 from pykata.host.trim import (
     BUILDING,
@@ -64,6 +65,7 @@ __all__ = [
     "PipeReader",
     "PipeWriter",
     "Room",
+    "Stamp",
     "Use",
     "abandoned_run_dirs",
     "byte_is_locked",
@@ -97,6 +99,7 @@ __all__ = [
     "short_name",
     "size_in",
     "spawn",
+    "stamp",
     "start_daemon",
     "state_dir",
     "trim_cache",
