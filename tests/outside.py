@@ -22,6 +22,21 @@ from pykata.spec import Port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
+CONTENT = os.urandom(1 << 16) * 64
+"""What :func:`serve` has for who asks for all."""
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server of lines: ``all`` gets the CONTENT, ``count`` the number of bytes that follow it, another one a word."""
+    said = await reader.readline()
+    if said == b"count\n":
+        total = 0
+        while piece := await reader.read(1 << 16):
+            total += len(piece)
+        writer.write(b"%d\n" % total)
+    else:
+        writer.write(CONTENT if said == b"all\n" else b"hello from outside\n")
+
 
 @frozen
 class Outside:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -14,11 +13,10 @@ from pykata import Network, Sandbox, UserNetwork
 from pykata.errors import ToolMissingError, ToolTooOldError
 from pykata.guest import Bundle
 from tests.conftest import ROOT
-from tests.outside import Outside, got, outside
+from tests.outside import CONTENT, Outside, got, outside, serve
 from tests.vm.conftest import shared
 
 BUSYBOX = "builtin:busybox"
-CONTENT = os.urandom(1 << 16) * 64
 PASST = UserNetwork(via="passt", ipv6=True)
 
 pytestmark = pytest.mark.slow
@@ -41,17 +39,6 @@ async def passt(anyio_backend: str) -> AsyncIterator[None]:
 @pytest.fixture(scope="module")
 async def beyond(anyio_backend: str) -> AsyncIterator[Outside]:
     """Servers that a guest may reach: HTTP of a kind, and a name server."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        said = await reader.readline()
-        if said == b"count\n":
-            total = 0
-            while piece := await reader.read(1 << 16):
-                total += len(piece)
-            writer.write(b"%d\n" % total)
-        else:
-            writer.write(CONTENT if said == b"all\n" else b"hello from outside\n")
-
     async with outside() as there, there.tcp(serve, 8000), there.tcp(serve, 8006, family=socket.AF_INET6), \
             there.resolver({"db.example": "192.0.2.77"}):
         yield there

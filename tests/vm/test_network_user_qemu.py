@@ -14,27 +14,15 @@ import pytest
 from pykata import Network, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from pykata.net import user_qemu
-from tests.outside import Outside, got, outside
+from tests.outside import CONTENT, Outside, got, outside, serve
 from tests.vm.conftest import shared
 
 BUSYBOX = "builtin:busybox"
-CONTENT = os.urandom(1 << 16) * 64
 
 
 @pytest.fixture(scope="module")
 async def beyond(anyio_backend: str) -> AsyncIterator[Outside]:
     """Servers that a guest may reach: HTTP of a kind, and a name server."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        said = await reader.readline()
-        if said == b"count\n":
-            total = 0
-            while piece := await reader.read(1 << 16):
-                total += len(piece)
-            writer.write(b"%d\n" % total)
-        else:
-            writer.write(CONTENT if said == b"all\n" else b"hello from outside\n")
-
     async with outside() as there, there.tcp(serve, 8000), there.resolver({"db.example": "192.0.2.77"}):
         yield there
 
