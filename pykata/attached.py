@@ -53,7 +53,8 @@ async def attached(volumes: Mapping[str, Checked], run_dir: Path, find: Find) ->
         if isinstance(volume, Tmpfs):
             attachment += Attachment(mounts=(_tmpfs(number, volume),))
         elif isinstance(volume, Bind) and volume.via == "9p":
-            attachment += directory(f"9p{number}", volume.path, readonly=volume.readonly, cache=volume.cache)
+            attachment += directory(f"9p{number}", volume.path, readonly=volume.readonly, cache=volume.cache,
+                                    security=volume.security)
     async with AsyncExitStack() as stack:
         for number, volume in enumerate(volumes.values()):
             if isinstance(volume, DiskImage):

@@ -34,9 +34,11 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
         device: Disk | Pmem
         if volume.device == "pmem":
             _check_dax(descriptor, volume, kind)
-            device, options = Pmem(tag, volume.path, os.fstat(descriptor).st_size), (*options, "dax=always")
+            device = Pmem(tag, volume.path, os.fstat(descriptor).st_size, descriptor)
+            options = (*options, "dax=always")
         else:
-            device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor))
+            device = Disk(tag, volume.path, volume.format, readonly=volume.readonly, is_device=_is_device(descriptor),
+                          descriptor=descriptor)
         yield Attachment(
             devices=(device,),
             mounts=(Mount(tag, kind, f"{VOLUMES}/{tag}", ("nosuid", "nodev", *options)),),

@@ -21,6 +21,8 @@ StreamName = Literal["stdout", "stderr"]
 Phase = Literal["starting", "running", "ended", "lost"]
 DiskFormat = Literal["raw", "qcow2"]
 """What a disk is kept as. It is told and never guessed: a guest can write what it likes onto a raw disk."""
+Security = Literal["none", "mapped-xattr", "mapped-file"]
+"""Where 9p keeps what a guest says of its files: owner, mode and kind."""
 
 MIB = 1024 * 1024
 
@@ -37,7 +39,8 @@ class Terminal:
 class Disk:
     """A block device for the guest. ``tag`` is its name among the devices of an attachment.
 
-    Who has a qcow2 here has made sure that it names no other file.
+    Who has a qcow2 here has made sure that it names no other file. With a ``descriptor``, the VMM gets the very file
+    that is open there, whatever is at ``path`` by then.
     """
 
     tag: str
@@ -45,6 +48,7 @@ class Disk:
     format: DiskFormat = "raw"
     readonly: bool = True
     is_device: bool = False             # a block device of the host, and no file
+    descriptor: int | None = None
 
 
 @frozen
@@ -99,7 +103,8 @@ class VhostNet:
 class NineP:
     """A directory that the VMM itself serves by 9p: at a path, or an open one (``descriptor``), as it is.
 
-    If it ``is_whole``, all that is below it is of one filesystem.
+    If it ``is_whole``, all that is below it is of one filesystem. ``security`` is where owners, modes and kinds of
+    files are kept.
     """
 
     tag: str
@@ -107,6 +112,7 @@ class NineP:
     readonly: bool = False
     descriptor: int | None = None
     is_whole: bool = False
+    security: Security = "none"
 
 
 @frozen
@@ -119,6 +125,12 @@ class Pmem:
     tag: str
     path: Path
     size: int
+    descriptor: int | None = None       # as of a disk
+
+
+def place_of(disk: Disk | Pmem) -> Path:
+    """Where to open it: what was looked at and locked, if it is open already, and not what has its name now."""
+    return disk.path if disk.descriptor is None else Path(f"/proc/self/fd/{disk.descriptor}")
 
 
 Device = Disk | Nic | VhostFs | VhostNet | NineP | Pmem

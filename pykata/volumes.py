@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from pykata.errors import ConfigError, HostError, ToolMissingError
 from pykata.fs.virtiofs import daemon
 from pykata.host import state_dir
 from pykata.sizes import parse_size
-from pykata.spec import MIB, PMEM_UNIT, DiskFormat
+from pykata.spec import MIB, PMEM_UNIT, DiskFormat, Security
 
 NOT_OVER = ("/", "/proc", "/sys", "/dev")
 """What belongs to the guest's kernel, or to the image as a whole."""
@@ -69,6 +70,17 @@ def _unlimited(instance: object, attribute: Attribute[None], value: object) -> N
                           hint="Named('NAME', size=, files=) and DiskImage(PATH, size=, files=) have one")
 
 
+def _security(instance: Bind | Named, attribute: Attribute[str], value: object) -> None:
+    """QEMU's security models."""
+    if value == "passthrough":
+        raise ConfigError("security='passthrough' is not offered: the VMM would need the right to give files away",
+                          hint='"mapped-xattr" keeps what a guest says of its files, and gives nothing away')
+    _one_of("none", "mapped-xattr", "mapped-file")(instance, attribute, value)
+    if value != "none" and instance.via != "9p":
+        raise ConfigError(f"security={value!r} is for 9p, and via={instance.via!r}",
+                          hint='via="9p"; virtio-fs keeps owners and modes as they are')
+
+
 @frozen
 class Bind:
     """A directory or a file of the host as a volume.
@@ -87,6 +99,12 @@ class Bind:
     files. ``via="9p"`` is served by the VMM; it is slower and takes directories only, and all that is made belongs to
     the directory's owner. ``"auto"`` is virtio-fs if there is a virtiofsd.
 
+    ``security`` is how 9p keeps what a guest says of a file. With ``"none"`` a guest can't change an owner, nor make a
+    FIFO, a socket or a device. With ``"mapped-xattr"`` it can: owner, mode and kind are in extended attributes
+    (``user.virtfs.*``) that it doesn't see, the files here are plain ones that only the directory's owner may read, and
+    so is what are symbolic links there; links that were made here lead nowhere. With ``"mapped-file"`` they are in
+    files beside them (``.virtfs_metadata``), for filesystems without attributes.
+
     A guest that may write can fill the filesystem that the directory is on, with bytes and with files: ``size`` and
     ``files`` are refused here, and :class:`Named` and :class:`DiskImage` have them.
     """
@@ -95,6 +113,7 @@ class Bind:
     readonly: bool = False
     cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
     via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
+    security: Security = field(default="none", kw_only=True, validator=_security)
     size: None = field(default=None, kw_only=True, repr=False, validator=_unlimited)
     files: None = field(default=None, kw_only=True, repr=False, validator=_unlimited)
 
@@ -139,8 +158,8 @@ class Named:
         Sandbox(volumes={"/root/.cache": Named("cache"), "/data": Named("results", size="1G", files=10_000)})
 
     It is made when a :class:`Sandbox` is first made with it, below ``$PYKATA_STATE``; several sandboxes may use it at
-    the same time. ``readonly``, ``cache`` and ``via`` are as for :class:`Bind`. See :func:`list_volumes` and
-    :func:`remove_volume`.
+    the same time. ``readonly``, ``cache``, ``via`` and ``security`` are as for :class:`Bind`. See :func:`list_volumes`
+    and :func:`remove_volume`.
 
     With a ``size`` (MiB or text) it is a disk of its own, as :class:`DiskImage`: a guest can't write more than that,
     nor make more than ``files`` files and directories, about, and only one sandbox writes to it at a time. The size is
@@ -153,6 +172,7 @@ class Named:
     via: Literal["auto", "virtiofs", "9p"] = field(default="auto", validator=_one_of("auto", "virtiofs", "9p"))
     size: int | str | None = None
     files: int | None = field(default=None, validator=_optional_count)
+    security: Security = field(default="none", kw_only=True, validator=_security)
 
     def __attrs_post_init__(self) -> None:
         _disk_size(self.size)
@@ -163,7 +183,7 @@ class Named:
         """It as what it is. Raises ConfigError."""
         directory, disk = _folder() / self.name, _folder() / DISKS / self.name
         if self.size is None and not disk.exists():
-            return Bind(directory, self.readonly, self.cache, self.via)
+            return Bind(directory, self.readonly, self.cache, self.via, security=self.security)
         if directory.exists():
             raise ConfigError(f"the volume {self.name!r} has no size: it was made without",
                               hint="remove it, or take another name")
@@ -357,6 +377,18 @@ def _check_source(place: str, volume: Bind) -> None:
     if not os.access(path, needed):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} may not be read by uid {os.geteuid()}",
                           hint="change its permissions, or run as its owner")
+    if volume.security == "mapped-xattr":
+        _check_attributes(place, volume)
+
+
+def _check_attributes(place: str, volume: Bind) -> None:
+    """That the filesystem keeps them. Whether a file has some doesn't matter."""
+    try:
+        os.getxattr(volume.path, "user.virtfs.uid")
+    except OSError as exc:
+        if exc.errno == errno.ENOTSUP:
+            raise ConfigError(f"volumes[{place!r}]: the filesystem of {str(volume.path)!r} has no extended attributes",
+                              hint='security="mapped-file" keeps them in files') from exc
 
 
 def _check_disk(place: str, volume: DiskImage) -> None:

@@ -92,8 +92,8 @@ def ready(image: Image) -> Iterator[Attachment]:
     Raises :class:`~pykata.errors.VolumeInUseError` if somebody does already, or this machine has it mounted for that.
     """
     assert image.disk is not None
-    disk = Disk(TAG, image.disk, image.disk_format, is_device=image.disk_is_device)
-    with _shared(image.disk):
+    with _shared(image.disk) as descriptor:
+        disk = Disk(TAG, image.disk, image.disk_format, is_device=image.disk_is_device, descriptor=descriptor)
         yield attachment(disk, image.disk_type)
 
 
@@ -105,7 +105,7 @@ def attachment(disk: Disk, kind: str) -> Attachment:
 
 
 @contextmanager
-def _shared(path: Path) -> Iterator[None]:
+def _shared(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
@@ -115,7 +115,7 @@ def _shared(path: Path) -> Iterator[None]:
         if place := host.where_written(descriptor):
             raise VolumeInUseError(f"the disk {path} is mounted for writing by this machine, at {place}",
                                    hint=f"an image must stay as it is while it is used: mount -o remount,ro {place}")
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

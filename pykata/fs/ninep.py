@@ -70,10 +70,10 @@ class NineP(SharedRoot):
             )
 
 
-def directory(tag: str, path: Path, *, readonly: bool, cache: str) -> Attachment:
+def directory(tag: str, path: Path, *, readonly: bool, cache: str, security: spec.Security = "none") -> Attachment:
     """A directory, mounted as ``tag`` below :data:`~pykata.spec.VOLUMES`."""
     mount = _mount(tag, readonly=readonly, cache=cache)
-    device = spec.NineP(tag, path, readonly, is_whole=host.is_one_filesystem(path))
+    device = spec.NineP(tag, path, readonly, is_whole=host.is_one_filesystem(path), security=security)
     return Attachment(devices=(device,), mounts=(mount,))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -41,6 +42,7 @@ from pykata.spec import (
     Mount,
     NineP,
     Pmem,
+    Security,
     SerialTransport,
     Shared,
     VhostFs,
@@ -107,6 +109,10 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: Bind(3), "3 is not a path"),
     (lambda: Bind(".", size="1G"), r"size='1G'.*no limit .*Named\('NAME', size=, files=\)"),  # type: ignore[arg-type]
     (lambda: Bind(".", files=7), r"files=7"),  # type: ignore[arg-type]
+    (lambda: Bind(".", via="9p", security="mapped"), "security='mapped' is unknown"),  # type: ignore[arg-type]
+    (lambda: Bind(".", via="9p", security="passthrough"), "the VMM would need the right to give files away"),  # type: ignore[arg-type]
+    (lambda: Bind(".", security="mapped-xattr"), "security='mapped-xattr' is for 9p, and via='auto'"),
+    (lambda: Named("n", via="virtiofs", security="mapped-file"), "is for 9p, and via='virtiofs'"),
 ])  # fmt: skip
 def test_values_that_cant_be(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -162,6 +168,24 @@ def test_attachments_add_up() -> None:
 # --- 9p ---
 
 
+def test_a_filesystem_without_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(path: Path, name: str) -> bytes:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "getxattr", none)
+    with pytest.raises(ConfigError, match=r"has no extended attributes \(security=\"mapped-file\" keeps them"):
+        check_volumes({"/v": Bind(tmp_path, via="9p", security="mapped-xattr")})
+    mapped = Bind(tmp_path, via="9p", security="mapped-file")
+    assert check_volumes({"/v": mapped}) == {"/v": mapped}
+
+
+def test_a_named_volume_has_its_security(tmp_path: Path) -> None:
+    (volume,) = check_volumes({"/v": Named("mapped", via="9p", security="mapped-file")}).values()
+    assert isinstance(volume, Bind)
+    assert volume.security == "mapped-file"
+    remove_volume("mapped")
+
+
 def test_9p_where_there_is_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYKATA_VIRTIOFSD", "/nowhere/virtiofsd")
     volumes = check_volumes({"/a": tmp_path, "/b": Bind(tmp_path, via="9p"), "/c": Bind(tmp_path, via="virtiofs")})
@@ -174,15 +198,17 @@ def test_9p_where_there_is_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.Monk
         check_volumes({"/a": Bind(__file__, via="9p")})
 
 
-@pytest.mark.parametrize(("readonly", "is_whole"), [(True, False), (False, False), (False, True)])
-def test_what_qemu_is_told_of_9p(readonly: bool, is_whole: bool) -> None:
+@pytest.mark.parametrize(("readonly", "is_whole", "security"), [
+    (True, False, "none"), (False, False, "mapped-xattr"), (False, True, "mapped-file"),
+])  # fmt: skip
+def test_what_qemu_is_told_of_9p(readonly: bool, is_whole: bool, security: Security) -> None:
     end = socket.socket.__new__(socket.socket)
-    share = NineP("9p0", Path("/x,y"), readonly, is_whole=is_whole)
+    share = NineP("9p0", Path("/x,y"), readonly, is_whole=is_whole, security=security)
     spec = VMSpec(Path("k"), Path("i"), SerialTransport(end, end), devices=(share,))
     argv = command(Path("qemu"), "microvm", "tcg", spec, Descriptors((30, 31), 32, 33, directories=(60,)), slots=1,
                    reclaim=True, tsc_khz=None)
     (fsdev,) = [value for option, value in pairwise(argv) if option == "-fsdev"]
-    assert fsdev.startswith("local,id=directory0,path=/proc/self/fd/60,security_model=none")
+    assert fsdev.startswith(f"local,id=directory0,path=/proc/self/fd/60,security_model={security},")
     assert fsdev.endswith(",readonly=on") == readonly
     assert f",multidevs={'forbid' if is_whole else 'remap'}" in fsdev
     devices = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]

@@ -186,3 +186,32 @@ async def test_a_device_that_this_machine_has_mounted(loop: Path, tmp_path: Path
         with pytest.raises(VolumeInUseError, match=f"{loop} is in use, by this machine or by another sandbox"):
             async with sandbox(volumes={"/d": DiskImage(loop)}):
                 pass
+
+
+@pytest.fixture
+def pairs(root: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two disks, and beside each of them ("-other") one without the file."""
+    for name in ("volume", "image"):
+        for copy in (tmp_path / name, tmp_path / f"{name}-other"):
+            shutil.copy(root, copy)
+        run("debugfs", "-w", "-R", "rm /etc/what", tmp_path / f"{name}-other")
+    return tmp_path / "volume", tmp_path / "image"
+
+
+async def test_what_is_used_is_what_was_looked_at(pairs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes to have its name, when it has been found to be in order and before the machine has it."""
+    volume, image = pairs
+    displaced = []
+
+    def looked_at(descriptor: int) -> str:
+        path = next(each for each in pairs if each.samefile(f"/proc/self/fd/{descriptor}"))
+        displaced.append(path)
+        Path(f"{path}-other").replace(path)
+        return ""
+
+    monkeypatch.setattr("pykata.disk_volume.where_written", looked_at)
+    monkeypatch.setattr("pykata.host.where_written", looked_at)
+    async with sandbox(volumes={"/d": DiskImage(volume)}) as sb:
+        done = await sb.run(f"disk:{image}", sh("cat /etc/what /d/etc/what"))
+    assert (done.stdout, done.stderr) == ("the disk\n" * 2, "")
+    assert displaced == [volume, image]

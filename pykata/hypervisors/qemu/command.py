@@ -265,12 +265,13 @@ def _shares(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[st
 def _directories(bus: str, spec: VMSpec, descriptors: tuple[int, ...]) -> Iterator[str]:
     shares = [one for one in spec.devices if isinstance(one, NineP)]
     for number, (share, descriptor) in enumerate(zip(shares, descriptors, strict=True)):
-        # "none": what the guest makes belongs to who runs QEMU, and a guest's chown changes nothing. "remap": what is
-        # mounted below has inode numbers of its own; but QEMU looks at each file when a directory is read.
+        # "none": what the guest makes belongs to who runs QEMU, and a guest's chown changes nothing; "passthrough"
+        # would need a QEMU that may give files away. "remap": what is mounted below has inode numbers of its own; but
+        # QEMU looks at each file when a directory is read.
         devices = "forbid" if share.is_whole else "remap"
         readonly = ",readonly=on" if share.readonly else ""
-        yield from ("-fsdev", f"local,id=directory{number},path=/proc/self/fd/{descriptor},security_model=none,"
-                              f"multidevs={devices}{readonly}")
+        yield from ("-fsdev", f"local,id=directory{number},path=/proc/self/fd/{descriptor},"
+                              f"security_model={share.security},multidevs={devices}{readonly}")
         yield from device(f"virtio-9p-{bus}", fsdev=f"directory{number}", mount_tag=share.tag)
 
 

@@ -16,14 +16,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from attrs import define
+from attrs import define, evolve
 
 from pykata.errors import ConfigError, HostError, VMError
 from pykata.host import finish
 from pykata.hypervisors.qemu.aio import Aio
 from pykata.hypervisors.qemu.command import empty_name, image_node, node_name, slot_name
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
-from pykata.spec import Disk, DiskFormat
+from pykata.spec import Disk, DiskFormat, place_of
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,8 @@ class Slots:
             self._give_back(number)
             return plugged
         inserting = asyncio.ensure_future(self._insert(number, os.dup(descriptor), disk))
-        self._plugged[key] = plugged = Plugged(number, disk, inserting)
+        # Without its descriptor, which isn't ours: a machine that is saved has it by its path.
+        self._plugged[key] = plugged = Plugged(number, evolve(disk, descriptor=None), inserting)
         return plugged
 
     async def _insert(self, number: int, descriptor: int, disk: Disk) -> None:
@@ -208,7 +209,7 @@ def _open(disk: Disk) -> int:
         raise ConfigError(f"disk {disk.tag!r} is writable, and a running machine takes read-only ones",
                           hint="give it to the machine at start, among its devices")
     try:
-        descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(place_of(disk), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
         raise HostError(f"can't open the disk {disk.path}: {exc.strerror}") from exc
     with contextlib.ExitStack() as stack:

@@ -35,7 +35,20 @@ from pykata.hypervisors.qemu.command import Descriptors, Machine, command
 from pykata.hypervisors.qemu.console import Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
-from pykata.spec import MIB, Accel, Disk, Nic, NineP, Pmem, SavedVM, SerialTransport, VhostFs, VhostNet, VMSpec
+from pykata.spec import (
+    MIB,
+    Accel,
+    Disk,
+    Nic,
+    NineP,
+    Pmem,
+    SavedVM,
+    SerialTransport,
+    VhostFs,
+    VhostNet,
+    VMSpec,
+    place_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -293,19 +306,23 @@ def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[
             control=control,
             agent=(transport.vmm if isinstance(transport, SerialTransport) else transport.device).fileno(),
             disks=tuple(
-                # QEMU opens a writable image read-only first, and a set must have a descriptor of each kind.
-                (opened(disk.path),) if disk.readonly else (opened(disk.path), opened(disk.path, os.O_RDWR))
+                tuple(opened(place_of(disk), flags) for flags in _flags(disk))
                 for disk in spec.devices if isinstance(disk, Disk)
             ),
             shares=tuple(share.connection.fileno() for share in spec.devices if isinstance(share, VhostFs)),
             directories=lent,
-            mapped=tuple(_mappable(opened(one.path), one) for one in spec.devices if isinstance(one, Pmem)),
+            mapped=tuple(_mappable(opened(place_of(one)), one) for one in spec.devices if isinstance(one, Pmem)),
             nics=(
                 *(fd for nic in spec.devices if isinstance(nic, Nic) for fd in nic.fds),
                 *(nic.place for nic in spec.devices if isinstance(nic, VhostNet)),
             ),
             slots={number: opened(disk.path) for number, disk in (spec.saved.slots if spec.saved else {}).items()},
         )  # fmt: skip
+
+
+def _flags(disk: Disk) -> tuple[int, ...]:
+    """QEMU opens a writable image read-only first, and a set must have a descriptor of each kind."""
+    return (os.O_RDONLY,) if disk.readonly else (os.O_RDONLY, os.O_RDWR)
 
 
 def _mappable(descriptor: int, mapped: Pmem) -> int:
