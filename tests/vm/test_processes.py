@@ -209,6 +209,35 @@ async def test_memory_that_another_command_ran_out_of(sb: Sandbox) -> None:
         assert (await container.run(["false"])).reason == "exit"
 
 
+# --- /dev/stdin, /dev/stdout and /dev/stderr ---
+
+AGAIN = "cat /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr; echo 1 > /proc/self/fd/1; echo 2 > /dev/fd/2"
+
+
+async def test_whoever_a_process_is_it_can_open_its_streams_again(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX) as container:
+        for user in ("root", "nobody", "1234:5"):
+            for given in (None, None, None, "in\n", "in\n", "in\n"):     # the third of a kind is made by a stem
+                done = await container.run(sh(AGAIN), user=user, input=given)
+                assert (done.stdout, done.stderr) == (f"{given or ''}out\n1\n", "err\n2\n"), user
+        # Many an image begins as root, and becomes somebody else before it writes its log.
+        done = await container.run(["su", "-s", "/bin/sh", "nobody", "-c", f"id -u; {AGAIN}"])
+        assert (done.stdout, done.stderr) == ("65534\nout\n1\n", "err\n2\n")
+        server = await container.start(sh(AGAIN), user="nobody")
+        assert (await server.wait(), await server.log()) == (0, b"out\nerr\n1\n2\n")
+        async with container.process(["ls", "-ln", "/dev/null"], user="nobody", tty=True) as process:
+            assert b"crw-rw-rw-" in await process.stdout.read()
+        done = await container.run(sh(f"{AGAIN}; stat -c '%u %t' $(tty)"), user="nobody", tty=True, input="in\n")
+        assert "65534 " in done.stdout
+    assert (await sb.run(BUSYBOX, sh(AGAIN), user="nobody")).stdout == "out\n1\n"
+
+
+async def test_as_many_variables_as_there_may_be(sb: Sandbox) -> None:
+    many = {f"V{number}": "1" for number in range(100_000)}
+    done = await sb.run(BUSYBOX, ["env"], env=many)     # a shell would take minutes to look through them
+    assert [line for line in done.stdout.splitlines() if line.startswith("V")] == [f"{name}=1" for name in many]
+
+
 # --- in the background ---
 
 

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, open, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open, openat};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Its name among the agent's arguments.
@@ -32,10 +32,15 @@ pub fn run() -> i32 {
     }
 }
 
-/// As the kernel and a loader do: read, mapped, touched. Files without content have nothing to map.
+/// As the kernel and a loader do: read, mapped, touched. Files without content have nothing to map. An image may have anything
+/// of that name: a FIFO must not keep this waiting.
 fn look_at(program: &CStr) {
-    let Ok(file) = open(program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = open(program, flags, Mode::empty()) else { return };
     let Ok(stat) = fstat(&file) else { return };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return;
+    }
     let size = usize::try_from(stat.st_size).unwrap_or(0).min(LOOKED_AT) / PAGE * PAGE;
     let _ = rustix::io::read(&file, &mut [0u8; 832]);
     if size == 0 {
@@ -59,11 +64,22 @@ fn look_at(program: &CStr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn it_goes_well() {
         assert_eq!(run(), 0);
         look_at(c"/no/such/file");
         look_at(c"/dev/null");
+    }
+
+    #[test]
+    fn what_is_no_file_keeps_nobody_waiting() {
+        let path = std::env::temp_dir().join(format!("pykata-rehearsal-{}", std::process::id()));
+        let name = CString::new(path.as_os_str().as_bytes()).expect("no NUL");
+        rustix::fs::mkfifoat(CWD, &name, Mode::RUSR | Mode::WUSR).expect("mkfifo");
+        look_at(&name);
+        std::fs::remove_file(path).expect("rm");
     }
 }

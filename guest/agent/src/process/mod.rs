@@ -19,6 +19,7 @@ mod terminal;
 pub mod user;
 pub mod waiting;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -135,19 +136,22 @@ impl Plan {
 
 /// The container's variables with the process's own added or in their place, and the PATH among them.
 fn environment(base: &[String], own: &[String]) -> Result<(Vec<CString>, String), Invalid> {
-    let mut list: Vec<&str> = Vec::with_capacity(base.len() + own.len() + 1);
+    let mut list: Vec<Option<&str>> = Vec::with_capacity(base.len() + own.len());
+    let mut places = BTreeMap::new();
     for entry in base.iter().chain(own) {
         match entry.split_once('=') {
             Some((name, _)) if !name.is_empty() => {
-                list.retain(|known| known.split_once('=').map(|k| k.0) != Some(name))
+                if let Some(before) = places.insert(name, list.len()) {
+                    list[before] = None;
+                }
             }
             _ => return Err(Invalid::new("process.env", format!("{} is not NAME=value", validate::shown(entry)))),
         }
-        list.push(entry);
+        list.push(Some(entry));
     }
-    let path = list.iter().find_map(|entry| entry.strip_prefix("PATH=")).map(str::to_owned);
+    let path = places.get("PATH").and_then(|&at| list[at]?.strip_prefix("PATH=")).map(str::to_owned);
     let mut env: Vec<CString> =
-        list.into_iter().map(|entry| validate::c_string("process.env", entry)).collect::<Result<_, _>>()?;
+        list.into_iter().flatten().map(|entry| validate::c_string("process.env", entry)).collect::<Result<_, _>>()?;
     if path.is_none() {
         env.push(validate::c_string("process.env", &format!("PATH={DEFAULT_PATH}"))?);
     }
@@ -362,6 +366,15 @@ mod tests {
         let env: Vec<_> = env.iter().map(|e| e.to_str().expect("utf-8")).collect();
         assert_eq!(env, ["PATH=/x", "B=2", "A=3"]);
         assert_eq!(path, "/x");
+    }
+
+    #[test]
+    fn as_many_variables_as_there_may_be_are_merged() {
+        let base: Vec<String> = (0..validate::MAX_WORDS).map(|n| format!("V{n}=1")).collect();
+        let own: Vec<String> = (0..validate::MAX_WORDS).map(|n| format!("V{n}=2")).collect();
+        let (env, _) = environment(&base, &own).expect("good");
+        assert_eq!(env.len(), validate::MAX_WORDS + 1);
+        assert!(env[..validate::MAX_WORDS].iter().all(|entry| entry.to_bytes().ends_with(b"=2")));
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
             Ok((Ours::Terminal(expected), Theirs::Terminal(wanted)))
         }
         Kind::Log => {
-            let (output, written) = stdio::pipe()?;
+            let (output, written) = for_all(stdio::pipe()?)?;
             let again = copy(&written)?;
             let pipes = Pipes { stdout: Some(output), ..Pipes::default() };
             Ok((Ours::Pipes(pipes), Theirs::Fds([null()?, written, again])))
@@ -145,11 +145,18 @@ fn make(kind: Kind) -> Result<(Ours, Theirs), Failed> {
 
 /// Without stdin nothing is ever written, and the child reads the end.
 fn pipes(with_stdin: bool) -> Result<(Ours, Theirs), Failed> {
-    let (child_stdin, stdin) = stdio::pipe()?;
-    let (stdout, child_stdout) = stdio::pipe()?;
-    let (stderr, child_stderr) = stdio::pipe()?;
+    let (child_stdin, stdin) = for_all(stdio::pipe()?)?;
+    let (stdout, child_stdout) = for_all(stdio::pipe()?)?;
+    let (stderr, child_stderr) = for_all(stdio::pipe()?)?;
     let pipes = Pipes { stdin: with_stdin.then_some(stdin), stdout: Some(stdout), stderr: Some(stderr) };
     Ok((Ours::Pipes(pipes), Theirs::Fds([child_stdin, child_stdout, child_stderr])))
+}
+
+/// A pipe that whoever has it may open again, as /dev/stdout: of any user, in any user namespace, also one that the command
+/// becomes later, which an owner couldn't give. Nobody else has a way to it: those of /proc are for who may trace the process.
+fn for_all(pipe: (OwnedFd, OwnedFd)) -> Result<(OwnedFd, OwnedFd), Failed> {
+    rustix::fs::fchmod(&pipe.0, Mode::from_raw_mode(0o666)).step("chmod", "stdio")?;
+    Ok(pipe)
 }
 
 fn null() -> Result<OwnedFd, Failed> {
@@ -237,6 +244,13 @@ mod tests {
         assert!(spare.take(Kind::Pipes { stdin: true }).is_ok() && is_kept(), "of another kind");
         assert!(spare.take(Spare::KIND).is_ok() && !is_kept());
         assert!(spare.take(Spare::KIND).is_ok(), "new ones");
+    }
+
+    #[test]
+    fn whoever_has_them_may_open_them_again() {
+        let mode = |fd: &OwnedFd| rustix::fs::fstat(fd).expect("stat").st_mode & 0o777;
+        let Ok((_, Theirs::Fds(log))) = make(Kind::Log) else { panic!("no pipes") };
+        assert!(made().1.iter().chain(&log[1..]).all(|fd| mode(fd) == 0o666));
     }
 
     #[test]
