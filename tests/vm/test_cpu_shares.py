@@ -34,3 +34,12 @@ async def test_it_is_there_for_who_asks(spec: dict[str, Any], weight: str, monke
         async with sb.container(BUSYBOX) as other:
             assert (await other.run(SHOW, check=True)).stdout.split() == [weight, "1", "cpu", "memory", "pids"]
         assert (await usual.run(SHOW, check=True)).stdout.split() == ["100", "1", "cpu", "memory", "pids"]
+
+
+async def test_the_agent_is_more_important_and_what_it_starts_is_not() -> None:
+    """How important (19) and of which kind (41, the kernel's SCHED_OTHER) a process and the first of its container are."""
+    show = ["sh", "-c", "cut -d' ' -f19,41 /proc/self/stat /proc/1/stat"]
+    for template in ("off", "auto"):
+        async with Sandbox(isolation="emulated", template=template) as sb, sb.container(BUSYBOX) as container:
+            for number in range(4):         # one that is made beforehand comes third
+                assert (await container.run(show, check=True)).stdout == "0 0\n0 0\n", (template, number)

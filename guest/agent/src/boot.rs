@@ -67,6 +67,7 @@ fn boot(kernel_ns: i64) -> Result<std::convert::Infallible, BootError> {
     std::panic::set_hook(Box::new(|info| log::alarm(format_args!("{info}"))));
     take_null_stdio()?;
     protect()?;
+    sys::set_important().step("schedule", "agent")?;
     let memory = Memory::read()?;
     let guest = Guest {
         oom_score: OomScore::open()?,

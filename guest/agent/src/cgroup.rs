@@ -14,10 +14,9 @@ use crate::errno::{Failed, Step};
 pub const ROOT: &str = "/sys/fs/cgroup";
 /// The parent of all containers.
 pub const PARENT: &str = "/sys/fs/cgroup/pykata";
-/// Controllers of all containers together. That of the CPU keeps them from taking all of it from the agent.
-const TOGETHER: &str = "+cpu +memory +pids";
 /// Controllers that every container has; others are switched on when a container asks for them. Each level of the CPU's
-/// makes all waiting and waking longer: one more is 7 % of what a guest executes to make files by virtio-fs.
+/// makes all waiting and waking longer, by 7 % of what a guest executes to make files by virtio-fs; containers don't take
+/// the CPU from the agent because it is more important ([`crate::sys::set_important`]).
 const ALWAYS: &str = "+memory +pids";
 /// What the guest keeps from all containers together, so that the kernel never has to look for memory or a process
 /// number outside of them: it would find nothing to kill but itself.
@@ -45,7 +44,7 @@ pub struct Parent {
 /// boot.
 pub fn prepare(available: u64, pids: u64) -> Result<Parent, Failed> {
     let root = Cgroup { dir: open_dir(ROOT)?, name: String::new() };
-    root.write("cgroup.subtree_control", TOGETHER)?;
+    root.write("cgroup.subtree_control", ALWAYS)?;
     let parent = root.child("pykata")?;
     parent.write("cgroup.subtree_control", ALWAYS)?;
     let limit = available.saturating_sub(SPARE_MEMORY).max(SPARE_MEMORY);

@@ -152,8 +152,14 @@ pub fn ascending(fds: &[OwnedFd]) -> Result<Vec<OwnedFd>, Errno> {
 pub fn set_realtime(on: bool) -> Result<(), Errno> {
     match on {
         true => schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1),
-        false => schedule(libc::SCHED_OTHER, 0),
+        false => schedule(libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0),
     }
+}
+
+/// Gives this thread the most of the CPU that one among others can have. Its children are like all others.
+pub fn set_important() -> Result<(), Errno> {
+    schedule(libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0)?;
+    rustix::process::setpriority_process(None, -20)
 }
 
 /// Has this thread, when it wakes, wait until whoever runs then has to wait for something; or no longer. Its children
