@@ -37,7 +37,7 @@ async def test_it_is_there_for_who_asks(spec: dict[str, Any], weight: str, monke
 
 
 async def test_the_agent_is_more_important_and_what_it_starts_is_not() -> None:
-    """How important (19) and of which kind (41, the kernel's SCHED_OTHER) a process and the first of its container are."""
+    """The niceness (19) and the kind (41, the kernel's SCHED_OTHER) of a process, and of the first of its container."""
     show = ["sh", "-c", "cut -d' ' -f19,41 /proc/self/stat /proc/1/stat"]
     for template in ("off", "auto"):
         async with Sandbox(isolation="emulated", template=template) as sb, sb.container(BUSYBOX) as container:
