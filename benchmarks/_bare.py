@@ -76,9 +76,11 @@ def _qemu(way: str, place: Path, folder: Path, memory: int, kernel: Path, initrd
                "-device", "virtio-9p-device,fsdev=f,mount_tag=fs"],
     }  # fmt: skip
     backend = json.dumps({"qom-type": "memory-backend-memfd", "id": "ram", "size": memory << 20, "share": True})
+    # Only for a daemon that has to map it: other memory can be of huge pages.
+    shared, of_it = (["-object", backend], ",memory-backend=ram") if way.startswith("virtio-fs") else ([], "")
     return [
-        str(QEMU), "-nodefaults", "-display", "none", "-no-reboot", "-m", str(memory), "-object", backend,
-        "-machine", "microvm,acpi=off,rtc=on,x-option-roms=off,memory-backend=ram", "-accel", "tcg,tb-size=64",
+        str(QEMU), "-nodefaults", "-display", "none", "-no-reboot", "-m", str(memory), *shared,
+        "-machine", f"microvm,acpi=off,rtc=on,x-option-roms=off{of_it}", "-accel", "tcg,tb-size=64",
         "-cpu", "max,-erms,-fsrm", "-global", "virtio-mmio.force-legacy=false", "-bios", "qboot.rom",
         "-kernel", str(kernel), "-initrd", str(initrd), "-serial", "stdio", *devices[way.partition(",")[0]],
         "-append", f"console=ttyS0 loglevel=3 panic=-1 reboot=t tsc=reliable tsc_early_khz={tsc_khz()} acpi=off",

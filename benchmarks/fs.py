@@ -9,10 +9,14 @@ round gives: the machine may be twice as fast in one as in another. "More than b
 ``PYKATA_BENCH_MB``, ``PYKATA_BENCH_FILES``, ``PYKATA_BENCH_ONLY`` (one of PLACES, or ``starts``) and
 ``PYKATA_BENCH_WORK`` (``bytes`` or ``files``) make it shorter; ``PYKATA_VIRTIOFSD`` is used for both sides. In
 ``PYKATA_BENCH_DIR`` are the files: if that is a tmpfs (/dev/shm), the disk of this machine has no part in the figures.
+
+All of it takes a quarter of an hour. ``PYKATA_BENCH_KEEP`` is a file that gets each pair as soon as it is measured, and
+whose pairs the rows are of, so that it can be done in pieces; ``-n 0`` shows what is there, and each pair.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import random
@@ -26,26 +30,27 @@ from attrs import evolve
 
 import pykata
 from benchmarks import _bare
-from benchmarks._table import Row, interleaved, main, quantile, row
+from benchmarks._table import Row, interleaved, main, note, quantile, row
 
 PLACES = ("disk", "virtio-fs", "virtio-fs, cache=always", "9p", "9p, cache=always")
 ONLY = os.environ.get("PYKATA_BENCH_ONLY", "")      # one of PLACES, or "starts"
 SIZE, FILES = int(os.environ.get("PYKATA_BENCH_MB", "256")), int(os.environ.get("PYKATA_BENCH_FILES", "5000"))
 WORK = os.environ.get("PYKATA_BENCH_WORK", "")      # "bytes", "files", or both
+KEEP = os.environ.get("PYKATA_BENCH_KEEP", "")      # a file of pairs, each a line of JSON
 
 
-def _part(of_bytes: dict[str, str], of_files: dict[str, str]) -> dict[str, str]:
-    return {**({} if WORK == "files" else of_bytes), **({} if WORK == "bytes" else of_files)}
-
-
-FIRST = _part(
-    {f"write {SIZE} MB": f"dd if=/dev/zero of=big bs=1M count={SIZE} conv=fsync 2>/dev/null"},
+BYTES = ({f"write {SIZE} MB": f"dd if=/dev/zero of=big bs=1M count={SIZE} conv=fsync 2>/dev/null"},
+         {f"read {SIZE} MB": "dd if=big of=/dev/null bs=1M 2>/dev/null"})
+SMALL = (
     {f"{FILES:,} files made": f"mkdir d; i=0; while [ $i -lt {FILES} ]; do echo $i > d/$i; i=$((i+1)); done; sync"},
-)
-THEN = _part(
-    {f"read {SIZE} MB": "dd if=big of=/dev/null bs=1M 2>/dev/null"},
     {f"{FILES:,} files listed": "ls -l d > /dev/null", f"{FILES:,} files read": "cat d/* > /dev/null",
      f"{FILES:,} files removed": "rm -r d"},
+)  # fmt: skip
+NOTHING: tuple[dict[str, str], dict[str, str]] = ({}, {})
+# What one guest does, and then another.
+FIRST, THEN = (
+    {**of_bytes, **of_files} for of_bytes, of_files in
+    zip(NOTHING if WORK == "files" else BYTES, NOTHING if WORK == "bytes" else SMALL, strict=True)
 )  # fmt: skip
 CLOCK = "echo | ts %.s"       # seconds with all their digits; /proc/uptime has hundredths
 
@@ -56,23 +61,47 @@ async def measure(rounds: int) -> list[Row]:
     """Rows for each kind of work in each place, and for the starts."""
     found, floor = Found(), Found()
     begun = random.randrange(2)         # rounds may be runs of their own
-    _touch_memory()
+    if rounds and ONLY != "starts":
+        _touch_memory()
     with tempfile.TemporaryDirectory(dir=os.environ.get("PYKATA_BENCH_DIR")) as top:
         for number in range(rounds):
             for way in PLACES:
                 if ONLY in (way, ""):
                     await _both(way, Path(top), found, floor, ours_first=(begun + number) % 2 == 0)
+                    _keep(way, found, floor)
+    if KEEP:
+        found, floor = _kept()
     rows = [_compared(f"{name}: {way}", found[name, way], floor[name, way]) for way, name in _measured(found)]
-    return rows + (await _starts(rounds) if ONLY in ("starts", "") else [])
+    return rows + (await _starts(rounds) if ONLY in ("starts", "") and rounds else [])
 
 
 def _compared(name: str, ours: list[float], by_hand: list[float]) -> Row:
-    ratios = [one / other for one, other in zip(ours, by_hand, strict=True)]
-    return evolve(row(name, "ms", ours, by_hand), ratio=quantile(ratios, 0.5))
+    pairs = list(zip(ours, by_hand, strict=True))
+    if KEEP:
+        note(f"{name}: {' '.join(f'{one:.0f}/{other:.0f}' for one, other in pairs)}")
+    return evolve(row(name, "ms", ours, by_hand), ratio=quantile([one / other for one, other in pairs], 0.5))
 
 
 def _measured(found: Found) -> list[tuple[str, str]]:
-    return [(way, name) for way in PLACES for name in (*FIRST, *THEN) if (name, way) in found]
+    names = [name for works in (*BYTES, *SMALL) for name in works]
+    return [(way, name) for way in PLACES for name in names if (name, way) in found]
+
+
+def _keep(way: str, found: Found, floor: Found) -> None:
+    """Add what was measured last."""
+    if KEEP:
+        with open(KEEP, "a") as file:
+            for name in (*FIRST, *THEN):
+                print(json.dumps([name, way, found[name, way][-1], floor[name, way][-1]]), file=file)
+
+
+def _kept() -> tuple[Found, Found]:
+    found, floor = Found(), Found()
+    with open(KEEP) as file:
+        for name, way, ours, by_hand in map(json.loads, file):
+            found.setdefault((name, way), []).append(ours)
+            floor.setdefault((name, way), []).append(by_hand)
+    return found, floor
 
 
 def _touch_memory() -> None:
