@@ -52,6 +52,15 @@ def test_a_qemu_without_it(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert aio.choose(qemu) == "threads"
 
 
+def test_a_script_has_what_the_qemu_has_that_it_starts(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Kernel(monkeypatch, 7, 0x3FFF)
+    started = qemu.rename(qemu.with_name("qemu-system-x86_64"))
+    qemu.write_text(f"#!/bin/sh\nexec -a /nowhere/qemu-system-x86_64 '{started}' -L /firmware \"$@\"\n")
+    assert aio.choose(qemu) == "io_uring"
+    qemu.write_text("#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n")
+    assert aio.choose(qemu) == "threads"        # it could be any
+
+
 def test_a_kernel_that_forbids_it(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch, -1, 0)
     assert aio.choose(qemu) == "threads"

@@ -80,7 +80,7 @@ def test_what_every_machine_has(machine: Machine) -> None:
     assert options_of(argv, "-sandbox") == ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     assert options_of(argv, "-kernel") == ["/proc/self/fd/30"]
     assert options_of(argv, "-initrd") == ["/proc/self/fd/31"]
-    assert options_of(argv, "-mon") == ["chardev=control,mode=control"]
+    assert options_of(argv, "-qmp") == ["chardev:control"]
     assert "socket,id=control,fd=32" in options_of(argv, "-chardev")
     assert "socket,id=agent,fd=33" in options_of(argv, "-chardev")
     ports = [device for device in devices_of(argv) if device["driver"] == "virtserialport"]

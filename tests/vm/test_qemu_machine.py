@@ -91,7 +91,7 @@ async def test_what_qemu_has(machine: Machine, bundle: Bundle, ramdisk: Path) ->
 
         links = [os.readlink(link) for link in (proc / "fd").iterdir()]
         kinds = sorted(re.sub(r"\d+|\[|\]", "", name) for name in links)
-        own = {"anon_inode:eventfd", "anon_inode:eventpoll", "anon_inode:signalfd", "/memfd:"}
+        own = {"anon_inode:eventfd", "anon_inode:eventpoll", "anon_inode:signalfd", "anon_inode:io_uring", "/memfd:"}
         inherited = [kind for kind in kinds if not any(kind.startswith(known) for known in own)]
         assert sorted(inherited) == sorted([
             "/dev/null", "pipe:", "pipe:",                  # stdin, the console, stderr

@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from pykata.hypervisors.qemu import version
+
 Aio = Literal["io_uring", "threads"]
 
 DISABLED = Path("/proc/sys/kernel/io_uring_disabled")       # Linux 6.6 and later
@@ -25,8 +27,9 @@ _FEAT_NATIVE_WORKERS = 1 << 9
 
 def choose(binary: Path) -> Aio:
     """What this QEMU and this kernel can."""
-    found = binary.stat()
-    return "io_uring" if _kernel_has_it() and _is_linked(binary, found.st_size, found.st_mtime_ns) else "threads"
+    program = version.program(binary)
+    found = program.stat()
+    return "io_uring" if _kernel_has_it() and _is_linked(program, found.st_size, found.st_mtime_ns) else "threads"
 
 
 @functools.lru_cache(maxsize=8)

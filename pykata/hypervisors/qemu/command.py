@@ -111,7 +111,8 @@ def command(
         "-chardev", "stdio,id=console,signal=off",
         "-serial", "chardev:console",
         "-chardev", f"socket,id=control,fd={given.control}",
-        "-mon", "chardev=control,mode=control",
+        # What all versions take: 11.1 warns of -mon, and what is to replace that is new in it.
+        "-qmp", "chardev:control",
         *_agent(bus, spec, given.agent),
         # Memory that the guest frees goes back to the host within seconds. It costs no boot time that can be measured.
         *(device(f"virtio-balloon-{bus}", **{"free-page-reporting": True}) if reclaim else ()),

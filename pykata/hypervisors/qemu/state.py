@@ -9,9 +9,11 @@ the memory.
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,6 +99,29 @@ def _guest_memory(pid: int, size: int, started_from: int | None) -> int:
     if len(found) != 1:
         raise HostError(f"can't tell where QEMU (process {pid}) has the guest's memory")
     return found[0]
+
+
+class Incoming:
+    """The state of devices on its way into a QEMU that starts, which gets the socket ``theirs``.
+
+    Not a file, because QEMU 11 takes none by a descriptor, and older ones have no other way to take one.
+    """
+
+    def __init__(self, devices: bytes) -> None:
+        self._devices = devices
+        self._ours, self.theirs = socket.socketpair()
+        self._ours.setblocking(False)
+
+    async def send(self) -> None:
+        """Send it all. Most fits into the socket at once; the rest goes as QEMU reads."""
+        self.theirs.close()         # QEMU has its own by now, and if that is closed there is nobody to read
+        with suppress(OSError):     # it has ended, of which it is known elsewhere why
+            await asyncio.get_running_loop().sock_sendall(self._ours, self._devices)
+        self._ours.close()
+
+    def close(self) -> None:
+        self._ours.close()
+        self.theirs.close()
 
 
 async def devices(qmp: QMP) -> bytes:

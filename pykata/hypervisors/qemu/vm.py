@@ -10,7 +10,14 @@ import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from pathlib import Path
 
 import anyio
@@ -52,6 +59,8 @@ from pykata.spec import (
 
 log = logging.getLogger(__name__)
 
+# What QEMU says whenever a fork's guest has freed memory: that it can't free it in the sealed file that all forks map.
+KNOWN = "ram_block_discard_"
 LAST_WORDS = 2.0        # seconds that the pipes of a QEMU that has ended may take to be read to their end
 
 
@@ -90,6 +99,10 @@ class QemuVM(VM):
 
     def console(self) -> str:
         return self._console.text()
+
+    def complaints(self) -> str:
+        """The end of what QEMU has written to its stderr that isn't known to be harmless."""
+        return "\n".join(line for line in self._complaints.text().splitlines() if KNOWN not in line)
 
     async def pause(self) -> None:
         self._paused = True
@@ -200,7 +213,7 @@ class QemuVM(VM):
     def _how(self) -> str:
         """How QEMU ended, and what it said last."""
         how = host.describe_exit(self._process.returncode or 0)
-        return f"{how}: {said}" if (said := last_line(self._complaints.text())) else how
+        return f"{how}: {said}" if (said := last_line(self.complaints())) else how
 
     def _note(self, name: str, data: Mapping[str, object]) -> None:
         log.debug("QEMU %d: %s %s", self.pid, name, data)
@@ -250,7 +263,8 @@ async def _started(
     lent = await stack.enter_async_context(_lent(spec, identity))
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
-    with theirs, _descriptors(spec, theirs.fileno(), lent) as given:
+    incoming = stack.enter_context(closing(state.Incoming(spec.saved.devices))) if spec.saved else None
+    with theirs, _descriptors(spec, theirs.fileno(), lent, incoming) as given:
         argv = command(
             binary, machine, accel, spec, given,
             slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache, tsc_khz=khz, aio=aio,
@@ -268,6 +282,8 @@ async def _started(
     vm = QemuVM(process, accel, ours, spec, slots, aio)
     stack.push_async_callback(lambda: host.finish(vm.stop()))
     with anyio.move_on_after(spec.boot_timeout) as patience:
+        if incoming is not None:
+            await incoming.send()
         await vm.ready(binary)
     if patience.cancelled_caught:
         raise BootTimeoutError(f"QEMU didn't answer within {spec.boot_timeout:g} s", console=vm.console())
@@ -287,7 +303,9 @@ async def _lent(spec: VMSpec, identity: host.Identity | None) -> AsyncIterator[t
 
 
 @contextmanager
-def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[Descriptors]:
+def _descriptors(
+    spec: VMSpec, control: int, lent: tuple[int, ...], incoming: state.Incoming | None
+) -> Iterator[Descriptors]:
     """Open everything that QEMU gets. It has its own copies once it is spawned, so ours are closed then."""
     with ExitStack() as stack:
         def opened(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -300,7 +318,7 @@ def _descriptors(spec: VMSpec, control: int, lent: tuple[int, ...]) -> Iterator[
 
         transport = spec.transport
         yield Descriptors(
-            start=_saved(stack, spec.saved) if spec.saved else (
+            start=(_memory(stack, spec.saved), incoming.theirs.fileno()) if spec.saved and incoming else (
                 _reopenable(stack, opened(spec.kernel)), _reopenable(stack, opened(spec.initrd)),
             ),
             control=control,
@@ -332,16 +350,11 @@ def _mappable(descriptor: int, mapped: Pmem) -> int:
     return descriptor
 
 
-def _saved(stack: ExitStack, saved: SavedVM) -> tuple[int, int]:
-    """Memory and devices. The devices are read once, from where the descriptor stands: each machine gets its own."""
-    devices = os.memfd_create("pykata-devices", os.MFD_CLOEXEC)
-    stack.callback(os.close, devices)
-    os.write(devices, saved.devices)
-    os.lseek(devices, 0, os.SEEK_SET)
-    # Of our own: it may be left, and its number be another file's, before QEMU is spawned.
+def _memory(stack: ExitStack, saved: SavedVM) -> int:
+    """Of our own: it may be left, and its number be another file's, before QEMU is spawned."""
     memory = os.dup(saved.memory)
     stack.callback(os.close, memory)
-    return memory, devices
+    return memory
 
 
 def _reopenable(stack: ExitStack, descriptor: int) -> int:
