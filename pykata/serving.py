@@ -41,9 +41,12 @@ async def serving(agent: AgentClient, volumes: Mapping[str, Checked]) -> AsyncIt
 async def _served(agent: AgentClient, target: str, volume: FsspecVolume) -> AsyncIterator[None]:
     from pykata.agent.v1 import Served, ServeRequest
     from pykata.fs.fsspec_tree import FsspecTree
+    from pykata.fs.quota import Quota
 
     assert isinstance(volume.buffer, int)
-    tree = FsspecTree(volume.fs, volume.path, readonly=volume.readonly, buffer=volume.buffer)
+    assert not isinstance(volume.size, str)
+    quota = Quota(volume.size, volume.files)
+    tree = FsspecTree(volume.fs, volume.path, readonly=volume.readonly, buffer=volume.buffer, quota=quota)
     options = ["nosuid", "nodev", f"max_read={DATA}"]
     options += ["ro"] if volume.readonly else []
     async with agent.call("Serve") as stream:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attrs import Attribute, evolve, field, frozen
+from attrs.converters import optional
 
 from pykata.errors import ConfigError, HostError, ToolMissingError
 from pykata.fs.virtiofs import daemon
@@ -285,6 +286,9 @@ class FsspecVolume:
     A file that is written to is kept in memory and handed over when it is closed: ``buffer`` is how much of that there
     may be (MiB or text), beyond it the guest gets ENOSPC. An error then is seen by who calls fsync(2). ``cache`` is as
     for :class:`Bind`.
+
+    A guest may add ``size`` (MiB or text) to what is there, and ``files`` files and directories, before it gets ENOSPC;
+    what it removes it may add again. Without them it may add what it likes.
     """
 
     fs: Any = field(validator=_filesystem)
@@ -293,6 +297,8 @@ class FsspecVolume:
     cache: Literal["auto", "always", "none"] = field(default="auto", validator=_one_of(*CACHES))
     timeout: float = field(default=30.0, validator=_seconds)
     buffer: int | str = field(default="256M", converter=_size)
+    size: int | str | None = field(default=None, kw_only=True, converter=optional(_size))
+    files: int | None = field(default=None, kw_only=True, validator=_optional_count)
 
 
 def _reference(instance: object, attribute: Attribute[str], value: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from attrs import define, field
 
 from pykata.fs.fuse.tree import File, Stat
 from pykata.fs.fuse.wire import MAX_NAME
+from pykata.fs.quota import Quota
 
 CHUNK = 1024 * 1024
 
@@ -34,11 +36,15 @@ class _Node:
 class FsspecTree:
     """``path`` of an ``fsspec.AbstractFileSystem`` (``fs``) and what is below it.
 
-    ``buffer`` is how many bytes may be written but not handed over yet, all files together.
+    ``buffer`` is how many bytes may be written but not handed over yet, all files together; ``quota`` is what may be
+    added.
     """
 
-    def __init__(self, fs: Any, path: str = "", *, readonly: bool, buffer: int) -> None:
+    def __init__(
+        self, fs: Any, path: str = "", *, readonly: bool, buffer: int, quota: Quota | None = None
+    ) -> None:
         self.readonly = readonly
+        self.quota = Quota() if quota is None else quota
         self._fs = fs
         self._root = str(fs._strip_protocol(path)).rstrip("/")
         self._room = buffer
@@ -75,8 +81,7 @@ class FsspecTree:
         if not there and not create:
             raise OSError(errno.ENOENT, "it is not there")
         if not there:
-            self._fs.pipe_file(self._at(path), b"")
-            self._changed(path)
+            self._made(path, lambda: self._fs.pipe_file(self._at(path), b""))
         opened = _Opened(self, self._used(path))
         if truncate and there:
             try:
@@ -124,6 +129,8 @@ class FsspecTree:
         if node.written is None:
             whole = b"" if size == 0 else self._content(node, size)
             self.take(len(whole))
+            if size is not None and self.quota.size is not None and not node.gone:
+                self.quota.add(size=min(0, size - self.stat(node.path).size))
             node.written = bytearray(whole)
         return node.written
 
@@ -156,13 +163,23 @@ class FsspecTree:
     def mkdir(self, path: str) -> None:
         if self._fs.exists(self._at(path)):
             raise OSError(errno.EEXIST, "it is there")
-        self._fs.mkdir(self._at(path), create_parents=False)
+        self._made(path, lambda: self._fs.mkdir(self._at(path), create_parents=False))
+
+    def _made(self, path: str, make: Callable[[], object]) -> None:
+        self.quota.add(files=1)
+        try:
+            make()
+        except BaseException:
+            self.quota.add(files=-1)
+            raise
         self._changed(path)
 
     def remove(self, path: str) -> None:
         if _stat_of(self._fs.info(self._at(path))).is_directory:
             raise OSError(errno.EISDIR, "a directory")
+        size = self.stat(path).size
         self._fs.rm_file(self._at(path))
+        self.quota.add(files=-1, size=-size)
         self._forget(path)
         self._changed(path)
 
@@ -172,6 +189,7 @@ class FsspecTree:
         if self.list(path):
             raise OSError(errno.ENOTEMPTY, "not empty")
         self._fs.rmdir(self._at(path))
+        self.quota.add(files=-1)
         self._changed(path)
 
     def rename(self, old: str, new: str) -> None:
@@ -234,13 +252,23 @@ class _Opened:
             self._grow(whole, size)
             if len(whole) > size:
                 self._tree.take(size - len(whole))
+                self._count(size - len(whole))
                 del whole[size:]
             self.node.dirty = True
 
     def _grow(self, whole: bytearray, size: int) -> None:
-        if size > len(whole):
-            self._tree.take(size - len(whole))
-            whole.extend(bytes(size - len(whole)))
+        if (more := size - len(whole)) > 0:
+            self._tree.take(more)
+            try:
+                self._count(more)
+            except OSError:
+                self._tree.take(-more)
+                raise
+            whole.extend(bytes(more))
+
+    def _count(self, size: int) -> None:
+        if not self.node.gone:      # what is removed is counted no more
+            self._tree.quota.add(size=size)
 
     def size(self) -> int:
         with self.node.lock:

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pykata.fs.fuse.operations import Session
 from pykata.fs.fuse.server import Server
 from pykata.fs.fuse.tree import Tree
 from pykata.fs.fuse.wire import ANSWER, DATA, LONGEST, REQUEST, Inbox, MalformedError, Op, Request
+from pykata.fs.quota import Quota
 
 
 class Memory(MemoryFileSystem):     # type: ignore[misc]
@@ -278,6 +279,42 @@ async def test_the_buffer_is_a_limit() -> None:
             await guest.write(handle, b"x", offset=2**62)
         await guest.release(handle)
         await guest.write(await guest.create("g"), bytes(9000))       # the room is there again
+
+
+async def refused(attempt: Awaitable[object]) -> int | None:
+    with pytest.raises(OSError, match="from the server") as caught:
+        await attempt
+    return said(caught)
+
+
+async def test_a_guest_adds_what_it_may() -> None:
+    _, tree = memory(quota=Quota(size=10_000, files=2))
+    async with peer(tree) as guest:
+        handle = await guest.create("f")
+        await guest.mkdir("x")
+        assert await refused(guest.create("g")) == errno.ENOSPC
+        assert await refused(guest.mkdir("y")) == errno.ENOSPC
+        await guest.write(handle, bytes(10_000))
+        assert await refused(guest.write(handle, b"x", offset=10_000)) == errno.ENOSPC
+        await guest.write(handle, b"x", offset=9_999)       # no more than there was
+        await guest.release(handle)
+        for _ in range(3):                                  # what is written anew isn't added
+            handle = await guest.open("f", os.O_RDWR | os.O_TRUNC)
+            await guest.write(handle, bytes(10_000))
+            await guest.release(handle)
+        assert await refused(guest.write(await guest.open("a", os.O_RDWR), b"x", offset=7)) == errno.ENOSPC
+        await guest.by_name(Op.UNLINK, "f")                 # and what is gone isn't there
+        await guest.by_name(Op.UNLINK, "a")
+        handle = await guest.create("g")
+        await guest.write(handle, bytes(10_007))
+        await guest.by_name(Op.UNLINK, "g")
+        await guest.write(handle, bytes(20_000))
+        await guest.release(handle)
+        await guest.write(await guest.create("h"), bytes(10_007))
+        await guest.by_name(Op.RMDIR, "x")
+        await guest.mkdir("y")
+        await guest.create("i")
+        assert await refused(guest.create("j")) == errno.ENOSPC
 
 
 async def test_other_filesystems(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from pykata import (
     Bind,
     ConfigError,
     DiskImage,
+    FsspecVolume,
     Named,
     Sandbox,
     Template,
@@ -108,6 +110,8 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
     (lambda: Bind(".", via="nfs"), "via='nfs' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(3), "3 is not a path"),
     (lambda: Bind(".", size="1G"), r"size='1G'.*no limit .*Named\('NAME', size=, files=\)"),  # type: ignore[arg-type]
+    (lambda: FsspecVolume(fsspec.filesystem("memory"), files=0), "files=0"),
+    (lambda: FsspecVolume(fsspec.filesystem("memory"), size="1K"), "size='1K' leaves nothing"),
     (lambda: Bind(".", files=7), r"files=7"),  # type: ignore[arg-type]
     (lambda: Bind(".", via="9p", security="mapped"), "security='mapped' is unknown"),  # type: ignore[arg-type]
     (lambda: Bind(".", via="9p", security="passthrough"), "the VMM would need the right to give files away"),  # type: ignore[arg-type]

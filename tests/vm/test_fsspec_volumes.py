@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import zipfile
 from typing import Any
 
 import anyio
+import fsspec
 import pytest
+from fsspec.implementations.zip import ZipFileSystem
 
 from pykata import ConfigError, FsspecVolume, Sandbox, Tmpfs
 from tests.unit.test_fuse_server import Memory
@@ -41,6 +45,29 @@ async def test_a_filesystem_in_memory() -> None:
         # And what the program does to it the guest sees, at the latest after it opens the file again.
         fs.pipe_file("/in/later", b"from outside\n")
         assert (await sb.run(BUSYBOX, ["cat", "/data/later"])).stdout == "from outside\n"
+
+
+async def test_those_of_fsspec_and_what_a_guest_may_add() -> None:
+    files, packed = fsspec.filesystem("memory"), io.BytesIO()
+    files.pipe_file("/limited/there", b"before\n")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("in/side", "zipped\n")
+    volumes = {"/many": FsspecVolume(files, "/limited", files=50, size="8K"), "/mine": FsspecVolume(Memory()),
+               "/zip": ZipFileSystem(packed)}  # fmt: skip
+    try:
+        async with sandbox(volumes) as sb:
+            # The number of files is what ends it; a file more than there may be is none that is empty.
+            script = "cat /many/there /zip/in/side; i=0; while echo > /many/$i; do i=$((i+1)); done; echo $i; " \
+                     "rm /many/0; echo x > /many/again; cat /many/again; echo on > /mine/f; cat /mine/f; " \
+                     "dd if=/dev/zero of=/many/1 bs=1k count=20; echo x > /zip/x"
+            done = await sb.run(BUSYBOX, sh(script))
+        assert done.stdout.splitlines() == ["before", "zipped", "50", "x", "on"], done.stderr
+        assert done.stderr.count("No space left on device") == 2, done.stderr
+        assert "can't create /zip/x" in done.stderr, "a zip that was opened for reading isn't written to"
+        assert len(files.ls("/limited")) == 51
+        assert files.cat_file("/limited/there") == b"before\n"
+    finally:
+        files.rm("/limited", recursive=True)
 
 
 async def test_a_filesystem_that_raises_or_hangs_fails_the_operation_and_not_the_sandbox() -> None:

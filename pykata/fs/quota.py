@@ -1,0 +1,31 @@
+"""How much a guest may add to a filesystem that has no limit of its own."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+from attrs import define, field
+
+
+@define
+class Quota:
+    """``size`` bytes and ``files`` files and directories more than there were; None: as much as it likes."""
+
+    size: int | None = None
+    files: int | None = None
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def add(self, *, size: int = 0, files: int = 0) -> None:
+        """Count what is added, or what goes (below 0). Raises OSError (ENOSPC), and nothing is counted then."""
+        with self._lock:
+            if _is_over(size, self.size) or _is_over(files, self.files):
+                raise OSError(errno.ENOSPC, "the guest has added to the volume what it may")
+            if self.size is not None:
+                self.size -= size
+            if self.files is not None:
+                self.files -= files
+
+
+def _is_over(more: int, left: int | None) -> bool:
+    return left is not None and more > max(left, 0)
