@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from functools import partial
 
 import pykata
+from pykata_cli import exits, stdio
 from pykata_cli.signals import Relay, relayed
+from pykata_cli.streams import SIGPIPE
 
 HINT = "pykata cp NAME:PATH HOST, or pykata cp HOST NAME:PATH; a path of this machine with a colon needs a ./ before it"
+
+STREAM = "-"
+"""In place of a path of this machine: a tar on stdin or stdout."""
 
 
 async def command(arguments: argparse.Namespace) -> int:
@@ -16,8 +23,8 @@ async def command(arguments: argparse.Namespace) -> int:
     source, target = split(arguments.source), split(arguments.target)
     if (source is None) == (target is None):
         raise pykata.ConfigError("one of the two paths must be of a sandbox, and the other of this machine", hint=HINT)
-    if "-" in (arguments.source, arguments.target):
-        raise pykata.ConfigError("cp copies files and directories, not streams", hint="./- is a file of that name")
+    if arguments.target == STREAM and os.isatty(stdio.STDOUT):
+        raise pykata.ConfigError("stdout is a terminal, and no place for a tar", hint="pykata cp NAME:PATH - | tar -t")
     return await relayed(_copy, arguments)
 
 
@@ -25,10 +32,18 @@ async def _copy(arguments: argparse.Namespace, relay: Relay) -> int:
     source, target = split(arguments.source), split(arguments.target)
     name, path = source or target or ("", "")
     async with pykata.Sandbox.connect(name) as sandbox:
-        if source is not None:
-            moved = await sandbox.main.files.download(path, arguments.target)
-        else:
-            moved = await sandbox.main.files.upload(arguments.source, path)
+        files = sandbox.main.files
+        try:
+            if arguments.target == STREAM:
+                moved = await files.download_tar(path, partial(stdio.write, stdio.STDOUT))
+            elif arguments.source == STREAM:
+                moved = await files.upload_tar(partial(anext, stdio.read(stdio.STDIN), b""), path)
+            elif source is not None:
+                moved = await files.download(path, arguments.target)
+            else:
+                moved = await files.upload(arguments.source, path)
+        except BrokenPipeError:
+            return exits.SIGNAL + SIGPIPE       # who read the tar has left
     for skipped in moved.skipped:
         print(f"pykata: left out, as it is no file, directory or link: {skipped!r}", file=sys.stderr)
     return 0

@@ -46,6 +46,8 @@ CP = """\
 examples:
   pykata cp worker:/var/log/app.log .
   pykata cp ./data worker:/srv/data       what is in the directory ./data goes into /srv/data
+  pykata cp worker:/srv/data - | tar -tv  as a tar
+  tar -c . | pykata cp - worker:/srv      what is in a tar, which may be compressed
 """
 STATS = """\
 examples:
@@ -114,8 +116,8 @@ def _add_exec(commands: Any) -> None:
 def _add_cp(commands: Any) -> None:
     parser = _add(commands, "cp", "copy files from or to a detached sandbox",
                   "Copy a file, or what is in a directory, from the main container of a detached sandbox or to it.", CP)
-    parser.add_argument("source", metavar="SOURCE", help="NAME:PATH, or a path of this machine")
-    parser.add_argument("target", metavar="TARGET", help="likewise")
+    parser.add_argument("source", metavar="SOURCE", help="NAME:PATH, or a path of this machine; -: a tar on stdin")
+    parser.add_argument("target", metavar="TARGET", help="likewise; -: a tar to stdout")
 
 
 def _add_stats(commands: Any) -> None:

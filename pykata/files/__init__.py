@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
 from pathlib import Path, PurePosixPath
@@ -183,6 +183,38 @@ class Files:
 
         bounds = Bounds(size=max_size, entries=max_entries, setuid=setuid)
         return await download(self._session, raw(path), Path(target), bounds)
+
+    async def upload_tar(
+        self, read: Callable[[], Awaitable[bytes] | bytes], path: ContainerPath, *,
+        owner: tuple[int, int] | None = None, keep_owners: bool = False, setuid: bool = False,
+    ) -> Transfer:  # fmt: skip
+        """Unpack a tar in the directory ``path``: ``read`` gives it piece by piece, and nothing at its end.
+
+        It may be of any writer, and compressed by gzip or zstd. Everything else is as for :meth:`upload`; devices are
+        left out. Raises :class:`FileError`, and :class:`ConfigError` for what is no tar.
+        """
+        from pykata.files import v1
+        from pykata.files.tars import upload_tar
+
+        uid, gid = checks.owners(owner)
+        request = v1.Unpack(path=raw(path), uid=uid, gid=gid, keep_owners=keep_owners, keep_setuid=setuid)
+        return await upload_tar(self._session, read, request)
+
+    async def download_tar(
+        self, path: ContainerPath, on_data: Callable[[bytes], Awaitable[object] | object], *,
+        max_size: int = 16 * GIB, max_entries: int = 1_000_000,
+    ) -> Transfer:  # fmt: skip
+        """Give ``on_data`` a file, or a directory with all that is in it, as a tar, piece by piece.
+
+        The names in it begin with that of the file or directory. Owners, modes and devices are as in the container,
+        which may be hostile: whoever unpacks it should know that. More than ``max_size`` bytes, or more than
+        ``max_entries`` files, directories and links raise.
+        Raises :class:`FileError` and :class:`UnsafeTreeError`.
+        """
+        from pykata.files.extract import Bounds
+        from pykata.files.tars import download_tar
+
+        return await download_tar(self._session, raw(path), on_data, Bounds(size=max_size, entries=max_entries))
 
     def watch(
         self, path: ContainerPath = ".", *, recursive: bool = False

@@ -39,6 +39,13 @@ class Bounds:
     entries: int
     setuid: bool = False
 
+    def check(self, entries: int, size: int) -> None:
+        """Raises UnsafeTreeError for more than that."""
+        if entries > self.entries:
+            raise UnsafeTreeError(f"it has more than {self.entries} entries", hint="raise max_entries=")
+        if size > self.size:
+            raise UnsafeTreeError(f"it has more than {self.size} bytes", hint="raise max_size=")
+
 
 class _Attributes(NamedTuple):
     path: bytes
@@ -73,7 +80,7 @@ class Extractor:
             for entry in tar:
                 self._count(entry)
                 self._add(entry, tar)
-            _expect_end(reader)
+            expect_end(reader)
         except BadEntryError as exc:
             raise UnsafeTreeError(f"the guest sent a bad archive: {exc.why}", path=text(exc.path)) from exc
         except StreamError as exc:
@@ -86,10 +93,7 @@ class Extractor:
     def _count(self, entry: Entry) -> None:
         self._entries += 1
         self._size += entry.size
-        if self._entries > self.bounds.entries:
-            raise UnsafeTreeError(f"it has more than {self.bounds.entries} entries", hint="raise max_entries=")
-        if self._size > self.bounds.size:
-            raise UnsafeTreeError(f"it has more than {self.bounds.size} bytes", hint="raise max_size=")
+        self.bounds.check(self._entries, self._size)
 
     def _add(self, entry: Entry, tar: TarReader) -> None:
         if self.only is not None:
@@ -224,7 +228,8 @@ class Extractor:
         return entry.mode & (0o7777 if self.bounds.setuid else 0o1777)
 
 
-def _expect_end(reader: Reader) -> None:
+def expect_end(reader: Reader) -> None:
+    """Read what is behind the end of an archive, which is only zeros. Raises UnsafeTreeError."""
     for _ in range(MAX_FILL):       # what some writers fill their last record with
         if reader.at_end():
             return

@@ -111,18 +111,18 @@ async def _sent(
     send: Callable[[bytes], Awaitable[object]], write: Callable[[int], Transfer], source: Path
 ) -> Transfer:
     """Pass on what a thread writes to a pipe."""
-    reader, writer = _pipe()
-    pipe = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
-    work = _in_thread(lambda: write(writer))
+    reader, writer = pipe()
+    out = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
+    work = in_thread(lambda: write(writer))
     try:
         with suppress(anyio.EndOfStream):
             while True:
-                await send(await pipe.receive(PIECE))
+                await send(await out.receive(PIECE))
     finally:
-        pipe.close()                # the thread, if it isn't done, gets a BrokenPipeError
-        await finish(_ended(work))
+        out.close()                 # the thread, if it isn't done, gets a BrokenPipeError
+        await finish(ended(work))
         work.exception()            # asked for in any case: asyncio complains of a failure that nobody has looked at
-    return _result(work, source)
+    return result_of(work, source)
 
 
 async def received(tool: Tool, take: Callable[[Iterator[bytes]], T], target: Path) -> T:
@@ -138,15 +138,15 @@ async def received(tool: Tool, take: Callable[[Iterator[bytes]], T], target: Pat
         finally:
             pieces.refuse()
 
-    work = _in_thread(taken)
+    work = in_thread(taken)
     try:
         while (piece := await tool.data()) and await pieces.put(piece):
             pass                    # the thread that takes no more says why
     finally:
         pieces.end()                # the thread, if it isn't done, finds the archive cut off
-        await finish(_ended(work))
+        await finish(ended(work))
         work.exception()
-    return _result(work, target)
+    return result_of(work, target)
 
 
 @define
@@ -197,23 +197,26 @@ def open_target(target: Path, name: bytes | None, directory: bool) -> Place:
     return Place(os.open(parent, flags), only, b".pykata-" + os.urandom(8).hex().encode())
 
 
-def _pipe() -> tuple[int, int]:
+def pipe() -> tuple[int, int]:
+    """One that takes much at a time."""
     reader, writer = os.pipe()
     with suppress(PermissionError):     # beyond what this user may have: the size it has will do
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return reader, writer
 
 
-def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     """Work whose task is out of reach of any cancellation: who starts it waits until it has ended."""
     return asyncio.ensure_future(anyio.to_thread.run_sync(work))
 
 
-async def _ended(work: asyncio.Future[T]) -> None:
+async def ended(work: asyncio.Future[T]) -> None:
+    """Wait for the end of work in a thread, however it ends."""
     await asyncio.wait([work])
 
 
-def _result(work: asyncio.Future[T], path: Path) -> T:
+def result_of(work: asyncio.Future[T], path: Path) -> T:
+    """What has ended gave, or why it failed."""
     try:
         return work.result()
     except OSError as exc:
@@ -222,14 +225,14 @@ def _result(work: asyncio.Future[T], path: Path) -> T:
 
 async def _in_host_thread(work: Callable[[], T], path: Path, undo: Callable[[T], None] | None = None) -> T:
     """What ``work`` returns; a result that a cancellation keeps from its caller is passed to ``undo``."""
-    task = _in_thread(work)
+    task = in_thread(work)
     try:
-        await finish(_ended(task))
+        await finish(ended(task))
     except BaseException:
         if task.exception() is None and undo is not None:
             undo(task.result())
         raise
-    return _result(task, path)
+    return result_of(task, path)
 
 
 def host_error(exc: OSError, path: Path) -> Exception:

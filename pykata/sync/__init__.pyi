@@ -203,6 +203,23 @@ class Files:
         max_size: int=...,
         max_entries: int=...,
     ) -> Transfer: ...
+    def upload_tar(
+        self,
+        read: Callable[[], bytes | bytes],
+        path: ContainerPath,
+        *,
+        owner: tuple[int, int] | None=...,
+        keep_owners: bool=...,
+        setuid: bool=...,
+    ) -> Transfer: ...
+    def download_tar(
+        self,
+        path: ContainerPath,
+        on_data: Callable[[bytes], object | object],
+        *,
+        max_size: int=...,
+        max_entries: int=...,
+    ) -> Transfer: ...
     def watch(
         self,
         path: ContainerPath=...,

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +25,7 @@ HIDDEN = frozenset(
 )
 """Public among the modules of pykata, and of no use to others."""
 
-AWAITED = ("on_stdout", "on_stderr", "on_error")
+AWAITED = ("on_stdout", "on_stderr", "on_error", "on_data", "read")
 """Callbacks whose result is awaited, if need be: so they may be called in another thread than the loop's."""
 
 HOOKS = ("setup", "warm_up")
@@ -155,15 +156,16 @@ def function(asynchronous: Callable[..., Any]) -> Callable[..., Any]:
 
 def _called(method: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     turn = Turn()
-    for name, value in options.items():
-        if name in AWAITED and callable(value):
-            options[name] = turn.here(value)
-        else:
-            options[name] = _bare(value)
-    args = tuple(map(_bare, args))
+    options = {name: _passed(turn, name, value) for name, value in options.items()}
+    names = list(inspect.signature(method).parameters) if any(map(callable, args)) else []
+    args = tuple(_passed(turn, name, value) for name, value in zip_longest(names[: len(args)], args))
     if method.__name__ in IN_LOOP and not inspect.iscoroutinefunction(method):
         return call(_in_loop(method, args, options))
     return convert(method(*args, **options), turn)
+
+
+def _passed(turn: Turn, name: str | None, value: Any) -> Any:
+    return turn.here(value) if name in AWAITED and callable(value) else _bare(value)
 
 
 def _bare(value: Any) -> Any:

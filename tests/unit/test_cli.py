@@ -252,10 +252,10 @@ def test_paths_of_sandboxes(text: str, parts: tuple[str, str] | None) -> None:
     assert split(text) == parts
 
 
-@pytest.mark.parametrize("argv", [["cp", "box:/a", "-"], ["cp", "-", "box:/a"]])
-def test_streams_are_not_copied(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert pykata_cli.main(argv) == PYKATA_FAILED
-    assert "not streams" in capfd.readouterr().err
+def test_a_terminal_is_no_place_for_a_tar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.isatty", lambda descriptor: True)
+    assert pykata_cli.main(["cp", "box:/a", "-"]) == PYKATA_FAILED
+    assert "is a terminal" in capfd.readouterr().err
 
 
 def test_a_name_that_is_empty_is_none(capfd: pytest.CaptureFixture[str]) -> None:

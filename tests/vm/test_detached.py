@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +89,21 @@ def test_copying_files(tmp_path: Path) -> None:
         assert (tmp_path / "one").read_bytes() == (tmp_path / "sent" / "a").read_bytes() + b"more\n"
         assert pykata("cp", f"{name}:/srv/data", str(tmp_path / "all")).returncode == 0
         assert os.readlink(tmp_path / "all" / "b") == "a"
+        out = pykata("cp", f"{name}:/srv/data", "-").stdout
+        with tarfile.open(fileobj=io.BytesIO(out)) as tar:
+            assert sorted(tar.getnames()) == ["data", "data/a", "data/b"]
+            kept = tar.extractfile("data/a")
+            assert kept is not None
+            assert kept.read() == (tmp_path / "one").read_bytes()
+        one = pykata("cp", f"{name}:/srv/data/a", "-").stdout
+        with tarfile.open(fileobj=io.BytesIO(one)) as tar:
+            assert tar.getnames() == ["a"]
+        for number, content in enumerate((out, gzip.compress(out))):
+            assert pykata("cp", "-", f"{name}:/back{number}", stdin=content).returncode == 0
+            script = f"cmp /srv/data/a /back{number}/data/a && readlink /back{number}/data/b"
+            said = pykata("exec", name, "sh", "-c", script)
+            assert said.stdout == b"a\n"
+        assert b"no tar" in pykata("cp", "-", f"{name}:/bad", stdin=b"this is no tar" * 100).stderr
         inside = f"{name}:/nothing"
         for argv in ((inside, str(tmp_path)), ("a", "b"), (inside, inside), ("/none", f"{name}:/")):
             done = pykata("cp", *argv)
