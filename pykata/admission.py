@@ -15,7 +15,7 @@ from anyio.lowlevel import RunVar
 
 from pykata import host
 from pykata.concurrency import boot_slots
-from pykata.errors import AdmissionError
+from pykata.errors import AdmissionError, ConfigError
 from pykata.host import Room
 from pykata.spec import MIB
 
@@ -97,6 +97,14 @@ def _refused(cost: int, timeout: float) -> AdmissionError:
              f"{'; '.join(used) or 'none'}. Leave some, or raise admission_timeout",
         used=used,
     )  # fmt: skip
+
+
+def check_memory(size: int) -> None:
+    """Refuse a guest with so many bytes of memory where that is more than this machine has. Raises ConfigError."""
+    most = host.all_memory()
+    if size > most:
+        raise ConfigError(f"memory={size // MIB} MiB is more than this machine has: {most // MIB} MiB, swap included",
+                          hint="give less; guests take of it only what they use")
 
 
 def fits(cost: int, found: Room) -> bool:

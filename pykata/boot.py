@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from attrs import evolve, frozen
 
-from pykata.admission import BOOTED, RESTORED, admitted
+from pykata.admission import BOOTED, RESTORED, admitted, check_memory
 from pykata.concurrency import alongside
 from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
 from pykata.guest import Bundle, find_bundle, in_use
@@ -58,7 +58,7 @@ async def boot(options: Options) -> AsyncIterator[Running]:
     It is booted, or goes on from one that was saved.
     """
     begun = Begun(options, time.monotonic())
-    check_isolation(options)
+    check_here(options)
     async with AsyncExitStack() as stack:
         if options.spares is not None:
             stack.enter_context(options.spares.replacing())
@@ -264,6 +264,12 @@ def isolation_of(accel: Accel) -> Isolation:
 
 
 _warned = False
+
+
+def check_here(options: Options) -> None:
+    """Refuse what this machine can't be asked for. Raises ConfigError and IsolationError."""
+    check_isolation(options)
+    check_memory(options.memory * MIB)
 
 
 def check_isolation(options: Options) -> None:

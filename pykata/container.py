@@ -196,7 +196,9 @@ class Container:
 
 
 @asynccontextmanager
-async def kept_container(running: Running, image: str, pull: PullPolicy | None = None) -> AsyncIterator[Container]:
+async def kept_container(
+    running: Running, image: str | Image, pull: PullPolicy | None = None
+) -> AsyncIterator[Container]:
     """A container without a command, until the block is left."""
     running.check()
     from pykata.requests import container_request
@@ -260,7 +262,7 @@ def inherited(running: Running) -> list[Container]:
 
 @asynccontextmanager
 async def single_process(
-    running: Running, image: str, what: Command, pull: PullPolicy | None = None
+    running: Running, image: str | Image, what: Command, pull: PullPolicy | None = None
 ) -> AsyncIterator[Process]:
     """A process in a container of its own, in one round trip; the container goes with it."""
     running.check()

@@ -16,6 +16,7 @@ import anyio.to_thread
 from attrs import evolve, frozen
 
 from pykata import first_image, saved, template_cache
+from pykata.admission import check_memory
 from pykata.boot import Begun, Machine, attached, boot_error, booted, connected, memory_limit, set_up, up
 from pykata.concurrency import alongside
 from pykata.errors import (
@@ -111,6 +112,7 @@ async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) ->
 async def _from_snapshot(stack: AsyncExitStack, begun: Begun, folder: Path) -> Running:
     there = await anyio.to_thread.run_sync(saved.identity, folder)
     options = _as_saved(begun.options, folder, there)
+    check_memory(options.memory * MIB)
     begun = evolve(begun, options=options)
     _check_identity(folder, there, identity(options))
     origin = await anyio.to_thread.run_sync(lambda: stack.enter_context(saved.opened(folder, "snapshot")))

@@ -26,12 +26,15 @@ class Prepared:
 
 
 @asynccontextmanager
-async def prepared(running: Running, reference: str, pull: PullPolicy | None = None) -> AsyncIterator[Prepared]:
-    """Find the image, make it a disk, plug it in. Unplugged when left: whatever mounts it must be gone by then.
+async def prepared(
+    running: Running, image: str | Image, pull: PullPolicy | None = None
+) -> AsyncIterator[Prepared]:
+    """Find the image, unless it was found; make it a disk, plug it in.
 
-    ``pull`` None is as the sandbox has it.
+    Unplugged when left: whatever mounts it must be gone by then. ``pull`` None is as the sandbox has it.
     """
-    image = await found(running.options, running.bundle, reference, pull)
+    if isinstance(image, str):
+        image = await found(running.options, running.bundle, image, pull)
     await running.uses(image)
     async with plugged(running, image) as prepared:
         yield prepared

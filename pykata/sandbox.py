@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from attrs import evolve
 
-from pykata.boot import boot, check_isolation, isolation_of
+from pykata.boot import boot, check_here, isolation_of
 from pykata.collect import collect
-from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
+from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
 from pykata.completed import Completed
 from pykata.container import Container, inherited, kept_container, single_process
 from pykata.detached.handle import Detached, find_detached
 from pykata.errors import ConfigError, SandboxClosedError
+from pykata.foreseen import Foreseen
 from pykata.fs.base import SharedFs
 from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
@@ -148,6 +149,7 @@ class Sandbox:
         self._running: Running | None = None
         self._main: Container | None = None
         self._inherited: dict[str, Container] = {}
+        self._foreseen: list[Foreseen] = []
 
     def _adopt(self, template: Template) -> None:
         from pykata.templates import adopted
@@ -170,7 +172,11 @@ class Sandbox:
         try:
             if self._template is not None:
                 self.options = self._template.origin_of(self.options)
-            self._running = running = await self._stack.enter_async_context(boot(self.options))
+            async with AsyncExitStack() as stack:
+                for one in self._foreseen:
+                    await stack.enter_async_context(one.ready(self.options))
+                self._running = running = await stack.enter_async_context(boot(self.options))
+                self._stack = stack.pop_all()
         except BaseException:
             self._entered = False
             raise
@@ -191,6 +197,7 @@ class Sandbox:
             await self._stack.__aexit__(kind, error, trace)
         finally:
             self._entered = False
+            self._foreseen.clear()
 
     async def run(
         self,
@@ -281,15 +288,21 @@ class Sandbox:
         """Start a command in a new container of ``image``; yields the running :class:`Process`.
 
         It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
-        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`. Raises :class:`ConfigError` when called, which
-        may be before the sandbox is entered, and what :meth:`run` raises when its block is entered.
+        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`. Raises :class:`ConfigError` when called, and
+        what :meth:`run` raises when its block is entered.
+
+        It may be called before the sandbox is entered. Then entering that finds the image, and makes it ready, before
+        it starts anything, and raises :class:`ImageError` where that can't be done.
         """
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
-        return self._process(image, what, check_pull(pull or self.options.pull))
+        asked = Foreseen(image, check_pull(pull or self.options.pull), what)
+        if not self._entered:
+            self._foreseen.append(asked)
+        return self._process(asked)
 
     @asynccontextmanager
-    async def _process(self, image: str, what: Command, pull: PullPolicy) -> AsyncIterator[Process]:
-        async with single_process(self._open, image, what, pull) as process:
+    async def _process(self, asked: Foreseen) -> AsyncIterator[Process]:
+        async with single_process(self._open, asked.image or asked.reference, asked.what, asked.pull) as process:
             yield process
 
     def container(self, image: str, *, pull: PullPolicy | None = None) -> AbstractAsyncContextManager[Container]:
@@ -338,7 +351,7 @@ class Sandbox:
             raise ConfigError("a sandbox of a template or a fork can't be detached", hint="detach one of a snapshot")
         if any(isinstance(volume, FsspecVolume) for volume in self.options.volumes.values()):
             raise ConfigError("a filesystem of this program can't be a volume of a sandbox that outlives it")
-        check_isolation(self.options)
+        check_here(self.options)
         await start(Request(name=name, options=self.options, image=image, command=what if asked else None))
         return find_detached(name)
 

@@ -11,6 +11,7 @@ from attrs import evolve, fields
 
 from pykata.container import Container, fresh_container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
+from pykata.foreseen import ready_image
 from pykata.net.network import Network
 from pykata.net.none import NoNetwork
 from pykata.options import (
@@ -29,6 +30,7 @@ from pykata.origin import NOBODY, Origin
 from pykata.running import Running
 from pykata.sandbox import Sandbox
 from pykata.spares import Spares, kept_ready
+from pykata.spec import Image
 
 Setup = Callable[[Sandbox], Awaitable[object]]
 
@@ -129,15 +131,18 @@ class Template:
     async def _made(self, stack: AsyncExitStack) -> Origin:
         """The saved guest. Its memory and its image stay on the ``stack``."""
         async with AsyncExitStack() as making:
+            options = self._sandbox.options
+            image = await making.enter_async_context(ready_image(options, self.image, options.pull))
             running = (await making.enter_async_context(self._sandbox))._open
             if self._setup is not None:
-                main = await making.enter_async_context(self._sandbox.container(self.image))
+                main = await making.enter_async_context(kept_container(running, image))
                 self._sandbox._main = main
                 await self._set_up(running, main)
                 running.main = main.id
                 await running.agent.hold(True)      # what runs on stands behind the agent from now on
-            await making.enter_async_context(_waiting(running, self.image, warm=self._setup is None, rehearsal=True))
-            await self._hold_image(stack, running)
+            await making.enter_async_context(_waiting(running, image, warm=self._setup is None, rehearsal=True))
+            # Who clears the cache of images leaves this one alone.
+            await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
             return await stack.enter_async_context(_saved(running))
 
     async def _set_up(self, running: Running, main: Container) -> None:
@@ -151,13 +156,6 @@ class Template:
                 await main.run(command, check=True)
         finally:
             running.options = without
-
-    async def _hold_image(self, stack: AsyncExitStack, running: Running) -> None:
-        """Who clears the cache of images leaves this one alone."""
-        from pykata.rootfs import found
-
-        image = await found(running.options, running.bundle, self.image)
-        await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
 
 
 def _checked(setup: object) -> Sequence[Sequence[str]] | Setup | None:
@@ -208,7 +206,7 @@ async def bare_with(options: Options, bare: Origin, image: str) -> AsyncIterator
 
 
 @asynccontextmanager
-async def _waiting(running: Running, image: str, *, warm: bool, rehearsal: bool = False) -> AsyncIterator[None]:
+async def _waiting(running: Running, image: str | Image, *, warm: bool, rehearsal: bool = False) -> AsyncIterator[None]:
     """A container in which a process waits for its first command; ``warm``, after another one of its image was used.
 
     ``rehearsal``: and another one for that.

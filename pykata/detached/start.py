@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 
 import anyio
 from attrs import evolve
@@ -18,9 +18,8 @@ from pykata.detached.directory import Claim, Directory, State
 from pykata.detached.welcome import Request, to_descriptor
 from pykata.detached.wire import Wire, unpack_error
 from pykata.errors import DetachedError, DetachedTakenError, HostError, PykataError, last_line
-from pykata.guest import find_bundle
+from pykata.foreseen import ready_image
 from pykata.host import finish
-from pykata.rootfs import found
 
 CLEAN_UP = 30.0
 """Seconds that a keeper which we give up may take to be gone."""
@@ -31,9 +30,15 @@ async def start(request: Request) -> Directory:
 
     If it fails, or is cancelled, nothing is left. Raises what entering a sandbox raises, and DetachedTakenError.
     """
-    if request.options.progress is not None and request.image is not None:
-        await found(request.options, find_bundle(), request.image)      # here, where somebody is told how far it is
-    request = evolve(request, options=evolve(request.options, progress=None))
+    async with AsyncExitStack() as stack:
+        if request.image is not None:       # here, where somebody is told how far it is, and before anything runs
+            await stack.enter_async_context(
+                ready_image(request.options, request.image, request.options.pull, request.command)
+            )
+        return await _started(evolve(request, options=evolve(request.options, progress=None)))
+
+
+async def _started(request: Request) -> Directory:
     command = request.command
     state = State(
         name=request.name, phase="starting", image=request.image, created=time.time(),

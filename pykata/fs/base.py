@@ -24,6 +24,15 @@ class SharedFs(ABC):
         """What the machine must have from its start. Raises :class:`~pykata.errors.HostError`."""
         yield Attachment()
 
+    @asynccontextmanager
+    async def made(self, image: Image) -> AsyncIterator[None]:
+        """Have on this host what machines will need of ``image``, before one is started; it stays while the block runs.
+
+        A filesystem that makes nothing of an image has nothing to do. Raises :class:`~pykata.errors.ImageError` and
+        :class:`~pykata.errors.HostError`.
+        """
+        yield
+
     @abstractmethod
     def rootfs(self, image: Image, run_dir: Path) -> AbstractAsyncContextManager[Attachment]:
         """Make ``image`` attachable to the machine that has this run directory.

@@ -53,12 +53,27 @@ class Block(SharedFs):
             with ready(image) as attached:
                 yield attached
             return
+        async with self._kept(image) as path:
+            yield attachment(Disk(TAG, path), "squashfs")
+
+    @asynccontextmanager
+    async def made(self, image: Image) -> AsyncIterator[None]:
+        """Convert ``image``, if that wasn't done before. Raises as :meth:`rootfs` does."""
+        if image.disk is not None:
+            with ready(image):
+                yield
+            return
+        async with self._kept(image):
+            yield
+
+    @asynccontextmanager
+    async def _kept(self, image: Image) -> AsyncIterator[Path]:
         path = self._path(image)
         while (descriptor := open_kept(path)) is None:
             assert image.write_tar is not None
             await make_kept(path, partial(convert, image.write_tar, compression=self.compression))
         try:
-            yield attachment(Disk(TAG, path), "squashfs")
+            yield path
         finally:
             os.close(descriptor)
 

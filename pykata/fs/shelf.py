@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import anyio.to_thread
 
 from pykata.errors import HostError, NotPermittedError
-from pykata.fs.apart import kept_apart
+from pykata.fs.apart import Apart, kept_apart
 from pykata.fs.base import SharedFs
 from pykata.fs.block import TAG, attachment, folder, ready, stem
 from pykata.host import short_name
@@ -51,9 +51,22 @@ class SharedRoot(SharedFs):
             with ready(image) as attached:
                 yield attached
             return
-        kept = kept_apart(image, folder(), stem(image.digest), in_place=self.in_place)
-        async with kept as parts, on_shelf(run_dir, parts.content) as name:
+        async with self._kept(image) as parts, on_shelf(run_dir, parts.content) as name:
             yield attachment(Disk(TAG, parts.tree), "squashfs") + Attachment(content=(f"{VOLUMES}/{SHELF}/{name}",))
+
+
+    @asynccontextmanager
+    async def made(self, image: Image) -> AsyncIterator[None]:
+        """Take ``image`` apart, if that wasn't done before. Raises as :meth:`rootfs` does."""
+        if image.disk is not None:
+            with ready(image):
+                yield
+            return
+        async with self._kept(image):
+            yield
+
+    def _kept(self, image: Image) -> AbstractAsyncContextManager[Apart]:
+        return kept_apart(image, folder(), stem(image.digest), in_place=self.in_place)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Nothing is started, opened or created by importing this module.
 """
 
 from pykata.host.byte_locks import byte_is_locked, lock_byte
-from pykata.host.capacity import Room, Use, in_use, room
+from pykata.host.capacity import Room, Use, all_memory, in_use, room
 from pykata.host.cleanup import finish
 from pykata.host.daemon import start_daemon
 from pykata.host.directories import abandoned_run_dirs, cache_dir, run_dir, run_root, short_name, state_dir
@@ -68,6 +68,7 @@ __all__ = [
     "Stamp",
     "Use",
     "abandoned_run_dirs",
+    "all_memory",
     "byte_is_locked",
     "cache_dir",
     "cache_limit",

@@ -44,6 +44,12 @@ def room() -> Room:
     return Room(min(each.total for each in rooms), min(each.available for each in rooms))
 
 
+def all_memory() -> int:
+    """Bytes that one process may have, used or not: the kernel gives it no more (overcommit-accounting.rst, mode 0)."""
+    found = _numbers((PROC / "meminfo").read_text())
+    return (found["MemTotal"] + found["SwapTotal"]) * 1024
+
+
 def _limits() -> Iterator[Room]:
     """Those of the control groups we are in (cgroup_v2, "Memory Interface Files"; v1, memory.rst)."""
     for line in (PROC / "self/cgroup").read_text().splitlines():

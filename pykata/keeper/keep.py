@@ -84,7 +84,9 @@ class Keeper:
             # A template may have set up one.
             self._container = {one.id: one for one in inherited(self.running)}.get(self.running.main)
             return
-        self._container = await stack.enter_async_context(kept_container(self.running, request.image))
+        pull = self.running.options.pull
+        asked = kept_container(self.running, request.image, "missing" if pull == "always" else pull)
+        self._container = await stack.enter_async_context(asked)        # who started us has just pulled it
         self._state = evolve(self._state, image=request.image)
         if (command := request.command) is not None:
             args = command.argv(self._container.image.config)

@@ -39,6 +39,16 @@ def started(*cmd: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.terminate()
 
 
+def test_a_missing_image_is_told_before_anything_starts() -> None:
+    for options in ([], ["--detach", "--name", "never"]):
+        done = pykata("run", "-v", "--isolation", "emulated", *options, "builtin:nothing", "--", "true")
+        assert done.returncode == 125
+        assert b"nothing" in done.stderr
+        assert b"-nodefaults" not in done.stderr
+        assert b"pykata.keeper" not in done.stderr
+    assert b"-nodefaults" in pykata("run", "-v", "--isolation", "emulated", "builtin:busybox", "--", "true").stderr
+
+
 def test_output_and_exit_code() -> None:
     done = run("sh", "-c", "printf 'a\\0b'; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"a\0b", b"err\n")

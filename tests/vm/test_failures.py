@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
+import pykata
 from pykata import (
     QEMU,
     BootError,
@@ -29,13 +30,14 @@ from pykata import (
     ImageCorruptError,
     ImageNotFoundError,
     Sandbox,
+    Template,
     ToolFailedError,
     ToolMissingError,
     ToolTooOldError,
 )
 from pykata.host import run_root
 from tests.conftest import ROOT
-from tests.images_fixtures import Layout, file, layout_of, tar_of
+from tests.images_fixtures import Layout, config_of, file, layout_of, tar_of
 
 BUSYBOX = "builtin:busybox"
 GUARD = 60.0
@@ -108,6 +110,57 @@ async def test_a_damaged_manifest(own_bundle: Path, manifest: str) -> None:
     error = await refused(Sandbox(isolation="emulated"))
     assert isinstance(error, BundleDamagedError | BundleMissingError)
     assert str(own_bundle) in str(error)
+
+
+async def test_an_image_that_cannot_be_used(
+    tmp_path: Path, spawned: Callable[[], list[str]]
+) -> None:
+    """Where it is known before a machine is started, none is."""
+    tar = tar_of([file("data", os.urandom(100_000))])
+    damaged = layout_of(tmp_path / "damaged", [tar])
+    layer = max((damaged.path / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(layer.read_bytes())
+    content[len(content) // 2] ^= 1
+    layer.write_bytes(content)
+    layout_of(tmp_path / "commandless", [tar], config=config_of([tar], config={}))
+    for reference, kind, cmd in (
+        ("builtin:nothing", ImageNotFoundError, ["true"]),
+        (f"oci:{tmp_path / 'missing'}", ImageNotFoundError, ["true"]),
+        (f"oci:{damaged.path}", ImageCorruptError, ["true"]),
+        (f"oci:{tmp_path / 'commandless'}", ConfigError, None),
+    ):
+        sandbox = Sandbox(isolation="emulated")
+        sandbox.process(reference, cmd)
+        assert isinstance(await refused(sandbox), kind)
+        with pytest.raises(kind):
+            await Sandbox(isolation="emulated").detach("never", reference, cmd, own_command=True)
+        if cmd is not None:         # else there is nothing wrong with it
+            with pytest.raises(kind):
+                await Template(reference, isolation="emulated").__aenter__()
+        assert list(run_root().glob("[!.]*")) == []
+    assert pykata.list_detached() == []
+    words = " ".join(spawned())
+    assert "tar2sqfs" in words
+    assert "-nodefaults" not in words
+    assert "pykata.keeper" not in words
+
+
+async def test_more_memory_than_there_is(spawned: Callable[[], list[str]]) -> None:
+    for sandbox in (
+        Sandbox(isolation="emulated", memory="100000G"),
+        Sandbox(isolation="emulated", memory="100000G", template="off"),
+    ):
+        error = await refused(sandbox)
+        assert isinstance(error, ConfigError)
+        assert f"memory={100_000 * 1024} MiB is more than this machine has: " in str(error)
+        assert error.hint
+    with pytest.raises(ConfigError, match="more than this machine has"):
+        await Sandbox(isolation="emulated", memory="100000G").detach("never", BUSYBOX)
+    with pytest.raises(ConfigError, match="more than this machine has"):
+        await Template(BUSYBOX, isolation="emulated", memory="100000G").__aenter__()
+    with pytest.raises(ConfigError, match="cpus=1000 is too many for qemu"):
+        Sandbox(isolation="emulated", cpus=1000)
+    assert spawned() == []
 
 
 async def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
