@@ -10,7 +10,6 @@ for as long as the host runs; after a power failure the notes would be worth not
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 
 from attrs import frozen
 
-from pykata.host import Stamp, copy_file, copy_range, stamp
+from pykata.host import Stamp, copy_file, copy_range, file_hash, stamp
 from pykata.images.qcow2 import Qcow2Error, open_qcow2
 from pykata.spec import Disk
 
@@ -62,7 +61,7 @@ def write(folder: Path, disks: Mapping[int, Disk]) -> list[Written]:
     for number, disk in disks.items():
         path = folder / f"slot{number}"
         _copy(disk, path)
-        digest = _digest(path)
+        digest = file_hash(path)
         _verified[stamp(path.stat())] = digest
         written.append(Written(number, disk.format, path.stat().st_size, digest))
     _note(folder, written)
@@ -81,7 +80,7 @@ def read(folder: Path, written: Iterable[Mapping[str, Any]]) -> dict[int, Disk]:
         if _verified.get(stamp(found)) == disk.sha256:
             continue
         notes = _notes(folder) if notes is None else notes
-        if notes.get(path.name) != [*stamp(found), disk.sha256] and _digest(path) != disk.sha256:
+        if notes.get(path.name) != [*stamp(found), disk.sha256] and file_hash(path) != disk.sha256:
             raise ValueError(f"{path.name} isn't what was saved")
         _verified[stamp(found)] = disk.sha256
     if notes is not None:
@@ -134,11 +133,6 @@ def _copy_content(source: int, target: int, *, is_device: bool) -> None:
     else:
         os.ftruncate(target, size)
         copy_file(source, target)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _notes(folder: Path) -> Mapping[str, object]:

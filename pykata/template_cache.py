@@ -52,7 +52,10 @@ def unusable(why: Exception) -> str:
 def folder_of(identity: Mapping[str, str]) -> Path:
     """Where the template of such machines is, or would be. Raises OSError where none can be."""
     text = json.dumps({**identity, "format": saved.FORMAT}, sort_keys=True)
-    root = cache_dir() / "templates"
+    try:
+        root = cache_dir() / "templates"
+    except HostError as error:
+        raise OSError(str(error)) from error
     root.mkdir(mode=0o700, exist_ok=True)
     return root / hashlib.sha256(text.encode()).hexdigest()[:32]
 

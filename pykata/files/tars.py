@@ -134,7 +134,8 @@ def _to_guest(pieces: Iterator[bytes], descriptor: int) -> Transfer:
     try:
         return _rewritten(decompressed(pieces), descriptor, lambda entry: entry if entry.kind in KEPT else None)
     except BadEntryError as exc:
-        raise ConfigError(f"the tar can't be unpacked: {text(exc.path)!r}: {exc.why}") from exc
+        entry = f"{text(exc.path)!r}: " if exc.path else ""
+        raise ConfigError(f"the tar can't be unpacked: {entry}{exc.why}") from exc
     except StreamError as exc:
         hint = "a tar, plain or compressed by gzip or zstd"
         raise ConfigError(f"the tar can't be unpacked: {exc}", hint=hint) from exc

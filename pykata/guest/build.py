@@ -18,9 +18,10 @@ from pykata.guest.bundle import Bundle, load_bundle
 from pykata.guest.busybox import build_busybox, busybox_inputs
 from pykata.guest.cache import SHORT, cache_root, locked, part_path, publish, scratch
 from pykata.guest.initrd import write_initrd
-from pykata.guest.inputs import FORMAT, file_hash, host_arch, mapping_hash, source_tree, tree_hash
+from pykata.guest.inputs import FORMAT, host_arch, mapping_hash, source_tree, tree_hash
 from pykata.guest.kernel import build_kernel, kernel_inputs
 from pykata.guest.steps import Progress, no_progress
+from pykata.host import file_hash
 
 _SUMS = "SHA256.json"
 _Make = Callable[[Path], Awaitable[Mapping[str, Path]]]

@@ -15,8 +15,9 @@ from attrs import field, frozen
 
 from pykata.errors import BundleDamagedError, BundleError, BundleMissingError
 from pykata.guest.cache import cache_root
-from pykata.guest.inputs import FORMAT, file_hash, host_arch, source_tree, tree_hash
+from pykata.guest.inputs import FORMAT, host_arch, source_tree, tree_hash
 from pykata.guest.trust import checked_before, remember
+from pykata.host import file_hash
 
 BUILD = "pykata guest build"
 OUTPUTS = ("vmlinux", "initrd.cpio", "busybox.squashfs", "busybox.json")

@@ -9,9 +9,9 @@ import tarfile
 from pathlib import Path
 
 from pykata.errors import BundleBuildError
-from pykata.guest.inputs import file_hash, host_arch
+from pykata.guest.inputs import host_arch
 from pykata.guest.steps import Progress, need_tools, run_quiet
-from pykata.host import run_tool
+from pykata.host import file_hash, run_tool
 
 RECIPE = "1"
 """Of this file: change it when the same inputs give another image."""

@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from pykata.host import file_hash
+
 FORMAT = 1
 """Of the manifest and of what the directory holds. A bundle of another format is as good as none."""
 
@@ -83,12 +85,6 @@ def _tree_hash(root: Path, arch: str, stamps: tuple[tuple[str, int, int], ...]) 
 def file_hashes(root: Path, files: list[Path]) -> dict[str, str]:
     """The SHA-256 of each file that exists, by its path below ``root``."""
     return {str(path.relative_to(root)): file_hash(path) for path in files if path.is_file()}
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mapping_hash(values: Mapping[str, str]) -> str:

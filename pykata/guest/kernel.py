@@ -13,8 +13,9 @@ import anyio
 from attrs import frozen
 
 from pykata.errors import BundleBuildError, ConfigError, ToolMissingError
-from pykata.guest.inputs import compiler_files, file_hash, file_hashes, host_arch, kernel_files, kernel_patches
+from pykata.guest.inputs import compiler_files, file_hashes, host_arch, kernel_files, kernel_patches
 from pykata.guest.steps import Progress, count_lines, need_tools, run_logged, run_quiet
+from pykata.host import file_hash
 
 RECIPE = "2"
 """Of this file: change it when the same inputs give another kernel."""

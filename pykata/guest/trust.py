@@ -11,24 +11,28 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from pykata.errors import HostError
 from pykata.host import cache_dir, stamp
 
 
 def checked_before(bundle: Path, files: Iterable[Path]) -> bool:
     """Whether these files of it are those that were found whole."""
-    return noted(_note(bundle), _state(files))
+    try:
+        return noted(_note(bundle), _state(files))
+    except HostError:       # there is no cache
+        return False
 
 
 def remember(bundle: Path, files: Iterable[Path]) -> None:
     """They have been found whole. Where that can't be noted, they are read again the next time."""
-    note = _note(bundle)
     noted.cache_clear()
     try:
+        note = _note(bundle)
         note.parent.mkdir(exist_ok=True)
         new = note.with_suffix(f".{os.getpid()}")
         new.write_text(_state(files))
         new.rename(note)
-    except OSError:
+    except (OSError, HostError):
         return
 
 

@@ -32,7 +32,7 @@ from pykata.host.process import (
     spawn,
 )
 from pykata.host.run import TAIL, run_tool
-from pykata.host.stamps import Stamp, stamp
+from pykata.host.stamps import Stamp, file_hash, stamp
 from pykata.host.tools import find_tool
 from pykata.host.trim import (
     BUILDING,
@@ -77,6 +77,7 @@ __all__ = [
     "describe_exit",
     "ephemeral_identity",
     "extents",
+    "file_hash",
     "find_tool",
     "finish",
     "held",

@@ -24,7 +24,7 @@ def cache_dir() -> Path:
     if named := os.environ.get("PYKATA_CACHE"):
         path = Path(named)
     else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pykata"
+        path = Path(os.environ.get("XDG_CACHE_HOME") or _home("PYKATA_CACHE") / ".cache") / "pykata"
     with _explained(path, "PYKATA_CACHE"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path.absolute()
@@ -51,8 +51,20 @@ def state_dir() -> Path:
     if named := os.environ.get("PYKATA_STATE"):
         path = Path(named)
     else:
-        path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pykata"
+        path = Path(os.environ.get("XDG_STATE_HOME") or _home("PYKATA_STATE") / ".local" / "state") / "pykata"
     return _of_our_own(path, "PYKATA_STATE")
+
+
+def _home(variable: str) -> Path:
+    """The user's home directory. One that isn't there stays so: a user of a service has none on purpose."""
+    hint = f"set {variable} to a directory of your own"
+    try:
+        home = Path.home()
+    except RuntimeError as exc:
+        raise HostError("this user has no home directory", hint=hint) from exc
+    if not home.is_dir():
+        raise HostError(f"the home directory {home} isn't there", hint=hint)
+    return home
 
 
 def _of_our_own(path: Path, variable: str) -> Path:

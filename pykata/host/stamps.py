@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -13,3 +15,9 @@ def stamp(found: os.stat_result) -> Stamp:
     Who writes to it can't set its ctime back (statx(2)).
     """
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

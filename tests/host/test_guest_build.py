@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import anyio
 import pytest
 
 from pykata.errors import BundleBuildError, ToolMissingError
+from pykata.guest.agent import build_agent
 from pykata.guest.busybox import build_busybox, busybox_inputs
-from pykata.guest.inputs import file_hash, host_arch
+from pykata.guest.inputs import host_arch
 from pykata.guest.kernel import build_kernel
 from pykata.guest.steps import need_tools, no_progress, run_logged
-from pykata.host import run_tool
+from pykata.host import file_hash, run_tool
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +82,17 @@ async def test_a_cancelled_step_leaves_no_process(tmp_path: Path) -> None:
     with anyio.fail_after(10):
         while running(pids[0]):  # noqa: ASYNC110  nobody tells us of the death of a grandchild  # noqa: ASYNC110 - no event tells of the death of a grandchild
             await anyio.sleep(0.01)
+
+
+@pytest.mark.slow
+async def test_the_agent_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
+    sums = []
+    for name in ("one", "a-longer-name"):
+        root = tmp_path / name
+        shutil.copytree(ROOT / "guest" / "agent", root / "guest" / "agent", ignore=shutil.ignore_patterns("target"))
+        agent = await build_agent(root, host_arch(), root, tmp_path / f"target-of-{name}", no_progress)
+        sums.append(file_hash(agent))
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from pykata.errors import BundleDamagedError, BundleMissingError
 from pykata.guest import bundle as finding
 from pykata.guest import find_bundle, load_bundle, trust, write_wheel
 from pykata.guest.bundle import OUTPUTS
-from pykata.guest.inputs import file_hash, host_arch, tree_hash
+from pykata.guest.inputs import host_arch, tree_hash
+from pykata.host import file_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,7 @@ from pykata.errors import (
     SavedElsewhereError,
     SavedMissingError,
 )
-from pykata.host import held, memory_file, seal
+from pykata.host import file_hash, held, memory_file, seal
 from pykata.hypervisors.qemu import QEMU
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
@@ -115,7 +115,7 @@ def test_no_damage_goes_unseen(tmp_path: Path, name: str, how: str) -> None:
 def test_a_disk_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
 
-    def digest(path: Path, digest: Callable[[Path], str] = saved_disks._digest) -> str:
+    def digest(path: Path, digest: Callable[[Path], str] = file_hash) -> str:
         hashed.append(path.name)
         return digest(path)
 
@@ -127,7 +127,7 @@ def test_a_disk_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             pass
         return list(hashed)
 
-    monkeypatch.setattr(saved_disks, "_digest", digest)
+    monkeypatch.setattr(saved_disks, "file_hash", digest)
     (tmp_path / "disk").write_bytes(QCOW2)
     folder = tmp_path / "saved"
     with guest(tmp_path / "disk") as origin:

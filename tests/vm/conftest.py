@@ -46,3 +46,9 @@ async def clocked(where: Sandbox | Container, script: str) -> list[str]:
     assert int(first) + 1 > before - 1, f"{before - int(first):.1f} s late"
     assert int(last) < after + 1, f"{int(last) - after:.1f} s early"
     return lines
+
+
+async def told(sb: Sandbox, script: str) -> str:
+    """What a script writes to stdout and to stderr."""
+    done = await sb.shell(BUSYBOX, script, timeout=120)
+    return (done.stdout + done.stderr).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import socket
@@ -75,3 +76,35 @@ async def booted(
             guest = Guest(vm, await connect(transport))
             assert await guest.run("true") == (0, "")
             yield guest
+
+
+def check_confined(pid: int) -> None:
+    """A QEMU is nobody, without capabilities and environment, behind a filter of system calls."""
+    proc = Path(f"/proc/{pid}")
+    status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
+    if os.geteuid() == 0:
+        assert len({*status["Uid"].split(), *status["Gid"].split()}) == 1
+        assert int(status["Uid"].split()[0]) >= 1_900_000_000
+        assert status["Groups"].split() == []
+        assert {int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    # Every thread has the filter, not only the first one.
+    threads = [(task / "status").read_text() for task in (proc / "task").iterdir()]
+    assert all("Seccomp:\t2\n" in text for text in threads)
+    assert (proc / "environ").read_bytes() == b""
+    assert (proc / "cwd").readlink() == Path("/")
+    assert os.getpgid(pid) == pid != os.getpgid(0)
+
+
+def inherited(pid: int) -> list[str]:
+    """What a QEMU has open that it didn't open itself, without numbers."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    kinds = sorted(re.sub(r"\d+|\[|\]", "", name) for name in links)
+    own = ("anon_inode:eventfd", "anon_inode:eventpoll", "anon_inode:signalfd", "anon_inode:io_uring", "/memfd:")
+    return [kind for kind in kinds if not kind.startswith(own)]
+
+
+def words(pid: int) -> list[str]:
+    """The command line of a process, which any user of the host can read."""
+    return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from typing import Any
 
 import anyio
 import pytest
 
 from pykata import (
+    AgentLostError,
     AgentTimeoutError,
     Bundle,
     CommandFailedError,
@@ -20,6 +22,7 @@ from pykata import (
     VMError,
 )
 from pykata.agent import v1
+from pykata.agent.channel import Channel
 from pykata.agent.client import AgentClient
 from pykata.requests import container_request
 
@@ -130,6 +133,31 @@ async def test_a_panic_in_the_middle_of_a_command(bundle: Bundle, monkeypatch: p
         assert "Kernel panic" in sandbox.console
         with pytest.raises(GuestPanicError):
             await sandbox.run(BUSYBOX, ["true"])
+
+
+async def test_the_agent_ends_in_the_middle_of_a_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an agent that gives up this is all that is seen; one that dies is a panic of its kernel, too."""
+    sockets: list[socket.socket] = []
+    over = Channel.over.__func__        # type: ignore[attr-defined]
+
+    async def noted(cls: type[Channel], /, sock: socket.socket, **options: Any) -> Channel:
+        sockets.append(sock)
+        return await over(cls, sock, **options)     # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Channel, "over", classmethod(noted))
+    monkeypatch.setattr("pykata.running.DEATH_NOTICE", 1.0)
+    async with Sandbox(isolation="emulated") as other:
+        sockets.clear()
+        async with Sandbox(isolation="emulated", template="off") as sandbox:
+            (agent,) = sockets
+            script = sh("echo so far; echo so bad >&2; exec sleep 1000")
+            with anyio.fail_after(GUARD), pytest.raises(AgentLostError) as caught:
+                await sandbox.run(BUSYBOX, script, on_stderr=lambda _: agent.shutdown(socket.SHUT_RDWR))
+            assert caught.value.completed is not None
+            assert (caught.value.completed.stdout, caught.value.completed.stderr) == ("so far\n", "so bad\n")
+            with pytest.raises(AgentLostError):
+                await sandbox.run(BUSYBOX, ["true"])
+        assert (await other.run(BUSYBOX, ["echo", "unharmed"])).stdout == "unharmed\n"
 
 
 # --- a machine that hangs ---

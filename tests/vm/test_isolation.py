@@ -50,6 +50,19 @@ async def test_devices(sb: Sandbox) -> None:
     assert (await sb.run(BUSYBOX, sh("echo x > /dev/full"))).exit_code == 1
 
 
+async def test_what_the_kernel_has(sb: Sandbox) -> None:
+    filesystems = set((await out(sb, "cat /proc/filesystems")).split()) - {"nodev"}
+    assert filesystems >= {"9p", "bpf", "cgroup2", "erofs", "ext4", "overlay", "squashfs", "tmpfs", "virtiofs"}
+    lines = [line.split() for line in (await out(sb, "cat /proc/cgroups")).splitlines()[1:]]
+    controllers = {name for name, *_, enabled in lines if enabled == "1"}
+    assert controllers >= {"blkio", "cpu", "cpuset", "hugetlb", "memory", "misc", "perf_event", "pids", "rdma"}
+    devices = {line.split()[1] for line in (await out(sb, "cat /proc/misc")).splitlines()}
+    assert devices >= {"fuse", "hw_random", "tun", "vsock"}
+    assert {"pci", "virtio", "nd"} <= set((await out(sb, "ls /sys/bus")).split())
+    assert set((await out(sb, "ls /proc/self/ns")).split()) >= {"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"}
+    assert "errno" in await out(sb, "cat /proc/sys/kernel/seccomp/actions_avail")
+
+
 async def test_mounts(sb: Sandbox) -> None:
     mounts = {line.split()[1]: line.split() for line in (await out(sb, "cat /proc/mounts")).splitlines()}
     assert mounts["/"][2] == "overlay"

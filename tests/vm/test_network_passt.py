@@ -14,7 +14,7 @@ from pykata.errors import ToolMissingError, ToolTooOldError
 from pykata.guest import Bundle
 from tests.conftest import ROOT
 from tests.outside import CONTENT, Outside, got, outside, serve
-from tests.vm.conftest import shared
+from tests.vm.conftest import shared, told
 
 BUSYBOX = "builtin:busybox"
 PASST = UserNetwork(via="passt", ipv6=True)
@@ -51,16 +51,11 @@ async def sb(bundle: Bundle, beyond: Outside, passt: None, anyio_backend: str) -
         yield sandbox
 
 
-async def sh(sb: Sandbox, script: str) -> str:
-    done = await sb.shell(BUSYBOX, script, timeout=120)
-    return (done.stdout + done.stderr).strip()
-
-
 async def test_tcp_and_names_out(sb: Sandbox, beyond: Outside) -> None:
     assert sb.network.via == "passt"
-    assert await sh(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
-    assert await sh(sb, f"echo hi | nc {beyond.address6} 8006") == "hello from outside"
-    assert "192.0.2.77" in await sh(sb, "nslookup db.example")     # by UDP
+    assert await told(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+    assert await told(sb, f"echo hi | nc {beyond.address6} 8006") == "hello from outside"
+    assert "192.0.2.77" in await told(sb, "nslookup db.example")     # by UDP
 
 
 async def test_megabytes_pass_whole_both_ways(sb: Sandbox, beyond: Outside) -> None:
@@ -69,7 +64,7 @@ async def test_megabytes_pass_whole_both_ways(sb: Sandbox, beyond: Outside) -> N
     done = await sb.shell(BUSYBOX, script, timeout=120, max_output=len(CONTENT) + 1)
     assert done.stdout_bytes == CONTENT
     send = f"(echo count; dd if=/dev/zero bs=64k count=64 2> /dev/null) | nc {beyond.address} 8000"
-    assert await sh(sb, send) == str(64 << 16)
+    assert await told(sb, send) == str(64 << 16)
 
 
 @pytest.mark.parametrize("where", ["10.0.3.2", "10.0.2.2", "169.254.169.254", "the host's own"])
@@ -77,7 +72,7 @@ async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, beyond: Outsi
     with socket.create_server(("", 0)) as server:
         server.setblocking(False)
         address = beyond.near if where == "the host's own" else where
-        said = await sh(sb, f"nc -w 30 {address} {server.getsockname()[1]} < /dev/null; echo ended")
+        said = await told(sb, f"nc -w 30 {address} {server.getsockname()[1]} < /dev/null; echo ended")
         assert "can't connect" in said
         assert "timed out" not in said
         with pytest.raises(BlockingIOError):
@@ -96,10 +91,10 @@ async def test_a_server_in_the_guest_is_reached_through_ports(sb: Sandbox) -> No
 async def test_a_policy_is_kept(bundle: Bundle, beyond: Outside, passt: None) -> None:
     network = Network(PASST, allow=[f"{beyond.address}:8000"])
     async with Sandbox(isolation="emulated", network=network) as sandbox:
-        assert await sh(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
-        assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8001 < /dev/null")
+        assert await told(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+        assert "can't connect" in await told(sandbox, f"nc {beyond.address} 8001 < /dev/null")
         async for event in sandbox.network.events():
             if (event.action, event.address, event.port) == ("denied", beyond.address, 8001):
                 break
         await sandbox.network.deny(beyond.address)
-        assert "can't connect" in await sh(sandbox, f"echo hi | nc {beyond.address} 8000")
+        assert "can't connect" in await told(sandbox, f"echo hi | nc {beyond.address} 8000")

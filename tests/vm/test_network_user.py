@@ -18,7 +18,7 @@ import pytest
 from pykata import Network, Rate, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from tests.outside import Outside, got, outside
-from tests.vm.conftest import shared
+from tests.vm.conftest import shared, told
 
 BUSYBOX = "builtin:busybox"
 NAMES = {"db.example": "192.0.2.77", "web.corp.example": "192.0.2.78"}
@@ -48,14 +48,9 @@ async def sb(bundle: Bundle, beyond: Outside, anyio_backend: str) -> AsyncIterat
         yield sandbox
 
 
-async def sh(sb: Sandbox, script: str) -> str:
-    done = await sb.shell(BUSYBOX, script, timeout=120)
-    return (done.stdout + done.stderr).strip()
-
-
 async def test_tcp_out_over_ipv4_and_ipv6(sb: Sandbox, beyond: Outside) -> None:
-    assert await sh(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
-    assert await sh(sb, f"echo hi | nc {beyond.address6} 8006") == "hello from outside"
+    assert await told(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+    assert await told(sb, f"echo hi | nc {beyond.address6} 8006") == "hello from outside"
 
 
 async def test_megabytes_come_whole(sb: Sandbox, beyond: Outside) -> None:
@@ -64,8 +59,8 @@ async def test_megabytes_come_whole(sb: Sandbox, beyond: Outside) -> None:
 
 
 async def test_names_are_found_with_the_servers_that_were_asked_for(sb: Sandbox) -> None:
-    assert "192.0.2.77" in await sh(sb, "nslookup db.example")
-    assert "NXDOMAIN" in await sh(sb, "nslookup nobody.example")
+    assert "192.0.2.77" in await told(sb, "nslookup db.example")
+    assert "NXDOMAIN" in await told(sb, "nslookup nobody.example")
 
 
 async def test_every_container_has_the_names(sb: Sandbox, beyond: Outside) -> None:
@@ -91,9 +86,9 @@ async def test_containers_share_localhost(sb: Sandbox) -> None:
 async def test_a_policy_is_kept_at_the_guests_tap(bundle: Bundle, beyond: Outside) -> None:
     network = Network(allow=[f"{beyond.address}:8000"])
     async with Sandbox(isolation="emulated", network=network) as sandbox:
-        assert await sh(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
-        assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8001 < /dev/null")
-        assert "can't connect" in await sh(sandbox, "nc 169.254.169.254 80 < /dev/null")
+        assert await told(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+        assert "can't connect" in await told(sandbox, f"nc {beyond.address} 8001 < /dev/null")
+        assert "can't connect" in await told(sandbox, "nc 169.254.169.254 80 < /dev/null")
         denied = set()
         async for event in sandbox.network.events():
             if event.action == "denied":
@@ -101,14 +96,14 @@ async def test_a_policy_is_kept_at_the_guests_tap(bundle: Bundle, beyond: Outsid
             if {(beyond.address, 8001), ("169.254.169.254", 80)} <= denied:
                 break
         await sandbox.network.deny(beyond.address)
-        assert "can't connect" in await sh(sandbox, f"echo hi | nc {beyond.address} 8000")
+        assert "can't connect" in await told(sandbox, f"echo hi | nc {beyond.address} 8000")
 
 
 @pytest.mark.parametrize("where", ["10.0.3.2", "10.0.2.2", "169.254.169.254"])
 async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, where: str) -> None:
     with socket.create_server(("", 0)) as server:
         server.setblocking(False)
-        said = await sh(sb, f"nc -w 30 {where} {server.getsockname()[1]} < /dev/null; echo ended")
+        said = await told(sb, f"nc -w 30 {where} {server.getsockname()[1]} < /dev/null; echo ended")
         assert "can't connect" in said
         assert "timed out" not in said
         with pytest.raises(BlockingIOError):
@@ -118,7 +113,7 @@ async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, where: str) -
 async def test_the_hosts_own_addresses_are_not_reached(sb: Sandbox, beyond: Outside) -> None:
     with socket.create_server((beyond.near, 0)) as server:
         server.setblocking(False)
-        said = await sh(sb, f"nc -w 30 {beyond.near} {server.getsockname()[1]} < /dev/null")
+        said = await told(sb, f"nc -w 30 {beyond.near} {server.getsockname()[1]} < /dev/null")
         assert "No route to host" in said       # at once, and not after half a minute
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -197,8 +192,8 @@ async def test_with_host_its_loopback_is_reached(bundle: Bundle) -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     number = server.sockets[0].getsockname()[1]
     async with server, Sandbox(isolation="emulated", network=UserNetwork(host=True)) as sandbox:
-        assert await sh(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
-        assert "host.internal" in await sh(sandbox, "cat /etc/hosts")
+        assert await told(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
+        assert "host.internal" in await told(sandbox, "cat /etc/hosts")
 
 
 async def test_a_detached_sandbox_keeps_its_network(bundle: Bundle, beyond: Outside) -> None:
@@ -213,12 +208,12 @@ async def test_a_detached_sandbox_keeps_its_network(bundle: Bundle, beyond: Outs
                 until = ["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"]
                 await sandbox.main.run(until, timeout=60)
                 assert (await got(port)).endswith(b"from the guest\n")
-            assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8001 < /dev/null")
+            assert "can't connect" in await told(sandbox, f"nc {beyond.address} 8001 < /dev/null")
             async for event in sandbox.network.events():
                 if (event.action, event.port) == ("denied", 8001):
                     break
             await sandbox.network.deny(beyond.address)
-            assert "can't connect" in await sh(sandbox, f"nc {beyond.address} 8000 < /dev/null")
+            assert "can't connect" in await told(sandbox, f"nc {beyond.address} 8000 < /dev/null")
     finally:
         await detached.stop()
 
@@ -271,11 +266,11 @@ async def test_a_policy_says_itself_which_address_of_the_host_is_reached(bundle:
             for each in (server, other):
                 each.setblocking(False)
             async with asyncio.TaskGroup() as tasks:
-                said = tasks.create_task(sh(sandbox, f"nc {beyond.near} {port} < /dev/null; echo ended"))
+                said = tasks.create_task(told(sandbox, f"nc {beyond.near} {port} < /dev/null; echo ended"))
                 connection, _ = await asyncio.get_running_loop().sock_accept(server)
                 connection.close()      # nc waits for that
             assert said.result() == "ended"
-            refused = await sh(sandbox, f"nc {beyond.near} {other.getsockname()[1]} < /dev/null")
+            refused = await told(sandbox, f"nc {beyond.near} {other.getsockname()[1]} < /dev/null")
             assert "can't connect" in refused
             with pytest.raises(BlockingIOError):
                 other.accept()
@@ -284,6 +279,6 @@ async def test_a_policy_says_itself_which_address_of_the_host_is_reached(bundle:
 async def test_a_rate_opens_nothing(bundle: Bundle, beyond: Outside) -> None:
     network = Network(rate=Rate(packets_per_second=1000))
     async with Sandbox(isolation="emulated", network=network) as sandbox:
-        assert await sh(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+        assert await told(sandbox, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
         for address in ("169.254.169.254", beyond.near):
-            assert "can't connect" in await sh(sandbox, f"nc {address} 80 < /dev/null")
+            assert "can't connect" in await told(sandbox, f"nc {address} 80 < /dev/null")

@@ -15,7 +15,7 @@ from pykata import Network, Sandbox, ShareLostError, UserNetwork
 from pykata.guest import Bundle
 from pykata.net import user_qemu
 from tests.outside import CONTENT, Outside, got, outside, serve
-from tests.vm.conftest import shared
+from tests.vm.conftest import shared, told
 
 BUSYBOX = "builtin:busybox"
 
@@ -43,22 +43,17 @@ async def sb(
             yield sandbox
 
 
-async def sh(sb: Sandbox, script: str) -> str:
-    done = await sb.shell(BUSYBOX, script, timeout=120)
-    return (done.stdout + done.stderr).strip()
-
-
 async def test_out_with_names(sb: Sandbox, beyond: Outside) -> None:
     assert sb.network.via == "qemu"
-    assert await sh(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
-    assert "192.0.2.77" in await sh(sb, "nslookup db.example")
+    assert await told(sb, f"echo hi | nc {beyond.address} 8000") == "hello from outside"
+    assert "192.0.2.77" in await told(sb, "nslookup db.example")
 
 
 async def test_megabytes_pass_whole_both_ways(sb: Sandbox, beyond: Outside) -> None:
     done = await sb.shell(BUSYBOX, f"echo all | nc {beyond.address} 8000", timeout=120, max_output=len(CONTENT) + 1)
     assert done.stdout_bytes == CONTENT
     send = f"(echo count; dd if=/dev/zero bs=64k count=64 2> /dev/null) | nc {beyond.address} 8000"
-    assert await sh(sb, send) == str(64 << 16)
+    assert await told(sb, send) == str(64 << 16)
 
 
 @pytest.mark.parametrize("where", ["10.0.2.2", "10.0.2.3", "169.254.169.254", "the host's own"])
@@ -66,7 +61,7 @@ async def test_the_host_and_the_cloud_are_not_reached(sb: Sandbox, beyond: Outsi
     with socket.create_server(("", 0)) as server:
         server.setblocking(False)
         address = beyond.near if where == "the host's own" else where
-        said = await sh(sb, f"nc -w 20 {address} {server.getsockname()[1]} < /dev/null")
+        said = await told(sb, f"nc -w 20 {address} {server.getsockname()[1]} < /dev/null")
         # That one is the host's name server, wherever this is.
         assert "No route to host" in said or where == "10.0.2.3"
         with pytest.raises(BlockingIOError):
@@ -89,7 +84,7 @@ async def test_a_route_to_the_loopback_leads_nowhere(sb: Sandbox, beyond: Outsid
         # UDP to a group, to everybody, and to the gateway: QEMU would deliver them here.
         there = ["10.0.2.2", "255.255.255.255", "224.0.0.1"]
         await sb.run(demo_image, ["python3", "-c", SEND, str(port), *there], timeout=120, check=True)
-        assert "192.0.2.77" in await sh(sb, "nslookup db.example")     # what was sent before has been judged
+        assert "192.0.2.77" in await told(sb, "nslookup db.example")     # what was sent before has been judged
         with pytest.raises(BlockingIOError):
             server.recv(100)
 
@@ -111,7 +106,7 @@ async def test_with_host_its_loopback_is_reached(bundle: Bundle) -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     number = server.sockets[0].getsockname()[1]
     async with server, Sandbox(isolation="emulated", network=UserNetwork(via="qemu", host=True)) as sandbox:
-        assert await sh(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
+        assert await told(sandbox, f"nc host.internal {number} < /dev/null") == "the host"
 
 
 async def test_the_machine_ends_with_the_process_that_judges(bundle: Bundle) -> None:

@@ -25,7 +25,7 @@ from pykata.hypervisors.qemu.qmp import QMPClosedError
 from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.spec import Disk, Nic, SerialTransport, VMSpec
 from tests.cancellation import cancel_everywhere
-from tests.vm.qemu_guest import booted, initrd
+from tests.vm.qemu_guest import booted, check_confined, inherited, initrd
 
 Machine = Literal["microvm", "q35"]
 both = pytest.mark.parametrize("machine", ["microvm", "q35"])
@@ -74,26 +74,8 @@ async def test_what_qemu_has(machine: Machine, bundle: Bundle, ramdisk: Path) ->
     """Nobody, no capabilities, a system call filter, no environment, nothing of ours but what it was given."""
     async with booted(qemu(machine), bundle.kernel, ramdisk) as guest:
         proc = Path(f"/proc/{guest.vm.pid}")
-        status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
-        if os.geteuid() == 0:
-            assert len({*status["Uid"].split(), *status["Gid"].split()}) == 1
-            assert int(status["Uid"].split()[0]) >= 1_900_000_000
-            assert status["Groups"].split() == []
-            assert {int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
-        assert status["NoNewPrivs"] == "1"
-        assert status["Seccomp"] == "2"
-        # Every thread has the filter, not only the first one.
-        threads = [(task / "status").read_text() for task in (proc / "task").iterdir()]
-        assert all("Seccomp:\t2\n" in text for text in threads)
-        assert (proc / "environ").read_bytes() == b""
-        assert (proc / "cwd").readlink() == Path("/")
-        assert os.getpgid(guest.vm.pid) == guest.vm.pid != os.getpgid(0)
-
-        links = [os.readlink(link) for link in (proc / "fd").iterdir()]
-        kinds = sorted(re.sub(r"\d+|\[|\]", "", name) for name in links)
-        own = {"anon_inode:eventfd", "anon_inode:eventpoll", "anon_inode:signalfd", "anon_inode:io_uring", "/memfd:"}
-        inherited = [kind for kind in kinds if not any(kind.startswith(known) for known in own)]
-        assert sorted(inherited) == sorted([
+        check_confined(guest.vm.pid)
+        assert inherited(guest.vm.pid) == sorted([
             "/dev/null", "pipe:", "pipe:",                  # stdin, the console, stderr
             "socket:", "socket:",                           # control, agent
             re.sub(r"\d+", "", str(bundle.kernel)), re.sub(r"\d+", "", str(ramdisk)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ from pykata.host import cache_dir
 from pykata.hypervisors.qemu import QEMU
 from pykata.net.network import Network
 from tests.vm.conftest import BUSYBOX, clocked
+from tests.vm.qemu_guest import check_confined, inherited, words
 
 IDENTITY = (
     "hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id;"
@@ -43,6 +45,24 @@ def kept() -> list[Path]:
 def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No template is there yet."""
     monkeypatch.setenv("PYKATA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("empty")
+async def test_what_qemu_has_of_a_machine_from_a_template() -> None:
+    async with sandbox() as first:
+        assert first._running is not None
+        await first.run(BUSYBOX, ["true"])
+    async with sandbox() as second, second.container(BUSYBOX):
+        assert second.timings.start == "template"
+        running = second._running
+        assert running is not None
+        pid = running.vm.pid
+        check_confined(pid)
+        image = re.sub(r"\d+", "", str(running.bundle.busybox))
+        assert inherited(pid) == sorted(["/dev/null", "pipe:", "pipe:", "socket:", "socket:", image])
+        argv = words(pid)
+        for path in (running.bundle.path, cache_dir(), Path.home()):
+            assert not any(str(path) in word for word in argv)
 
 
 async def identity(sb: Sandbox) -> list[str]:

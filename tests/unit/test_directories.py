@@ -1,0 +1,45 @@
+"""The directories of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pykata import HostError
+from pykata.host import cache_dir, state_dir
+from pykata.template_cache import folder_of
+
+VARIABLES = ("PYKATA_CACHE", "XDG_CACHE_HOME", "PYKATA_STATE", "XDG_STATE_HOME")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home directory that isn't there yet, and nothing that says where else to be."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(("directory", "variable", "below"), [
+    (cache_dir, "PYKATA_CACHE", ".cache/pykata"), (state_dir, "PYKATA_STATE", ".local/state/pykata"),
+])  # fmt: skip
+def test_a_home_that_is_not_there_is_not_made(
+    home: Path, directory: Callable[[], Path], variable: str, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HostError, match=f"{home} isn't there") as caught:
+        directory()
+    assert variable in caught.value.hint
+    assert not home.exists()
+    home.mkdir()
+    assert directory() == home / below
+    monkeypatch.setenv(variable, str(home.parent / "own"))
+    home.rename(home.parent / "moved")
+    assert directory() == home.parent / "own"
+
+
+def test_without_a_home_there_are_no_templates(home: Path) -> None:
+    with pytest.raises(OSError, match="isn't there"):       # which is no hindrance to a boot
+        folder_of({})
