@@ -61,8 +61,6 @@ async def measure(rounds: int) -> list[Row]:
     """Rows for each kind of work in each place, and for the starts."""
     found, floor = Found(), Found()
     begun = random.randrange(2)         # rounds may be runs of their own
-    if rounds and ONLY != "starts":
-        _touch_memory()
     with tempfile.TemporaryDirectory(dir=os.environ.get("PYKATA_BENCH_DIR")) as top:
         for number in range(rounds):
             for way in PLACES:
@@ -105,10 +103,10 @@ def _kept() -> tuple[Found, Found]:
 
 
 def _touch_memory() -> None:
-    """Use what will be used. If this machine is a virtual one, memory takes several times as long the first time:
-    the first measurement of all took twice as long as the others, whichever it was.
+    """Use what the next guest will use. If this machine is a virtual one, its host takes back what is free, and memory
+    takes twice as long the first time: it was that which made one pair's ratio twice that of another.
     """
-    size = 1024 + 3 * SIZE << 20        # a guest, its file, and this machine's copy of that
+    size = 768 + SIZE << 20             # a guest, its server, and its file
     with mmap.mmap(-1, size) as memory:
         for at in range(0, size, mmap.PAGESIZE):
             memory[at] = 1
@@ -140,6 +138,7 @@ async def _ours(way: str, top: Path, found: Found) -> None:
         cache: Any = "always" if "always" in way else "auto"
         volume = pykata.Bind(place, via="9p" if way.startswith("9p") else "virtiofs", cache=cache)
     for work in (FIRST, THEN):
+        _touch_memory()
         async with pykata.Sandbox(isolation="emulated", volumes={"/m": volume}, memory="512M") as sandbox:
             done = await sandbox.run("builtin:busybox", ["sh", "-c", f"cd /m; {_script(work)}"], check=True)
         _note(work, done.stdout, way, found)
@@ -154,6 +153,7 @@ async def _by_hand(way: str, top: Path, floor: Found) -> None:
     else:
         place.mkdir()
     for work in (FIRST, THEN):
+        _touch_memory()
         _note(work, await _bare.run(way, place, _script(work), folder), way, floor)
         (folder / "bare.sock").unlink(missing_ok=True)
     _remove(place)
