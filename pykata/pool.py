@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from pykata.concurrency import alongside
 from pykata.container import fresh_container
-from pykata.errors import ConfigError, SandboxClosedError
+from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.host import finish
 from pykata.options import check_count
 from pykata.rehearsal import rehearse_in
@@ -48,11 +48,19 @@ class PoolStats:
     """Sandboxes that ended while they were waiting for somebody."""
 
 
+CHECKED_EVERY = 10.0
+"""Seconds after which one that nobody has is asked whether it still answers."""
+
+ANSWERS_WITHIN = 10.0
+"""Seconds that it may take for that; meanwhile nobody gets it."""
+
+
 @define(eq=False)
 class _Ready:
     sandbox: Sandbox
     watch: anyio.CancelScope = field(factory=anyio.CancelScope)
     is_watched: bool = False
+    is_asked: bool = False      # whether it still answers
 
     @property
     def is_alive(self) -> bool:
@@ -71,7 +79,8 @@ class Pool:
 
     ``size`` are kept ready; one that was taken is replaced in the background. There are never more than ``limit``
     altogether, with those in use (default: no limit). Who waits is served in the order of coming. One that ends while
-    nobody has it is replaced. Each is used once: when it is given back it is gone.
+    nobody has it is replaced, as is one that doesn't answer any more. Each is used once: when it is given back it is
+    gone.
 
     Where there is no KVM, what has run in a guest once runs much faster the next time. So each has rehearsed the way of
     a command, without one of the image's. For more, ``warm_up`` is called with each new one before anybody gets it. If
@@ -157,7 +166,7 @@ class Pool:
         self._check_open()
         self._changed.set()
         # One that has just died is left to who watches it.
-        if (ready := next((one for one in self._ready if one.is_alive), None)) is not None:
+        if (ready := next((one for one in self._ready if one.is_alive and not one.is_asked), None)) is not None:
             self._ready.remove(ready)
             self._in_use += 1
             ready.watch.cancel()
@@ -256,11 +265,34 @@ class Pool:
     async def _watch(self, ready: _Ready) -> None:
         """See to it that one that ends is replaced, rather than given to somebody."""
         with ready.watch:
-            await ready.sandbox._open.agent.lost()      # ends with the machine, too
+            while not await self._is_lost(ready):
+                if self._waiting:           # they came while it was asked
+                    self._ready.remove(ready)
+                    self._pass_on(ready.sandbox)
+                    return
             self._ready.remove(ready)
             self._died += 1
             await finish(ready.sandbox.__aexit__(None, None, None))
             self._changed.set()
+
+    async def _is_lost(self, ready: _Ready) -> bool:
+        """Wait until it is time to ask it; whether it has ended by then, or doesn't answer."""
+        from pykata.agent.v1 import CloneRequest
+
+        running = ready.sandbox._open
+        with anyio.move_on_after(CHECKED_EVERY):
+            await running.agent.lost()      # ends with the machine, too
+            return True
+        ready.is_asked = True
+        try:
+            # What sets its clock, and is the one call that doesn't need HTTP/2, with which its first command begins.
+            await running.agent.clone(CloneRequest(), timeout=ANSWERS_WITHIN)
+            return False
+        except AgentError as error:
+            running.broken = running.broken or error        # nothing is asked of it as it is left
+            return True
+        finally:
+            ready.is_asked = False
 
     async def _drain(self) -> None:
         """The end: nothing is started any more."""

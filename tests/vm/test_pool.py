@@ -11,6 +11,7 @@ import pytest
 
 from pykata import Pool, Sandbox, SandboxClosedError, Template
 from pykata.errors import ConfigError
+from pykata.pool import _Ready
 from tests.vm.conftest import BUSYBOX
 
 
@@ -53,6 +54,23 @@ async def test_who_waits_until_it_is_filled_hears_of_its_end(template: Template)
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
     assert told == ["left"]
+
+
+async def test_one_that_hangs_is_given_to_nobody(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Pool(template, size=1) as pool:
+        await pool.filled()
+        hanging = pool._ready[0].sandbox._open.vm.pid
+        os.kill(hanging, signal.SIGSTOP)
+        monkeypatch.setattr("pykata.pool.CHECKED_EVERY", 0.1)
+        pool._ready[0].watch.cancel()           # it is watched anew, with less patience
+        pool._ready[0] = _Ready(pool._ready[0].sandbox)
+        pool._changed.set()
+        with anyio.fail_after(60):
+            while not pool.stats.died and not any(one.is_asked for one in pool._ready):
+                await anyio.lowlevel.checkpoint()
+        async with pool.acquire() as sb:
+            assert sb._open.vm.pid != hanging
+            assert (await sb.run(BUSYBOX, ["echo", "alive"])).stdout == "alive\n"
 
 
 async def test_one_that_died_is_given_to_nobody(template: Template) -> None:

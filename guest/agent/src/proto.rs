@@ -63,7 +63,7 @@ pub struct CloneRequest {
     /// as in SetupRequest
     #[prost(int64, tag = "2")]
     pub unix_time_ns: i64,
-    /// as in SetupRequest, and 16 bytes that become the machine-id; the generation is new
+    /// as in SetupRequest, then 16 bytes for the machine-id and 16 for the boot id; the generation is new
     #[prost(bytes = "bytes", tag = "3")]
     pub entropy: ::prost::bytes::Bytes,
     /// sent to each process that the host has started, last of all

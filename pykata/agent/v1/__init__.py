@@ -107,7 +107,7 @@ class CloneRequest(betterproto2.Message):
 
     entropy: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
     """
-    as in SetupRequest, and 16 bytes that become the machine-id; the generation is new
+    as in SetupRequest, then 16 bytes for the machine-id and 16 for the boot id; the generation is new
     """
 
     signal: "int" = betterproto2.field(4, betterproto2.TYPE_INT32)

@@ -122,6 +122,7 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<Vec<OwnedFd>, Failed> {
     };
     let sources: Vec<OwnedFd> = config.mounts.iter().zip(opened.sources).map(kernel).collect::<Result<_, _>>()?;
     let generation = shared(identity::GENERATION)?;
+    let boot_id = shared(identity::BOOT_ID)?;
     rootfs::enter()?;
 
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -134,6 +135,10 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<Vec<OwnedFd>, Failed> {
         rootfs::attach_file(root.as_fd(), path, file)?;
     }
     rootfs::attach_file(root.as_fd(), identity::GENERATION, generation)?;
+    // Where all of /proc is to be seen, a user namespace in there can have one of its own, and with this it couldn't.
+    if !config.masked_paths.is_empty() {
+        paths::replace(root.as_fd(), "/proc/sys/kernel/random/boot_id", boot_id.as_fd())?;
+    }
     paths::mask(root.as_fd(), &config.masked_paths)?;
     paths::make_readonly(root.as_fd(), &config.readonly_paths)?;
     rootfs::finish(&config.rootfs)?;

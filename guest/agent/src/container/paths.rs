@@ -30,6 +30,11 @@ pub fn mask(root: BorrowedFd<'_>, paths: &[String]) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Puts a mount in the place of a file, if there is one.
+pub fn replace(root: BorrowedFd<'_>, path: &str, mount: BorrowedFd<'_>) -> Result<(), Failed> {
+    find(root, path)?.map_or(Ok(()), |target| mounts::attach(mount, target.as_fd(), path))
+}
+
 /// Makes each path read-only, with what is mounted below it.
 pub fn make_readonly(root: BorrowedFd<'_>, paths: &[String]) -> Result<(), Failed> {
     for path in paths {

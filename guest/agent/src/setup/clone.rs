@@ -21,7 +21,7 @@ fn check(request: &proto::CloneRequest) -> Result<(), Invalid> {
         validate::hostname("hostname", &request.hostname)?;
     }
     let size = request.entropy.len();
-    if size != 0 && !(entropy::LEAST + identity::MACHINE_ID..=entropy::MOST).contains(&size) {
+    if size != 0 && !(entropy::LEAST + 2 * identity::ID..=entropy::MOST).contains(&size) {
         return Err(Invalid::new("entropy", format!("{size} bytes")));
     }
     match request.signal {
@@ -35,17 +35,19 @@ pub fn call(agent: &Agent, request: &proto::CloneRequest) -> Result<proto::Clone
     let ready = agent.ready()?;
     check(request)?;
     let is_another = !request.entropy.is_empty();
-    // The machine-id is the host's: the guest's own generator takes as long for the first number it makes.
-    let (seed, id) = request.entropy.split_at(request.entropy.len().saturating_sub(identity::MACHINE_ID));
+    // The ids are the host's: the guest's own generator takes as long for the first number it makes.
+    let (seed, ids) = request.entropy.split_at(request.entropy.len().saturating_sub(2 * identity::ID));
+    let (machine, boot) = ids.split_at(ids.len() / 2);
     if is_another {
         entropy::add(seed)?;
     }
     clock::set(request.unix_time_ns)?;
     let generation = agent.generation(is_another);
     if is_another {
-        let names = ready.names.of_another(&request.hostname, identity::machine_id_of(id)?);
+        let names = ready.names.of_another(&request.hostname, identity::machine_id_of(machine)?);
         rename(agent, &ready.names, &names)?;
         agent.end_setup(Some(Arc::new(ready.of_another(names))));
+        identity::set_boot_id(&identity::machine_id_of(boot)?)?;
         identity::set_generation(generation)?; // who sees this change finds the rest changed
     }
     if request.signal != 0 {

@@ -10,14 +10,18 @@ use crate::errno::{self, Failed, Step};
 /// A file of the guest's that all its containers see, read-only, at the same place.
 pub const GENERATION: &str = "/run/pykata/generation";
 
-/// Bytes of randomness that make a machine-id.
-pub const MACHINE_ID: usize = 16;
+/// The same, which containers see in the place of the kernel's boot id: that is chosen when it is read for the first time,
+/// and can't be changed any more, so all that go on from a guest in which it was read would have the same.
+pub const BOOT_ID: &str = "/run/pykata/boot_id";
+
+/// Bytes of randomness that make a machine-id, and a boot id.
+pub const ID: usize = 16;
 
 /// A new machine-id (machine-id(5)), from the guest's own randomness.
 pub fn machine_id() -> Result<String, Failed> {
-    let mut id = [0u8; MACHINE_ID];
+    let mut id = [0u8; ID];
     // SAFETY: writes at most that many bytes to the array.
-    if unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) } != MACHINE_ID as isize {
+    if unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) } != ID as isize {
         return Err(Failed::new("getrandom", "machine-id", errno::last()));
     }
     Ok(text_of(id))
@@ -29,25 +33,41 @@ pub fn machine_id_of(random: &[u8]) -> Result<String, Failed> {
 }
 
 /// A version 4 UUID, as systemd makes it.
-fn text_of(mut id: [u8; MACHINE_ID]) -> String {
+fn text_of(mut id: [u8; ID]) -> String {
     id[6] = id[6] & 0x0f | 0x40;
     id[8] = id[8] & 0x3f | 0x80;
     let digit = |four: u8| char::from(b"0123456789abcdef"[usize::from(four)]);
     id.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// Writes the generation, in place: containers see this very file, and it never becomes shorter. It stays open for the next.
+/// Writes the generation.
 pub fn set_generation(generation: u64) -> Result<(), Failed> {
     static FILE: OnceLock<OwnedFd> = OnceLock::new();
+    write(&FILE, GENERATION, &format!("{generation}\n"))
+}
+
+/// Writes the boot id, which is made like a machine-id, as the kernel does.
+pub fn set_boot_id(id: &str) -> Result<(), Failed> {
+    static FILE: OnceLock<OwnedFd> = OnceLock::new();
+    write(&FILE, BOOT_ID, &with_hyphens(id))
+}
+
+/// RFC 9562, section 4.
+fn with_hyphens(id: &str) -> String {
+    format!("{}-{}-{}-{}-{}\n", &id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..])
+}
+
+/// Writes a file in place: containers see this very one, and it never becomes shorter. It stays open for the next time.
+fn write(file: &OnceLock<OwnedFd>, path: &'static str, text: &str) -> Result<(), Failed> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-    let file = match FILE.get() {
+    let file = match file.get() {
         Some(open) => open,
         None => {
-            let file = rustix::fs::open(GENERATION, flags, Mode::from_raw_mode(0o444)).step("open", GENERATION)?;
-            FILE.get_or_init(|| file)
+            let made = rustix::fs::open(path, flags, Mode::from_raw_mode(0o444)).step("open", path)?;
+            file.get_or_init(|| made)
         }
     };
-    rustix::io::pwrite(file, format!("{generation}\n").as_bytes(), 0).step("write", GENERATION).map(drop)
+    rustix::io::pwrite(file, text.as_bytes(), 0).step("write", path).map(drop)
 }
 
 #[cfg(test)]
@@ -56,8 +76,13 @@ mod tests {
 
     #[test]
     fn a_machine_id_is_a_version_4_uuid() {
-        assert_eq!(machine_id_of(&[0xff; MACHINE_ID]).expect("good"), "ffffffffffff4fffbfffffffffffffff");
-        assert_eq!(machine_id_of(&[0; MACHINE_ID]).expect("good"), "00000000000040008000000000000000");
+        assert_eq!(machine_id_of(&[0xff; ID]).expect("good"), "ffffffffffff4fffbfffffffffffffff");
+        assert_eq!(machine_id_of(&[0; ID]).expect("good"), "00000000000040008000000000000000");
         assert!(machine_id_of(&[0; 15]).is_err());
+    }
+    #[test]
+    fn a_boot_id_is_that_with_hyphens() {
+        let id = machine_id_of(&[0xff; ID]).expect("good");
+        assert_eq!(with_hyphens(&id), "ffffffff-ffff-4fff-bfff-ffffffffffff\n");
     }
 }

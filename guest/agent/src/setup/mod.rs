@@ -98,6 +98,7 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     entropy::add(&request.entropy)?;
     names::set_hostname(&request.hostname)?;
     identity::set_generation(0)?;
+    identity::set_boot_id(&identity::machine_id()?)?;
     let names = plan.names.of_another("", identity::machine_id()?);
     if !plan.interfaces.is_empty() {
         net::apply(&plan.interfaces).await?;
