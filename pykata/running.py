@@ -23,6 +23,7 @@ from pykata.spec import Disk, Image, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
+    from pykata.spares import Spares
     from pykata.waiting import Waiting
 
 DEATH_NOTICE = 5.0
@@ -55,6 +56,8 @@ class Running:
     """Why nothing more can be done in this sandbox."""
     containers: dict[str, SavedContainer] = field(factory=dict)
     """Those that stay for several commands, by id, and those that wait for a first one."""
+    ahead: Spares | None = None
+    """The machine that was started for the last fork, if no child has taken it."""
     is_paused: bool = False
     """The guest's CPUs stand still, so it answers nothing."""
     main: str = ""

@@ -36,7 +36,6 @@ from pykata.options import (
     check_seconds,
     check_signal,
     check_template,
-    forked,
     new_hostname,
 )
 from pykata.process import Process
@@ -435,9 +434,9 @@ class Sandbox:
         check_count("count", count)
         signal, env = check_signal(signal, least=0), check_env(env)
         running = self._open
-        origin = await fork(self._stack, running)
+        options = await fork(self._stack, running)
         return [
-            Sandbox._of(evolve(forked(running.options, origin), signal=signal, env=env)) for _ in range(count)
+            Sandbox._of(evolve(options, signal=signal, env=env, hostname=new_hostname())) for _ in range(count)
         ]
 
     async def snapshot(self, path: str | os.PathLike[str]) -> None:

@@ -12,14 +12,20 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from attrs import evolve
 
 from pykata import saved
+from pykata.admission import giving
+from pykata.ahead import Ahead
 from pykata.errors import AgentError, ConfigError, DiskFullError, HostError
 from pykata.host import finish, open_lock, try_lock
+from pykata.hypervisors.base import Meanwhile
 from pykata.net.none import NoNetwork
+from pykata.options import Options, forked
 from pykata.origin import Origin
 from pykata.restore import identity
 from pykata.running import Running
+from pykata.spares import Spares
 from pykata.spec import SavedVM, Start
 
 LOCK = "lock"       # in a directory that isn't whole: held by who writes it
@@ -37,8 +43,8 @@ def origin(
 
 
 @asynccontextmanager
-async def as_it_is(running: Running, start: Start) -> AsyncIterator[Origin]:
-    """The sandbox with all that runs in it, as long as the block runs."""
+async def as_it_is(running: Running, start: Start, meanwhile: Meanwhile | None = None) -> AsyncIterator[Origin]:
+    """The sandbox with all that runs in it, as long as the block runs. ``meanwhile`` is as in :meth:`VM.saved`."""
     running.check()
     check_savable(running)
     async with AsyncExitStack() as stack:
@@ -47,7 +53,7 @@ async def as_it_is(running: Running, start: Start) -> AsyncIterator[Origin]:
             try:
                 async with running.explained():
                     await running.agent.hold(True)
-                vm = await stack.enter_async_context(running.vm.saved())
+                vm = await stack.enter_async_context(running.vm.saved(meanwhile))
             finally:
                 await finish(_let_go(running))
             found = origin(running, vm, start, running.agent.greeting)
@@ -73,9 +79,23 @@ async def _let_go(running: Running) -> None:
         await running.agent.hold(False)
 
 
-async def fork(stack: AsyncExitStack, running: Running) -> Origin:
-    """The sandbox as it is; what that takes of memory is on its ``stack``."""
-    return await stack.enter_async_context(as_it_is(running, "fork"))
+async def fork(stack: AsyncExitStack, running: Running) -> Options:
+    """What goes on from the sandbox as it is has these options; what that takes of memory is on its ``stack``."""
+    async with AsyncExitStack() as making:
+        async with Ahead(running.options) as ahead:
+            found = await making.enter_async_context(as_it_is(running, "fork", ahead.starting))
+            options = forked(running.options, found)
+            spares = Spares(options, found, 0)
+            making.push_async_callback(lambda: finish(spares.drain()))
+            making.enter_context(giving(spares.give_up))
+            if (first := await ahead.complete(found.vm)) is not None:
+                spares.add(first)
+        # Children that are entered late, or never, shall not have many machines wait for them.
+        last, running.ahead = running.ahead, spares
+        if last is not None:
+            await finish(last.drain())
+        stack.push_async_exit(making.pop_all())
+    return evolve(options, spares=spares)
 
 
 async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:

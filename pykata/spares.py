@@ -74,6 +74,10 @@ class Spares:
             self._bad.append(spare)
         return None
 
+    def add(self, spare: Spare) -> None:
+        """One more, that goes on from just this."""
+        self._ready.append(spare)
+
     @contextmanager
     def replacing(self) -> Iterator[None]:
         """Around a sandbox: what it took is replaced, but not while its start needs the processors."""

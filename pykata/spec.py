@@ -298,12 +298,14 @@ class SavedVM:
     """A virtual machine that was stopped for a moment: any number of others can go on from there.
 
     ``file`` is a memfd that nobody can write to any more, ``memory`` its descriptor. Whoever made this closes it.
-    ``slots`` are the disks that were plugged in, by the number of the slot.
+    ``slots`` are the disks that were plugged in, by the number of the slot. While it is still being saved, a machine
+    can be started that waits for the devices to come by ``stream``.
     """
 
     file: HeldFile
     devices: bytes                      # what the VMM says of its devices
     slots: Mapping[int, Disk] = field(factory=dict)
+    stream: socket.socket | None = None
 
     @property
     def memory(self) -> int:

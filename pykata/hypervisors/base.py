@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from pykata.errors import ConfigError, VMDiedError
 from pykata.spec import Accel, Disk, Features, SavedVM, Transport, VMSpec
+
+Meanwhile = Callable[[SavedVM], AbstractAsyncContextManager[object]]
 
 
 class VM(ABC):
@@ -58,8 +60,11 @@ class VM(ABC):
         raise ConfigError("this hypervisor can't pause a virtual machine")
 
     @asynccontextmanager
-    async def saved(self) -> AsyncIterator[SavedVM]:
+    async def saved(self, meanwhile: Meanwhile | None = None) -> AsyncIterator[SavedVM]:
         """The machine as it is now, for as long as the block runs. It stands still while it is being saved.
+
+        ``meanwhile`` is entered with what is known before: the file that the memory will be in, and the disks. It is
+        left when all is saved.
 
         Raises :class:`~pykata.errors.VMError`.
         """

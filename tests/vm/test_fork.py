@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from contextlib import AsyncExitStack
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -192,10 +194,20 @@ async def test_what_has_a_network_says_why_it_can_not_be_saved(tmp_path: Path) -
                 await refused
 
 
-async def test_cancelled_and_concurrent_forks_leave_nothing(tmp_path: Path) -> None:
+@asynccontextmanager
+async def no_room(cost: int) -> AsyncIterator[bool]:
+    yield False
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_cancelled_and_concurrent_forks_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    if not ahead:
+        monkeypatch.setattr("pykata.ahead.admitted_now", no_room)
     async with sandbox() as sb, sb.container(BUSYBOX) as c:
         await c.run(["true"])       # and what is imported and kept open from the first command on
         before = descriptors()
@@ -208,7 +220,8 @@ async def test_cancelled_and_concurrent_forks_leave_nothing(tmp_path: Path) -> N
 
         async def unchanged(n: int, way: Way) -> None:
             where = f"cancelled at suspension {n} ({way})"
-            assert descriptors() == before + len(kept), where       # the memory that the children go on from
+            if not ahead:       # else there is a machine for the first child, unless all turns were taken
+                assert descriptors() == before + len(kept), where   # the memory that the children go on from
             assert not list((tmp_path / "saved").glob(".*")), where
             assert (await c.run(["echo", "on"])).stdout == "on\n", where
 
@@ -218,7 +231,31 @@ async def test_cancelled_and_concurrent_forks_leave_nothing(tmp_path: Path) -> N
             group.start_soon(sb.snapshot, tmp_path / "concurrent")
             for _ in range(3):
                 group.start_soon(work)
-        assert descriptors() == before + len(kept)
+        assert ahead or descriptors() == before + len(kept)
         (child,) = await sb.fork()
         async with child:
             assert (await child.containers[c.id].run(["echo", "on"])).stdout == "on\n"
+
+
+async def test_the_first_child_takes_the_machine_that_was_started_for_it() -> None:
+    async with sandbox() as parent, parent.container(BUSYBOX) as c:
+        await c.run(["sh", "-c", "echo 1 > /file"])
+        unused = await parent.fork()
+        children = await parent.fork(2)
+        ahead = parent._open.ahead
+        assert ahead is not None
+        assert unused[0].options.spares is not ahead is children[0].options.spares
+        for child in (*children, *unused):
+            async with child:
+                assert not ahead._ready
+                inside = child.containers[c.id]
+                done = await inside.run(["sh", "-c", "cat /file; hostname"])
+                assert done.stdout.split() == ["1", child.options.hostname]
+        (late,) = await parent.fork()
+        if (spare := parent._open.ahead) is not None and spare._ready:
+            machine = spare._ready[0].machine.vm
+            assert machine is not None
+            os.kill(machine.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, machine.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 it is killed already
+        async with late:        # without it
+            assert (await late.containers[c.id].run(["cat", "/file"])).stdout == "1\n"

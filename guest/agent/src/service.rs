@@ -83,6 +83,9 @@ impl agent_server::Agent for Rpc {
 
     async fn hold(&self, request: Request<proto::HoldRequest>) -> Result<Response<proto::HoldResponse>, Status> {
         let hold = request.get_ref().hold;
+        if hold {
+            container::stems::plant_all(&self.agent).await;
+        }
         self.agent.go_first(hold)?;
         for container in self.agent.containers() {
             container.processes.keep_all(hold);

@@ -14,17 +14,24 @@ import mmap
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 from pykata import host
 from pykata.errors import HostError
 from pykata.hypervisors.qemu.qmp import QMP
+from pykata.hypervisors.qemu.reading import AT_ONCE, copy_in
 
 PAGE = 4096
 MADV_POPULATE_WRITE = 23    # madvise(2)
 FDSET = 900                 # for the file that the devices' state is written to
+PIECE = 256 * 1024          # bytes that are copied as one
+WORTH_IT = 64               # ... so many of them are copied by several threads: the guest stands still meanwhile
+READERS = 2                 # threads; more find the memory busy
 RUN = re.compile(rb"\x01+")
 
 # By the highest byte of a page's entry: it is in memory (bit 63) or in swap (62), and not one of a file (61).
@@ -32,10 +39,10 @@ _OWN = bytes(byte & 0xC0 != 0 and byte & 0x20 == 0 for byte in range(256))
 
 
 class Copy:
-    """The guest's memory of the process ``pid`` on its way to ``target``, a file of its size.
+    """The guest's memory of the process ``pid`` on its way to ``target``, a file of its size, while the block runs.
 
     :meth:`prepare` does while the guest runs what :meth:`finish` then need not do while it stands still: to make the
-    pages of the file takes most of the time of a copy.
+    pages of the file, and to map them, takes most of the time of a copy.
     """
 
     def __init__(self, pid: int, size: int, started_from: int | None, target: int) -> None:
@@ -45,26 +52,38 @@ class Copy:
         """The file that the guest's memory is a private mapping of, if it is."""
         self._target = target
 
+    def __enter__(self) -> Self:
+        self._mapped = mmap.mmap(self._target, self._size)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mapped.close()
+
     def prepare(self) -> None:
         """Copy what the machine was started from, and make room for what the guest has written since."""
         if self._started_from is not None:
             host.copy_file(self._started_from, self._target)
-        with self._explained(), mmap.mmap(self._target, self._size) as mapped:
+        with self._explained():
             for start, end in _own_pages(self._pid, self._address(), self._size):
                 with suppress(OSError):     # a kernel before 5.14
-                    mapped.madvise(MADV_POPULATE_WRITE, start, end - start)
+                    self._mapped.madvise(MADV_POPULATE_WRITE, start, end - start)
 
     def finish(self) -> None:
         """Copy the pages that are the guest's own. It must stand still."""
         at = self._address()
-        with (
-            self._explained(), open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory,
-            mmap.mmap(self._target, self._size) as mapped, memoryview(mapped) as view,
-        ):  # fmt: skip
-            for start, end in _own_pages(self._pid, at, self._size):
-                while start < end:
-                    with view[start:end] as piece:
-                        start += os.preadv(memory.fileno(), [piece], at + start)
+        with self._explained():
+            pieces = list(_pieces(_own_pages(self._pid, at, self._size)))
+            share = -(-len(pieces) // READERS)
+            parts = [pieces[first : first + share] for first in range(0, len(pieces), share or 1)]
+            if len(pieces) < WORTH_IT:
+                self._read(at, pieces)
+            else:
+                with ThreadPoolExecutor(READERS) as readers:
+                    list(readers.map(partial(self._read, at), parts))
+
+    def _read(self, at: int, pieces: list[tuple[int, int]]) -> None:
+        for first in range(0, len(pieces), AT_ONCE):
+            copy_in(self._mapped, self._pid, at, pieces[first : first + AT_ONCE])
 
     def _address(self) -> int:
         return _guest_memory(self._pid, self._size, self._started_from)
@@ -76,6 +95,13 @@ class Copy:
         except OSError as exc:
             raise HostError(f"can't read the memory of QEMU (process {self._pid}): {exc.strerror}",
                             hint="saving a virtual machine takes the right to trace a process of one's own") from exc
+
+
+def _pieces(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same, none longer than :data:`PIECE`."""
+    for start, end in runs:
+        for first in range(start, end, PIECE):
+            yield first, min(first + PIECE, end)
 
 
 def _own_pages(pid: int, at: int, size: int) -> Iterator[tuple[int, int]]:

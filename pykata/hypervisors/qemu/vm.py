@@ -33,7 +33,7 @@ from pykata.errors import (
     VMDiedError,
     last_line,
 )
-from pykata.hypervisors.base import VM
+from pykata.hypervisors.base import VM, Meanwhile
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import aio as aios
 from pykata.hypervisors.qemu import state, version
@@ -115,16 +115,19 @@ class QemuVM(VM):
         self._paused = False
 
     @asynccontextmanager
-    async def saved(self) -> AsyncIterator[SavedVM]:
-        with host.memory_file(self._memory) as memory:
-            with self._first() as started_from:
-                copy = state.Copy(self.pid, self._memory, started_from, memory)
-                await anyio.to_thread.run_sync(copy.prepare)
+    async def saved(self, meanwhile: Meanwhile | None = None) -> AsyncIterator[SavedVM]:
+        with host.memory_file(self._memory) as memory, host.held(memory) as file:
+            async with AsyncExitStack() as stack:
+                started_from = stack.enter_context(self._first())
                 async with self._slots.still() as slots:
-                    devices = await self._save(copy)
+                    if meanwhile is not None:
+                        await stack.enter_async_context(meanwhile(SavedVM(file, b"", slots)))
+                    with state.Copy(self.pid, self._memory, started_from, memory) as copy:
+                        await anyio.to_thread.run_sync(copy.prepare)
+                        devices = await self._save(copy)
+            # After it was mapped, too: what is private stays allowed.
             host.seal(memory)
-            with host.held(memory) as file:
-                yield SavedVM(file, devices, slots)
+            yield SavedVM(file, devices, slots)
 
     @contextmanager
     def _first(self) -> Iterator[int | None]:
@@ -263,8 +266,11 @@ async def _started(
     lent = await stack.enter_async_context(_lent(spec, identity))
     ours, theirs = socket.socketpair()
     stack.enter_context(ours)
-    incoming = stack.enter_context(closing(state.Incoming(spec.saved.devices))) if spec.saved else None
-    with theirs, _descriptors(spec, theirs.fileno(), lent, incoming) as given:
+    incoming, devices = None, spec.saved.stream if spec.saved else None
+    if spec.saved and devices is None:
+        incoming = stack.enter_context(closing(state.Incoming(spec.saved.devices)))
+        devices = incoming.theirs
+    with theirs, _descriptors(spec, theirs.fileno(), lent, devices) as given:
         argv = command(
             binary, machine, accel, spec, given,
             slots=slots, reclaim=reclaim, ksm=ksm, code_cache=code_cache, tsc_khz=khz, aio=aio,
@@ -304,7 +310,7 @@ async def _lent(spec: VMSpec, identity: host.Identity | None) -> AsyncIterator[t
 
 @contextmanager
 def _descriptors(
-    spec: VMSpec, control: int, lent: tuple[int, ...], incoming: state.Incoming | None
+    spec: VMSpec, control: int, lent: tuple[int, ...], devices: socket.socket | None
 ) -> Iterator[Descriptors]:
     """Open everything that QEMU gets. It has its own copies once it is spawned, so ours are closed then."""
     with ExitStack() as stack:
@@ -318,7 +324,7 @@ def _descriptors(
 
         transport = spec.transport
         yield Descriptors(
-            start=(_memory(stack, spec.saved), incoming.theirs.fileno()) if spec.saved and incoming else (
+            start=(_memory(stack, spec.saved), devices.fileno()) if spec.saved and devices else (
                 _reopenable(stack, opened(spec.kernel)), _reopenable(stack, opened(spec.initrd)),
             ),
             control=control,

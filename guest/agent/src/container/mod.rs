@@ -12,6 +12,7 @@ pub mod names;
 mod paths;
 mod resources;
 mod rootfs;
+pub mod stems;
 pub mod userns;
 mod usual;
 
@@ -32,7 +33,7 @@ use crate::log;
 use crate::process::berth::Berth;
 use crate::process::defaults::Defaults;
 use crate::process::registry::Registry;
-use crate::process::stem::{Kind, Stem};
+use crate::process::stem::Kind;
 use crate::process::waiting::Waiting;
 use crate::proto;
 use crate::reaper::Exit;
@@ -45,12 +46,6 @@ use names::NameFiles;
 
 pub use config::VOLUMES;
 pub use rootfs::DIRS;
-
-/// So many of a container's processes that run on may keep the stems they were made by.
-const MOST_STEMS: usize = 8;
-
-/// After so many stems that died before they were of use, no more are made.
-const USELESS: u64 = 5;
 
 pub struct Container {
     pub id: String,
@@ -292,41 +287,6 @@ impl Container {
         let mut leftovers = lock(&self.leftovers);
         leftovers.push(berth);
         leftovers.retain(|berth| !self.cgroup.remove_child(berth.name()).unwrap_or(true));
-    }
-
-    /// After a process has ended: makes a stem for the next one, if this one was like the one before it.
-    pub fn plant(self: &Arc<Self>, agent: &Agent, kind: Kind) {
-        let again = lock(&self.last).replace(kind.clone()).is_some_and(|last| last == kind);
-        let few = self.stems.is_some() && self.count_stems() < MOST_STEMS;
-        let Some(spare) = lock(&self.spare).clone().filter(|_| again && few && self.is_alive()) else { return };
-        if spare.stem().is_some_and(|stem| stem.is_of(&kind)) {
-            return;
-        }
-        drop(spare.take_stem());
-        if self.useless.fetch_add(1, Ordering::Relaxed) >= USELESS {
-            return;
-        }
-        match Stem::new(agent, self, &spare, kind) {
-            Ok(stem) => spare.set_stem(stem),
-            Err(failed) => log!("container {}: {failed}", self.id),
-        }
-    }
-
-    /// One was of use.
-    pub fn stem_works(&self) {
-        self.useless.store(0, Ordering::Relaxed);
-    }
-
-    pub fn count_stems(&self) -> usize {
-        self.stems.as_ref().map_or(0, |stems| Arc::strong_count(stems) - 1)
-    }
-
-    /// Waits for the end of the stem that had nothing to do. Its mounts are the container's.
-    async fn uproot(&self) {
-        let spare = lock(&self.spare).take();
-        if let Some(stem) = spare.and_then(|spare| spare.take_stem()).and_then(Arc::into_inner) {
-            stem.gone().await;
-        }
     }
 
     pub fn hostname(&self) -> Option<String> {
