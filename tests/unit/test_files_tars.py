@@ -1,0 +1,98 @@
+"""Tars on their way from a guest to whoever wants one, and back: written anew, whatever comes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pykata import ConfigError, UnsafeTreeError
+from pykata.files.extract import Bounds
+from pykata.files.tars import _from_guest, _to_guest
+from pykata.files.values import Transfer
+from tests.images_fixtures import file, folder, hardlink, symlink, tar_of
+
+BOUNDS = Bounds(size=1_000_000, entries=100)
+
+
+def written(work: Callable[[int], Transfer]) -> tuple[Transfer, tarfile.TarFile]:
+    """What ``work`` returns, and the tar that it writes to a pipe."""
+    reader, writer = os.pipe()
+    parts: list[bytes] = []
+
+    def read() -> None:
+        with os.fdopen(reader, "rb") as pipe:
+            parts.append(pipe.read())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        done = work(writer)
+    finally:
+        os.close(writer)
+        thread.join()
+    return done, tarfile.open(fileobj=io.BytesIO(parts[0]))
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    return (data[at : at + 1000] for at in range(0, len(data), 1000))
+
+
+def from_guest(tar: bytes, *, is_tree: bool = True, bounds: Bounds = BOUNDS) -> tuple[Transfer, tarfile.TarFile]:
+    return written(lambda out: _from_guest(pieces(tar), out, top=b"top", is_tree=is_tree, bounds=bounds))
+
+
+def test_a_tree_has_its_name_before_all_others() -> None:
+    data = os.urandom(5000)
+    tar = tar_of([folder("."), folder("a"), file("a/f", data, mode=0o4755), hardlink("g", "a/f"), symlink("s", "../x")])
+    done, tree = from_guest(tar)
+    assert tree.getnames() == ["top", "top/a", "top/a/f", "top/g", "top/s"]
+    content = tree.extractfile("top/a/f")
+    assert content is not None
+    assert content.read() == data
+    assert (tree.getmember("top/g").linkname, tree.getmember("top/s").linkname) == ("top/a/f", "../x")
+    assert (done.entries, done.size) == (5, 5000)
+
+
+def test_a_file_is_called_as_it_was_asked_for() -> None:
+    assert from_guest(tar_of([file("evil", b"x")]), is_tree=False)[1].getnames() == ["top"]
+
+
+@pytest.mark.parametrize(("tar", "is_tree", "said"), [
+    (tar_of([file("../up", b"x")]), True, "'..'"),
+    (tar_of([file("f", bytes(1000))])[:700], True, "bad archive"),
+    (b"no tar" * 200, True, "bad archive"),
+    (tar_of([file("f", b"x")]) + b"more", True, "after the end"),
+    (tar_of([file(f"f{number}") for number in range(101)]), True, "more than 100 entries"),
+    (tar_of([file("f", bytes(1_000_001))]), True, "more than 1000000 bytes"),
+    (tar_of([file("f"), file("g")]), False, "more than 1 entries"),
+    (tar_of([symlink("f", "/etc/passwd")]), False, "something else"),
+])  # fmt: skip
+def test_what_a_guest_may_not_send(tar: bytes, is_tree: bool, said: str) -> None:
+    with pytest.raises(UnsafeTreeError, match=said):
+        from_guest(tar, is_tree=is_tree)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_tars_of_any_writer_reach_the_guest(compress: Callable[[bytes], bytes], form: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        tar.addfile(tarfile.TarInfo("./d/f"))
+        fifo = tarfile.TarInfo("pipe")
+        fifo.type = tarfile.FIFOTYPE
+        tar.addfile(fifo)
+    done, read = written(lambda descriptor: _to_guest(pieces(compress(out.getvalue())), descriptor))
+    assert (read.getnames(), done.skipped) == (["d/f"], ("pipe",))
+
+
+def test_what_is_no_tar_is_named() -> None:
+    with pytest.raises(ConfigError, match="the tar can't be unpacked"):
+        written(lambda out: _to_guest(pieces(b"no tar" * 200), out))
+    with pytest.raises(ConfigError, match=r"'a/\.\./b'"):
+        written(lambda out: _to_guest(pieces(tar_of([file("a/../b")])), out))
