@@ -122,13 +122,14 @@ class Machine:
 
 
 async def attached(
-    stack: AsyncExitStack, options: Options, saved: SavedVM | None = None, *, paused: bool = False
-) -> Machine:
+    stack: AsyncExitStack, options: Options, saved: SavedVM | None = None, *,
+    bundle: Bundle | None = None, paused: bool = False,
+) -> Machine:  # fmt: skip
     """Run directory, network, shared files and transport, on the ``stack``; or a machine that has all that."""
     if saved is not None and options.spares is not None and (spare := options.spares.take(saved)) is not None:
         stack.push_async_exit(spare.stack)
         return spare.machine
-    bundle = find_bundle()
+    bundle = bundle or find_bundle()
     stack.enter_context(in_use(bundle))
     directory = await stack.enter_async_context(run_dir())
     network = await stack.enter_async_context(_network(options, directory))

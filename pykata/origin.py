@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from pykata.spec import ImageConfig, SavedVM, Start
+
+if TYPE_CHECKING:
+    from pykata.guest import Bundle
 
 NOBODY = "pykata-template"
 """Host name of a guest that isn't anybody's yet. As long as those to come: their files needn't be made shorter."""
@@ -43,6 +47,7 @@ class Origin:
     idle: bool = False                  # ... in which nothing runs any more
     next_number: int = 1                # of the next container or process
     identity: Mapping[str, str] = field(factory=dict)       # what a machine has to be to go on from here
+    bundle: Bundle | None = None        # that it was booted from, if that was in this process
 
     @property
     def is_busy(self) -> bool:

@@ -191,7 +191,7 @@ async def _attempt(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Runni
 async def restored(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Running:
     """A machine that goes on from a saved one; what belongs to it is on the ``stack``."""
     origin.vm.file.fileno()         # raises if it is there no more, before anything is started
-    machine = await attached(stack, begun.options, origin.vm, paused=origin.is_busy)
+    machine = await attached(stack, begun.options, origin.vm, bundle=origin.bundle, paused=origin.is_busy)
 
     async def talk(vm: VM) -> AgentClient:
         return await taken_over(stack, vm, machine, begun.options, origin)

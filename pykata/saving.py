@@ -38,7 +38,7 @@ def origin(
     return Origin(
         vm=vm, greeting=greeting, parked=parked, memory_limit=running.memory_limit, start=start,
         containers=tuple(running.containers.values()), main=running.main, idle=idle,
-        next_number=running.next_number(), identity=identity(running.options),
+        next_number=running.next_number(), identity=identity(running.options), bundle=running.bundle,
     )  # fmt: skip
 
 

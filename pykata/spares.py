@@ -145,7 +145,7 @@ class Spares:
         options, origin = self._options, self._origin
         async with AsyncExitStack() as stack:
             # Where processes run, nothing is executed before it is known whose guest it is.
-            machine = await attached(stack, options, origin.vm, paused=origin.is_busy)
+            machine = await attached(stack, options, origin.vm, bundle=origin.bundle, paused=origin.is_busy)
             vm = await stack.enter_async_context(options.hypervisor.boot(machine.spec, machine.directory))
             machine = evolve(machine, vm=vm)
             if not origin.is_busy:

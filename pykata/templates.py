@@ -234,6 +234,8 @@ async def _saved(running: Running) -> AsyncIterator[Origin]:
 
     check_savable(running)
     idle = await _is_idle(running)
+    if idle and running.main:
+        await running.agent.hold(False)     # it needs no precedence over processes that aren't there
     greeting = await running.agent.park()
     # Nobody talks to this guest any more: what is to be undone in it goes with its machine.
     running.broken = SandboxClosedError("this sandbox has become a template")

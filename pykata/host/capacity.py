@@ -40,7 +40,8 @@ class Use:
 def room() -> Room:
     """What the host has, or less where a control group above us has a limit."""
     found = _numbers((PROC / "meminfo").read_text())
-    rooms = [Room(found["MemTotal"] * 1024, found["MemAvailable"] * 1024), *_limits()]
+    total = found["MemTotal"] * 1024
+    rooms = [Room(total, found["MemAvailable"] * 1024), *_limits(total)]
     return Room(min(each.total for each in rooms), min(each.available for each in rooms))
 
 
@@ -50,7 +51,7 @@ def all_memory() -> int:
     return (found["MemTotal"] + found["SwapTotal"]) * 1024
 
 
-def _limits() -> Iterator[Room]:
+def _limits(total: int) -> Iterator[Room]:
     """Those of the control groups we are in (cgroup_v2, "Memory Interface Files"; v1, memory.rst)."""
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -64,13 +65,14 @@ def _limits() -> Iterator[Room]:
         group = top / path.lstrip("/")
         for folder in [group, *group.parents][: len(group.parts) - len(top.parts) + 1]:
             try:
-                most, used = (folder / limit).read_text().strip(), int((folder / current).read_text())
-                stat = _numbers((folder / "memory.stat").read_text())
+                most = (folder / limit).read_text().strip()
+                if most == "max" or int(most) >= total:     # none; v1 has no word for that
+                    continue
+                used, stat = int((folder / current).read_text()), _numbers((folder / "memory.stat").read_text())
             except (FileNotFoundError, PermissionError):    # the topmost has no limit, and ours may be out of sight
                 continue
-            if most != "max":
-                reclaimable = sum(stat.get(name, 0) for name in files)
-                yield Room(int(most), max(0, int(most) - used + reclaimable))
+            reclaimable = sum(stat.get(name, 0) for name in files)
+            yield Room(int(most), max(0, int(most) - used + reclaimable))
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -20,6 +20,7 @@ import anyio
 from attrs import frozen
 
 from pykata.errors import HostError, ToolMissingError
+from pykata.host import pages
 from pykata.host.cleanup import finish
 from pykata.host.identity import Identity
 from pykata.host.pipes import PipeReader, PipeWriter
@@ -140,14 +141,15 @@ async def spawn(
     cwd: Path | None = None,
     identity: Identity | None = None,
     through: Sequence[str] = (),
+    small_pages: bool = False,
     kill: KillPolicy = TERM,
 ) -> AsyncIterator[HostProcess]:
     """Run a program for as long as the block runs, then end it by the ``kill`` policy and reap it.
 
     It leads a session of its own (Ctrl-C at the terminal is ours to handle), gets no environment but ``env`` and no
     descriptors but stdio and ``pass_fds``. ``through`` is a command that becomes the one after it, before privileges
-    are given up. Raises :class:`~pykata.errors.ToolMissingError`; what goes wrong later in starting it is an exit code
-    of 126 or 127.
+    are given up; ``small_pages``: see :mod:`.pages`. Raises :class:`~pykata.errors.ToolMissingError`; what goes wrong
+    later in starting it is an exit code of 126 or 127.
     """
     program = shutil.which(argv[0])
     if program is None:
@@ -157,10 +159,11 @@ async def spawn(
     # There is no await between here and the try: a process that isn't owned never exists. Popen blocks for the ~1 ms
     # of a vfork and execve.
     try:
-        popen = subprocess.Popen(  # noqa: ASYNC220
-            command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, cwd=cwd, bufsize=0,
-            start_new_session=True,
-        )
+        with pages.small_pages(small_pages):
+            popen = subprocess.Popen(  # noqa: ASYNC220
+                command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, cwd=cwd, bufsize=0,
+                start_new_session=True,
+            )
     except OSError as exc:
         raise HostError(f"can't run {program}: {exc}") from exc
     try:

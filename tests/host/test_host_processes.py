@@ -53,6 +53,22 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     assert set(os.listdir("/proc/self/fd")) == fds      # that no process is left is checked after every test
 
 
+def test_small_pages_are_for_who_is_spawned() -> None:
+    def allowed(status: str) -> str:
+        return status.partition("THP_enabled:")[2].split()[0]       # proc_pid_status(5)
+
+    async def main() -> None:
+        own = allowed(Path("/proc/self/status").read_text())
+        for small, theirs in ((True, "0"), (False, own)):
+            status = ["/bin/cat", "/proc/self/status"]
+            async with host.spawn(status, stdout=host.PIPE, small_pages=small) as process:
+                assert process.stdout
+                assert allowed((await process.stdout.receive()).decode()) == theirs
+            assert allowed(Path("/proc/self/status").read_text()) == own
+
+    run(main)
+
+
 def test_streams_and_exit_code() -> None:
     async def main() -> None:
         async with host.spawn(["/bin/sh", "-c", "cat; exit 3"], stdin=host.PIPE, stdout=host.PIPE) as process:

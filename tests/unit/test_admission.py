@@ -129,6 +129,8 @@ def test_a_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.M
     (groups / "memory/v1/memory.usage_in_bytes").write_text("600000\n")
     (groups / "memory/v1/memory.stat").write_text("total_inactive_file 7\n")
     assert host.room() == Room(500000, 0)
+    (groups / "memory/v1/memory.limit_in_bytes").write_text("9223372036854771712\n")     # how v1 says "none"
+    assert host.room() == Room(800000, 503000)
 
 
 async def test_what_is_kept_ready_is_given_up_for_what_is_asked_for(room: list[Room]) -> None:

@@ -287,6 +287,27 @@ async def test_a_template_with_commands() -> None:
             pass
 
 
+async def test_what_was_set_up_has_the_names_of_whose_it_is_but_for_what_it_wrote_itself() -> None:
+    setup = [["sh", "-c", "rm /etc/hostname; echo mine > /new; mv /new /etc/hosts"]]
+    names = ["sh", "-c", "hostname; cat /etc/hosts; ls /etc/hostname; cat /etc/machine-id"]
+    async with (
+        Template(BUSYBOX, setup=setup, isolation="emulated", spares=0) as template,
+        template.sandbox() as one, template.sandbox() as two,
+    ):  # fmt: skip
+        said = [(await sb.main.run(names)).stdout.split() for sb in (one, two)]
+        assert [each[:-1] for each in said] == [[sb.options.hostname, "mine"] for sb in (one, two)]
+        assert said[0][-1] != said[1][-1]
+        # What a command changes between two forks is its container's own by then.
+        for number in range(2):
+            (child,) = await one.fork()
+            async with child:
+                found = (await child.main.run(names)).stdout.split()
+                assert found[:2] == [child.options.hostname, "mine"]
+                assert (found[-1] == "own") == bool(number)
+                assert found[-1] != said[0][-1]
+            await one.main.run(["sh", "-c", "echo own > /etc/machine-id"])
+
+
 async def test_the_first_command_takes_the_container_that_waits() -> None:
     async with Template(BUSYBOX, isolation="emulated") as template:
         async with template.sandbox(env={"A": "1"}) as sb:

@@ -89,6 +89,9 @@ impl agent_server::Agent for Rpc {
         self.agent.go_first(hold)?;
         for container in self.agent.containers() {
             container.processes.keep_all(hold);
+            if hold {
+                container.hold_names();
+            }
         }
         Ok(Response::new(proto::HoldResponse {}))
     }

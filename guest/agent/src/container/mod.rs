@@ -77,7 +77,7 @@ pub struct Container {
     serial: AtomicU64,
     /// A process that waits for the first command.
     waiting: Mutex<Option<Waiting>>,
-    /// What is rewritten when the guest becomes another one, while that process waits.
+    /// What is rewritten when the guest becomes another one.
     name_files: Mutex<Option<NameFiles>>,
 }
 
@@ -311,11 +311,36 @@ impl Container {
         Ok(())
     }
 
-    /// Writes a file with a name in it, `was` so far, if nothing has run in here that could have changed it. False: not so.
-    pub fn write_untouched(&self, path: &str, was: &str, text: &str) -> Result<bool, Failed> {
-        let files = lock(&self.name_files);
-        let file = files.as_ref().filter(|_| lock(&self.waiting).is_some()).and_then(|files| files.get(path));
-        file.map_or(Ok(false), |file| names::write(file, was, text).step("write", path).map(|()| true))
+    /// The guest is about to be saved: finds the files that whoever goes on from it writes anew, if nothing runs in here.
+    pub fn hold_names(&self) {
+        if self.name_files().is_none() {
+            let found = self.is_idle().then(|| NameFiles::open(self).ok()).flatten();
+            *lock(&self.name_files) = found;
+        }
+    }
+
+    /// Init alone runs in here, and what is to become the next processes.
+    fn is_idle(&self) -> bool {
+        let most = 1 + self.count_stems() as u64;
+        self.processes.is_quiet() && self.cgroup.number("pids.current").is_some_and(|pids| pids <= most)
+    }
+
+    fn name_files(&self) -> Option<MutexGuard<'_, Option<NameFiles>>> {
+        Some(lock(&self.name_files)).filter(|files| files.as_ref().is_some_and(|files| files.are_current(self)))
+    }
+
+    /// Writes a file with a name in it, `was` so far, without looking for it. False: it has to be looked for.
+    ///
+    /// What isn't among those that were found, or has another content, is the container's own affair.
+    pub fn write_known(&self, path: &str, was: &str, text: &str) -> Result<bool, Failed> {
+        let Some(files) = self.name_files() else { return Ok(false) };
+        if let Some(files) = &*files
+            && let Some(file) = files.get(path)
+            && (!files.may_differ() || names::still_is(file, was).step("read", path)?)
+        {
+            names::write(file, was, text).step("write", path)?;
+        }
+        Ok(true)
     }
 
     pub fn take_waiting(&self) -> Option<Waiting> {

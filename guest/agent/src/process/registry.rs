@@ -62,6 +62,11 @@ impl Registry {
         Company { others, started: known.started }
     }
 
+    /// How many were ever started.
+    pub fn started(&self) -> u64 {
+        self.known().started
+    }
+
     /// None of them runs.
     pub fn is_quiet(&self) -> bool {
         self.known().running.is_empty()

@@ -11,6 +11,7 @@ use tonic::Status;
 use super::names::{self, Names};
 use super::{clock, entropy, identity};
 use crate::agent::Agent;
+use crate::container::names::{still_is, write};
 use crate::container::{Container, inside};
 use crate::errno::{Failed, Step};
 use crate::validate::{self, Invalid};
@@ -90,7 +91,7 @@ fn rename_in(container: &Container, old: &Names, new: &Names) -> Result<(), Fail
     let mut root = None;
     // Each step costs a cold machine a good part of a millisecond: nothing is done that changes nothing.
     for ((path, text), (_, was)) in new.files(own.as_deref()).iter().zip(old.files(own.as_deref())) {
-        if *text == was || container.write_untouched(path, &was, text)? {
+        if *text == was || container.write_known(path, &was, text)? {
             continue;
         }
         let root = match &root {
@@ -105,13 +106,8 @@ fn rename_in(container: &Container, old: &Names, new: &Names) -> Result<(), Fail
 /// Puts `text` in the place of `was` at the beginning of a file, in place. A file that begins otherwise is the container's.
 fn replace(root: BorrowedFd<'_>, path: &str, was: &str, text: &str) -> Result<(), Errno> {
     let file = inside::open_regular_for_writing(root, path)?;
-    let mut found = vec![0u8; was.len()];
-    if rustix::io::pread(&file, &mut found[..], 0)? != was.len() || found != was.as_bytes() {
-        return Ok(());
-    }
-    rustix::io::pwrite(&file, text.as_bytes(), 0)?;
-    match text.len() < was.len() {
-        true => rustix::fs::ftruncate(&file, text.len() as u64),
+    match still_is(file.as_fd(), was)? {
+        true => write(file.as_fd(), was, text),
         false => Ok(()),
     }
 }
