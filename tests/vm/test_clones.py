@@ -18,6 +18,7 @@ NAMES = "hostname; cat /etc/machine-id"
 @pytest.mark.slow
 async def test_clones_of_an_old_template_differ_and_would_not_without_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def grow_old(sb: Sandbox) -> None:
+        await sb.main.run(["cat", "/proc/sys/kernel/random/boot_id"], check=True)
         await anyio.sleep(AGE)
 
     async def asked(script: str) -> list[list[str]]:

@@ -26,6 +26,7 @@ from pykata.net.network import Network
 from tests.vm.conftest import BUSYBOX, clocked
 from tests.vm.qemu_guest import check_confined, inherited, words
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 IDENTITY = (
     "hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id;"
     " head -c 16 /dev/urandom | md5sum; cat /run/pykata/generation"
@@ -334,11 +335,12 @@ async def test_a_template_with_a_function_and_what_fails_in_it() -> None:
     async def setup(sb: Sandbox) -> None:
         said = (await sb.run(BUSYBOX, ["sh", "-c", "echo by a $WHAT"])).stdout
         await sb.main.files.write_bytes("/made", said.encode())
+        read.append((await sb.main.run(["cat", BOOT_ID])).stdout.strip())
         await sb.main.start(["sh", "-c", "trap 'echo told > /told' USR1; touch /up; while :; do sleep 0.1; done"])
         await sb.main.run(["sh", "-c", "until [ -e /up ]; do sleep 0.1; done"])
         await sb.main.run(["false"], check=fails)
 
-    fails = False
+    fails, read = False, list[str]()
     options: dict[str, Any] = {"isolation": "emulated", "env": {"WHAT": "function"}, "timeout": 300, "memory": 200}
     async with Template(BUSYBOX, setup=setup, **options) as template, AsyncExitStack() as stack:
         signalled = template.sandbox(signal=signal.SIGUSR1, hostname="named")
@@ -348,8 +350,9 @@ async def test_a_template_with_a_function_and_what_fails_in_it() -> None:
             await stack.enter_async_context(sb)
             assert sb.options.timeout == 300
             assert await sb.main.files.read_bytes("/made") == b"by a function\n"
-            seen.append(await clocked(sb.main, "hostname; echo $WHAT."))
-        assert seen == [["named", "."], [by_option.options.hostname, "option."]]
+            seen.append(await clocked(sb.main, f"cat {BOOT_ID}; hostname; echo $WHAT."))
+        assert [each[1:] for each in seen] == [["named", "."], [by_option.options.hostname, "option."]]
+        assert len({*read, *(each[0] for each in seen)}) == 3       # although it had been read
         assert await clocked(signalled.main, "until [ -s /told ]; do sleep 0.1; done; cat /told") == ["told"]
         assert (await signalled.run(BUSYBOX, ["echo", "on"])).stdout == "on\n"
         assert (await by_option.main.run(["ls", "/told"])).exit_code != 0
