@@ -279,8 +279,12 @@ pub fn read_into(fd: BorrowedFd<'_>, buffers: &mut [Vec<u8>]) -> Result<usize, E
 
 /// Lets other processes have the CPU for a moment, where some want it.
 pub fn let_others_run() {
+    // Who is more important than all others is chosen again at once: it is one among them meanwhile.
+    let own = rustix::process::getpriority_process(None).unwrap_or(0);
+    let _ = rustix::process::setpriority_process(None, own.max(0));
     // SAFETY: takes nothing.
     unsafe { libc::sched_yield() };
+    let _ = rustix::process::setpriority_process(None, own);
 }
 
 /// How many bytes wait in a pipe.
