@@ -38,30 +38,26 @@ ALIVE = 20
 def bare(hypervisor: QEMU, saved: SavedVM) -> float:
     """Milliseconds from starting QEMU to the line that its guest echoes."""
     with ExitStack() as stack:
-        agent, control = socket.socketpair(), socket.socketpair()
-        for end in (*agent, *control):
+        agent, control, state = socket.socketpair(), socket.socketpair(), socket.socketpair()
+        for end in (*agent, *control, *state):
             stack.enter_context(end)
-        with tempfile.TemporaryFile() as devices:
-            devices.write(saved.devices)
-            devices.seek(0)
-            spec = VMSpec(
-                kernel=Path(), initrd=Path(), transport=SerialTransport(host=agent[0], vmm=agent[1]), saved=saved
-            )
-            given = Descriptors(
-                start=(saved.memory, devices.fileno()), control=control[1].fileno(), agent=agent[1].fileno()
-            )
-            argv = command(
-                hypervisor._binary(), hypervisor.machine, "tcg", spec, given,
-                slots=hypervisor.features.disk_slots, reclaim=hypervisor.reclaim, tsc_khz=None,
-            )  # fmt: skip
-            agent[0].send(b"echo up\n")
-            began = time.perf_counter()
-            with subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as q:
-                said = b""
-                while b"up\n" not in said:
-                    said += agent[0].recv(100)
-                elapsed = (time.perf_counter() - began) * 1000
-                q.kill()
+        spec = VMSpec(kernel=Path(), initrd=Path(), transport=SerialTransport(host=agent[0], vmm=agent[1]), saved=saved)
+        given = Descriptors(
+            start=(saved.memory, state[1].fileno()), control=control[1].fileno(), agent=agent[1].fileno()
+        )
+        argv = command(
+            hypervisor._binary(), hypervisor.machine, "tcg", spec, given,
+            slots=hypervisor.features.disk_slots, reclaim=hypervisor.reclaim, tsc_khz=None,
+        )  # fmt: skip
+        agent[0].send(b"echo up\n")
+        began = time.perf_counter()
+        with subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as q:
+            state[0].sendall(saved.devices)
+            said = b""
+            while b"up\n" not in said:
+                said += agent[0].recv(100)
+            elapsed = (time.perf_counter() - began) * 1000
+            q.kill()
     return elapsed
 
 
