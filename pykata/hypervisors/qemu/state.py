@@ -137,6 +137,8 @@ class Incoming:
         self._devices = devices
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
+        # Some 340 KB: more than fits by default, and with what Linux allows nobody waits for QEMU to read (socket(7)).
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(devices))
 
     async def send(self) -> None:
         """Send it all. Most fits into the socket at once; the rest goes as QEMU reads."""
