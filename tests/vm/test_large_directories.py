@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fsspec
 import pytest
 
 from pykata import Bind, DiskImage, FsspecVolume, Sandbox
+from tests.unit.test_fuse_server import Memory
 
 BUSYBOX = "builtin:busybox"
 COUNT = 100_000
@@ -82,13 +82,10 @@ async def test_a_disk(disk: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_filesystem_of_python() -> None:
-    files = fsspec.filesystem("memory")
+    files = Memory()
     for number in range(COUNT):
         files.pipe_file(f"/large/many/{number}", b"kept\n" if number == COUNT // 2 else b"")
-    try:
-        assert await tried(FsspecVolume(files, "/large", timeout=60)) == SAID
-    finally:
-        files.rm("/large", recursive=True)
+    assert await tried(FsspecVolume(files, "/large", timeout=60)) == SAID
 
 
 @pytest.mark.slow
