@@ -20,6 +20,7 @@ from pykata.admission import RESTORED, admitted_now
 from pykata.boot import attached
 from pykata.concurrency import alongside
 from pykata.errors import PykataError
+from pykata.guest import Bundle
 from pykata.host import finish
 from pykata.options import Options
 from pykata.origin import NOBODY
@@ -32,8 +33,9 @@ log = logging.getLogger(__name__)
 class Ahead:
     """A machine for a guest with these options. If it can't be started, or has to wait for its turn, there is none."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, bundle: Bundle) -> None:
         self._options = evolve(options, hostname=NOBODY, env={}, spares=None)
+        self._bundle = bundle       # of the guest that is saved, whatever would be found by now
         self._spare: Spare | None = None
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -53,9 +55,13 @@ class Ahead:
         if self._spare is None:
             return None
         try:
-            await asyncio.get_running_loop().sock_sendall(self._ours, saved.devices)
+            with anyio.move_on_after(self._options.boot_timeout) as patience:
+                await asyncio.get_running_loop().sock_sendall(self._ours, saved.devices)
         except OSError as error:        # its QEMU has ended
             log.debug("no machine was started ahead: %s", error)
+            return None
+        if patience.cancelled_caught:
+            log.debug("the machine that was started ahead takes nothing")
             return None
         spare, self._spare = self._spare, None
         return spare
@@ -75,7 +81,7 @@ class Ahead:
             async with admitted_now(RESTORED) as fits, AsyncExitStack() as stack:
                 if fits:
                     self._has_turn = True
-                    machine = await attached(stack, self._options, coming, paused=True)
+                    machine = await attached(stack, self._options, coming, bundle=self._bundle, paused=True)
                     boot = self._options.hypervisor.boot(machine.spec, machine.directory)
                     vm = await stack.enter_async_context(boot)
                     self._spare = Spare(evolve(machine, vm=vm), stack.pop_all())

@@ -82,7 +82,7 @@ async def _let_go(running: Running) -> None:
 async def fork(stack: AsyncExitStack, running: Running) -> Options:
     """What goes on from the sandbox as it is has these options; what that takes of memory is on its ``stack``."""
     async with AsyncExitStack() as making:
-        async with Ahead(running.options) as ahead:
+        async with Ahead(running.options, running.bundle) as ahead:
             found = await making.enter_async_context(as_it_is(running, "fork", ahead.starting))
             options = forked(running.options, found)
             spares = Spares(options, found, 0)
@@ -103,7 +103,7 @@ async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:
     folder = _place(path)
     async with as_it_is(running, "snapshot") as found:
         try:
-            await anyio.to_thread.run_sync(_write, folder, found)
+            await finish(anyio.to_thread.run_sync(_write, folder, found))     # it uses what is closed afterwards
         except OSError as exc:
             kind = DiskFullError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
             raise kind(f"can't write the snapshot {folder}: {exc.strerror}") from exc

@@ -15,6 +15,12 @@ from pykata.pool import _Ready
 from tests.vm.conftest import BUSYBOX
 
 
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is asked whether it answers, however slow all is: who comes meanwhile would have another one started."""
+    monkeypatch.setattr("pykata.pool.CHECKED_EVERY", 600.0)
+
+
 @pytest.fixture
 async def template(bundle: object) -> AsyncIterator[Template]:
     async with Template(BUSYBOX, isolation="emulated", spares=0) as made:

@@ -123,7 +123,8 @@ class QemuVM(VM):
                     if meanwhile is not None:
                         await stack.enter_async_context(meanwhile(SavedVM(file, b"", slots)))
                     with state.Copy(self.pid, self._memory, started_from, memory) as copy:
-                        await anyio.to_thread.run_sync(copy.prepare)
+                        # To the end: a thread can't be stopped, and uses what is closed here.
+                        await host.finish(anyio.to_thread.run_sync(copy.prepare))
                         devices = await self._save(copy)
             # After it was mapped, too: what is private stays allowed.
             host.seal(memory)
@@ -148,7 +149,7 @@ class QemuVM(VM):
             if not was_paused:
                 await self.pause()
             devices = await state.devices(self._qmp)
-            await anyio.to_thread.run_sync(copy.finish)
+            await host.finish(anyio.to_thread.run_sync(copy.finish))
             return devices
         finally:
             if not was_paused:
