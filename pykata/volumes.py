@@ -188,6 +188,9 @@ class Named:
         if directory.exists():
             raise ConfigError(f"the volume {self.name!r} has no size: it was made without",
                               hint="remove it, or take another name")
+        if self.security != "none":
+            raise ConfigError(f"security={self.security!r}: the volume {self.name!r} has a size, and is a disk",
+                              hint="leave it out: a disk keeps owners, modes and kinds as they are")
         disk.parent.mkdir(mode=0o700, exist_ok=True)
         return DiskImage(disk, self.size, self.files, self.readonly)
 

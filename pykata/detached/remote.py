@@ -33,7 +33,7 @@ from pykata.host import finish
 from pykata.hypervisors.base import VM
 from pykata.net.running import RunningNetwork
 from pykata.running import Running
-from pykata.spec import Disk, Image, NetworkEvent
+from pykata.spec import Disk, Image, NetworkEvent, place_of
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class RemoteVM(VM):
 
     async def _plugged(self, disk: Disk, number: int) -> str:
         try:
-            descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(place_of(disk), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
             raise HostError(f"can't open the disk {disk.path}: {exc.strerror}") from exc
         try:

@@ -190,8 +190,9 @@ class Files:
     ) -> Transfer:  # fmt: skip
         """Unpack a tar in the directory ``path``: ``read`` gives it piece by piece, and nothing at its end.
 
-        It may be of any writer, and compressed by gzip or zstd. Everything else is as for :meth:`upload`; devices are
-        left out. Raises :class:`FileError`, and :class:`ConfigError` for what is no tar.
+        It may be of any writer, and compressed by gzip, zstd or xz. Everything else is as for :meth:`upload`; devices
+        and FIFOs are left out, and hard links to them. Raises :class:`FileError`, and :class:`ConfigError` for what is
+        no tar.
         """
         from pykata.files import v1
         from pykata.files.tars import upload_tar

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import anyio
-from attrs import evolve
+from attrs import define, evolve, field
 
 from pykata.concurrency import alongside
 from pykata.errors import ConfigError, UnsafeTreeError
@@ -132,13 +132,48 @@ def _from_guest(
 def _to_guest(pieces: Iterator[bytes], descriptor: int) -> Transfer:
     """Write a tar of the host anew, unpacked if it is compressed."""
     try:
-        return _rewritten(decompressed(pieces), descriptor, lambda entry: entry if entry.kind in KEPT else None)
+        return _rewritten(decompressed(pieces), descriptor, _Kept())
     except BadEntryError as exc:
         entry = f"{text(exc.path)!r}: " if exc.path else ""
         raise ConfigError(f"the tar can't be unpacked: {entry}{exc.why}") from exc
     except StreamError as exc:
-        hint = "a tar, plain or compressed by gzip or zstd"
+        hint = "a tar, plain or compressed by gzip, zstd or xz"
         raise ConfigError(f"the tar can't be unpacked: {exc}", hint=hint) from exc
+
+
+@define
+class _Kept:
+    """Leaves out what isn't of :data:`KEPT`, and hard links to that, which would lead to nothing."""
+
+    _left_out: set[int] = field(factory=set)    # hashes of paths: a tar may have millions
+
+    def __call__(self, entry: Entry) -> Entry | None:
+        if entry.kind in KEPT and not (entry.kind is Kind.HARDLINK and hash(entry.link) in self._left_out):
+            self._left_out.discard(hash(entry.path))
+            return entry
+        self._left_out.add(hash(entry.path))
+        return None
+
+
+@define
+class _Links:
+    """The symbolic links of a guest's tar: what came after one and led through it could be unpacked anywhere."""
+
+    _known: set[int] = field(factory=set)       # hashes of paths: there may be as many as entries
+
+    def check(self, entry: Entry) -> None:
+        """Raises BadEntryError. A file in place of a link is bad as well: some unpack it into what that leads to."""
+        if self._known and (
+            self._leads(entry.path, itself=entry.kind is Kind.FILE)
+            or (entry.kind is Kind.HARDLINK and self._leads(entry.link, itself=False))
+        ):
+            raise BadEntryError("it leads through a symbolic link", entry.path)
+        if entry.kind is Kind.SYMLINK or (entry.kind is Kind.HARDLINK and hash(entry.link) in self._known):
+            self._known.add(hash(entry.path))
+
+    def _leads(self, path: bytes, *, itself: bool) -> bool:
+        parts = path.split(b"/")
+        return any(hash(b"/".join(parts[:end])) in self._known for end in range(1, len(parts) + itself))
 
 
 def _only(name: bytes, entry: Entry) -> Entry:
@@ -148,6 +183,8 @@ def _only(name: bytes, entry: Entry) -> Entry:
 
 
 def _below(top: bytes, entry: Entry) -> Entry:
+    if not entry.path and entry.kind is not Kind.DIRECTORY:
+        raise UnsafeTreeError("the guest sent something else than a directory in place of its top")
     if not top:
         return entry
     link = b"/".join((top, entry.link)) if entry.kind is Kind.HARDLINK else entry.link
@@ -160,20 +197,24 @@ def _rewritten(
     source, out = Reader(pieces), Output(cast(IO[bytes], Sink(descriptor)))
     tar = TarReader(source)
     entries = size = 0
+    links = _Links()
     skipped: list[str] = []
     for entry in tar:
         if (wanted := pick(entry)) is None:
             skipped += [text(entry.path)] if len(skipped) < SKIPPED else []
             continue
-        entries, size = entries + 1, size + entry.stored
+        entries, size = entries + 1, size + entry.size
         if bounds is not None:
             bounds.check(entries, size)
+            links.check(wanted)
         out.write(header(wanted, exact=True))
         for piece in tar.data():
             out.write(bytes(piece))
         out.write(padding(entry.stored))
     if bounds is not None:
         expect_end(source)
+        if not entries:
+            raise UnsafeTreeError("the guest sent an empty archive")
     else:
         deque(pieces, maxlen=0)         # who writes it shall come to its end
     out.write(END)

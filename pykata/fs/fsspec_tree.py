@@ -29,6 +29,7 @@ class _Node:
     users: int = 0
     written: bytearray | None = None        # its content, once somebody has written to it
     dirty: bool = False
+    counted: int = 0                        # in the quota, and not handed over yet: comes back if it never is
     gone: bool = False                      # removed: what is written goes nowhere
     lock: threading.RLock = field(factory=threading.RLock)
 
@@ -123,6 +124,8 @@ class FsspecTree:
                     del self._nodes[node.path]
                 self._room += len(node.written or b"")
                 node.written = None
+                if not node.gone:       # its removal has counted all of it
+                    self.quota.back(node.counted)
 
     def load(self, node: _Node, size: int | None = None) -> bytearray:
         """The content of a file, to be changed; ``size`` is how much of it will be left of it."""
@@ -130,7 +133,8 @@ class FsspecTree:
             whole = b"" if size == 0 else self._content(node, size)
             self.take(len(whole))
             if size is not None and self.quota.size is not None and not node.gone:
-                self.quota.add(size=min(0, size - self.stat(node.path).size))
+                node.counted = min(0, size - self.stat(node.path).size)
+                self.quota.add(size=node.counted)
             node.written = bytearray(whole)
         return node.written
 
@@ -151,6 +155,7 @@ class FsspecTree:
         with node.lock:
             if node.dirty and not node.gone and node.written is not None:
                 self._fs.pipe_file(self._at(node.path), bytes(node.written))
+                node.counted = 0
                 self._changed(node.path)
             node.dirty = False
 
@@ -177,11 +182,18 @@ class FsspecTree:
     def remove(self, path: str) -> None:
         if _stat_of(self._fs.info(self._at(path))).is_directory:
             raise OSError(errno.EISDIR, "a directory")
-        size = self.stat(path).size
-        self._fs.rm_file(self._at(path))
-        self.quota.add(files=-1, size=-size)
-        self._forget(path)
-        self._changed(path)
+        node = self._used(path)
+        try:
+            with node.lock:             # its size stays what it is, and who else removes it comes after
+                if node.gone:
+                    raise OSError(errno.ENOENT, "it is not there")
+                size = self.stat(path).size
+                self._fs.rm_file(self._at(path))
+                self.quota.add(files=-1, size=-size)
+                self._changed(path)     # before a new node can be made, which would be asked for a size again
+                self._forget(path)
+        finally:
+            self._left(node)
 
     def rmdir(self, path: str) -> None:
         if not _stat_of(self._fs.info(self._at(path))).is_directory:
@@ -269,6 +281,7 @@ class _Opened:
     def _count(self, size: int) -> None:
         if not self.node.gone:      # what is removed is counted no more
             self._tree.quota.add(size=size)
+            self.node.counted += size
 
     def size(self) -> int:
         with self.node.lock:

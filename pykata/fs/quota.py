@@ -26,6 +26,12 @@ class Quota:
             if self.files is not None:
                 self.files -= files
 
+    def back(self, size: int) -> None:
+        """Uncount what was added (above 0) or had gone (below) and came to nothing, which never fails."""
+        with self._lock:
+            if self.size is not None:
+                self.size += size
+
 
 def _is_over(more: int, left: int | None) -> bool:
     return left is not None and more > max(left, 0)

@@ -62,7 +62,9 @@ def _home(variable: str) -> Path:
         home = Path.home()
     except RuntimeError as exc:
         raise HostError("this user has no home directory", hint=hint) from exc
-    if not home.is_dir():
+    with _explained(home, variable):
+        there = home.is_dir()
+    if not there:
         raise HostError(f"the home directory {home} isn't there", hint=hint)
     return home
 

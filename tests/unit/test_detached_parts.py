@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -18,10 +20,34 @@ from pykata import errors
 from pykata.detached import directory as directories
 from pykata.detached.directory import Claim, Directory, State
 from pykata.detached.logs import LogPiece, Reader, read
+from pykata.detached.remote import RemoteVM
 from pykata.detached.welcome import Request, from_descriptor, to_descriptor
 from pykata.detached.wire import MAX_PACKET, Message, Wire, pack_error, unpack_error
 from pykata.errors import AgentRefusedError, DetachedError, GuestPanicError, ImageCorruptError, PykataError
 from pykata.keeper.log import Log
+from pykata.spec import Disk
+
+# --- disks ---
+
+
+async def test_a_keeper_gets_the_disk_that_was_looked_at(tmp_path: Path) -> None:
+    class Keeping:
+        async def call(self, do: str, *, descriptors: tuple[int, ...] = (), **more: object) -> Message:
+            given.extend(os.pread(descriptor, 100, 0) for descriptor in descriptors)
+            return Message({"ok": "vda"})
+
+    given = list[bytes]()
+    path = tmp_path / "disk"
+    path.write_bytes(b"looked at")
+    with path.open("rb") as disk:
+        path.unlink()
+        path.write_bytes(b"put in its place")
+        welcome = SimpleNamespace(vmm=1, accel="tcg", spawned_at=0.0, ready_at=0.0, console="")
+        vm = RemoteVM(cast(Any, Keeping()), cast(Any, welcome))
+        async with vm.plug(Disk("d", path, descriptor=disk.fileno())) as name:
+            assert name == "vda"
+    assert given == [b"looked at"]
+
 
 # --- messages ---
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pykata import HostError
+from pykata import HostError, NotPermittedError
 from pykata.host import cache_dir, state_dir
 from pykata.template_cache import folder_of
 
@@ -38,6 +40,16 @@ def test_a_home_that_is_not_there_is_not_made(
     monkeypatch.setenv(variable, str(home.parent / "own"))
     home.rename(home.parent / "moved")
     assert directory() == home.parent / "own"
+
+
+def test_a_home_that_cant_be_looked_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_dir", hidden)     # root may look at every one
+    with pytest.raises(NotPermittedError, match=f"can't use {home}: Permission denied") as caught:
+        cache_dir()
+    assert "PYKATA_CACHE" in caught.value.hint
 
 
 def test_without_a_home_there_are_no_templates(home: Path) -> None:

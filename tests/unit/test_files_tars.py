@@ -15,9 +15,12 @@ from pykata import ConfigError, UnsafeTreeError
 from pykata.files.extract import Bounds
 from pykata.files.tars import _from_guest, _to_guest
 from pykata.files.values import Transfer
-from tests.images_fixtures import file, folder, hardlink, symlink, tar_of
+from pykata.images.entry import Entry, Kind
+from pykata.images.tar_writer import END, header
+from tests.images_fixtures import Item, file, folder, hardlink, symlink, tar_of
 
 BOUNDS = Bounds(size=1_000_000, entries=100)
+SPARSE = header(Entry(b"f", Kind.FILE, size=1 << 60, extents=())) + END      # nothing but a hole
 
 
 def written(work: Callable[[int], Transfer]) -> tuple[Transfer, tarfile.TarFile]:
@@ -63,6 +66,11 @@ def test_a_file_is_called_as_it_was_asked_for() -> None:
     assert from_guest(tar_of([file("evil", b"x")]), is_tree=False)[1].getnames() == ["top"]
 
 
+def test_symbolic_links_and_what_is_beside_them() -> None:
+    items = [folder("."), symlink("s", "/etc"), hardlink("h", "s"), file("sx"), folder("d"), symlink("d/s", "..")]
+    assert from_guest(tar_of(items))[1].getnames() == ["top", "top/s", "top/h", "top/sx", "top/d", "top/d/s"]
+
+
 @pytest.mark.parametrize(("tar", "is_tree", "said"), [
     (tar_of([file("../up", b"x")]), True, "'..'"),
     (tar_of([file("f", bytes(1000))])[:700], True, "bad archive"),
@@ -72,6 +80,15 @@ def test_a_file_is_called_as_it_was_asked_for() -> None:
     (tar_of([file("f", bytes(1_000_001))]), True, "more than 1000000 bytes"),
     (tar_of([file("f"), file("g")]), False, "more than 1 entries"),
     (tar_of([symlink("f", "/etc/passwd")]), False, "something else"),
+    (tar_of([symlink(".", "/etc")]), True, "something else than a directory"),
+    (tar_of([symlink("s", "/etc"), file("s/passwd", b"x")]), True, "through a symbolic link"),
+    (tar_of([symlink("s", "/etc"), folder("s/d/e")]), True, "through a symbolic link"),
+    (tar_of([symlink("s", "/etc/passwd"), file("s", b"x")]), True, "through a symbolic link"),
+    (tar_of([symlink("s", "/etc"), hardlink("h", "s"), file("h/passwd", b"x")]), True, "through a symbolic link"),
+    (tar_of([symlink("s", "/etc"), hardlink("h", "s/passwd")]), True, "through a symbolic link"),
+    (SPARSE, True, "more than 1000000 bytes"),
+    (END, False, "an empty archive"),
+    (END, True, "an empty archive"),
 ])  # fmt: skip
 def test_what_a_guest_may_not_send(tar: bytes, is_tree: bool, said: str) -> None:
     with pytest.raises(UnsafeTreeError, match=said):
@@ -89,6 +106,14 @@ def test_tars_of_any_writer_reach_the_guest(compress: Callable[[bytes], bytes], 
         tar.addfile(fifo)
     done, read = written(lambda descriptor: _to_guest(pieces(compress(out.getvalue())), descriptor))
     assert (read.getnames(), done.skipped) == (["d/f"], ("pipe",))
+
+
+def test_hard_links_to_what_is_left_out_are_left_out() -> None:
+    fifo = Item("p", tarfile.FIFOTYPE)
+    left_out = [fifo, hardlink("h", "p"), hardlink("i", "h")]
+    tar = tar_of([*left_out, file("f"), hardlink("g", "f"), file("p"), hardlink("j", "p")])
+    done, read = written(lambda out: _to_guest(pieces(tar), out))
+    assert (read.getnames(), done.skipped) == (["f", "g", "p", "j"], ("p", "h", "i"))
 
 
 def test_what_is_no_tar_is_named() -> None:

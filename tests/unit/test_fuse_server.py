@@ -10,7 +10,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +315,59 @@ async def test_a_guest_adds_what_it_may() -> None:
         await guest.mkdir("y")
         await guest.create("i")
         assert await refused(guest.create("j")) == errno.ENOSPC
+
+
+def test_what_was_never_handed_over_was_not_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, tree = memory(quota=Quota(size=100))
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "the store is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fs, "pipe_file", full)
+        for truncate in (True, True, False, False):
+            opened = tree.open("a", write=True, create=False, exclusive=False, truncate=truncate)
+            if not truncate:
+                opened.write(0, bytes(97))
+            with pytest.raises(OSError, match="the store is full"):
+                opened.close()
+            assert tree.quota.size == 100
+    tree.truncate("a", 0)
+    assert tree.quota.size == 107
+    opened = tree.open("a", write=True, create=False, exclusive=False, truncate=False)
+    opened.write(0, bytes(20))
+    tree.remove("a")
+    opened.close()
+    assert tree.quota.size == 107
+
+
+@pytest.mark.parametrize("meanwhile", ["truncate", "remove"])
+def test_what_is_removed_is_counted_once(meanwhile: str) -> None:
+    class Slow(Memory):
+        """While one removes a file, somebody else is at it. That it is gone already is no error."""
+
+        others: list[threading.Thread]
+
+        def rm_file(self, path: str) -> None:
+            if not self.others:
+                self.others.append(threading.Thread(target=other))
+                self.others[0].start()
+                self.others[0].join(0.2)    # it waits for this removal, or else it is done by then
+            self.store.pop(path, None)
+
+    def other() -> None:
+        with suppress(FileNotFoundError):
+            opened.truncate(0) if meanwhile == "truncate" else tree.remove("a")
+
+    fs = Slow()
+    fs.others = []
+    fs.pipe({"/top/a": b"content"})
+    tree = FsspecTree(fs, "/top", readonly=False, buffer=1 << 20, quota=Quota(size=100, files=10))
+    opened = tree.open("a", write=True, create=False, exclusive=False, truncate=False)
+    tree.remove("a")
+    fs.others[0].join()
+    opened.close()
+    assert (tree.quota.size, tree.quota.files) == (107, 11)
 
 
 async def test_other_filesystems(tmp_path: Path) -> None:

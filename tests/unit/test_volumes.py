@@ -190,6 +190,12 @@ def test_a_named_volume_has_its_security(tmp_path: Path) -> None:
     remove_volume("mapped")
 
 
+def test_a_disk_has_no_security() -> None:
+    with pytest.raises(ConfigError, match=r"security='mapped-file': the volume 'sized' has a size, and is a disk"):
+        check_volumes({"/v": Named("sized", size="8M", via="9p", security="mapped-file")})
+    assert "sized" not in list_volumes()
+
+
 def test_9p_where_there_is_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYKATA_VIRTIOFSD", "/nowhere/virtiofsd")
     volumes = check_volumes({"/a": tmp_path, "/b": Bind(tmp_path, via="9p"), "/c": Bind(tmp_path, via="virtiofs")})

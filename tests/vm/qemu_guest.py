@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -90,7 +90,8 @@ def check_confined(pid: int) -> None:
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
     # Every thread has the filter, not only the first one.
-    threads = [(task / "status").read_text() for task in (proc / "task").iterdir()]
+    threads = _each(proc / "task", lambda task: (task / "status").read_text())
+    assert threads
     assert all("Seccomp:\t2\n" in text for text in threads)
     assert (proc / "environ").read_bytes() == b""
     assert (proc / "cwd").readlink() == Path("/")
@@ -99,10 +100,19 @@ def check_confined(pid: int) -> None:
 
 def inherited(pid: int) -> list[str]:
     """What a QEMU has open that it didn't open itself, without numbers."""
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    links = _each(Path(f"/proc/{pid}/fd"), os.readlink)
     kinds = sorted(re.sub(r"\d+|\[|\]", "", name) for name in links)
     own = ("anon_inode:eventfd", "anon_inode:eventpoll", "anon_inode:signalfd", "anon_inode:io_uring", "/memfd:")
     return [kind for kind in kinds if not kind.startswith(own)]
+
+
+def _each(directory: Path, look: Callable[[Path], str]) -> list[str]:
+    """What all in a directory of /proc have; a thread or descriptor may go between the listing and the look."""
+    found: list[str] = []
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.append(look(path))
+    return found
 
 
 def words(pid: int) -> list[str]:

@@ -151,8 +151,16 @@ async def test_the_agent_ends_in_the_middle_of_a_command(bundle: Bundle, monkeyp
         async with Sandbox(isolation="emulated", template="off") as sandbox:
             (agent,) = sockets
             script = sh("echo so far; echo so bad >&2; exec sleep 1000")
+            outputs: set[str] = set()
+
+            def heard(output: str) -> None:
+                outputs.add(output)
+                if len(outputs) == 2:       # which of the two comes first isn't said
+                    agent.shutdown(socket.SHUT_RDWR)
+
             with anyio.fail_after(GUARD), pytest.raises(AgentLostError) as caught:
-                await sandbox.run(BUSYBOX, script, on_stderr=lambda _: agent.shutdown(socket.SHUT_RDWR))
+                await sandbox.run(
+                    BUSYBOX, script, on_stdout=lambda _: heard("stdout"), on_stderr=lambda _: heard("stderr"))
             assert caught.value.completed is not None
             assert (caught.value.completed.stdout, caught.value.completed.stderr) == ("so far\n", "so bad\n")
             with pytest.raises(AgentLostError):
