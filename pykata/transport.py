@@ -20,6 +20,7 @@ VHOST_VSOCK = "/dev/vhost-vsock"
 SET_GUEST_CID = 0x4008AF60      # _IOW(VHOST_VIRTIO, 0x60, __u64), linux/vhost.h
 FIRST_CID = 0x1000              # 0 to 2 mean hypervisor, loopback and host; low numbers are what people type
 CIDS = 1 << 31
+AHEAD = 1024 * 1024             # bytes that the VMM may write before they are read; the host's kernel may allow less
 
 
 @contextmanager
@@ -32,6 +33,9 @@ def serial() -> Iterator[SerialTransport]:
     with host, vmm:
         host.setblocking(False)
         vmm.setblocking(False)
+        # Once it was full, such a socket counts as writable when three quarters are read: if it is small, the reader
+        # has taken the rest by the time that the VMM has heard of it, and then waits itself.
+        vmm.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AHEAD)
         yield SerialTransport(host=host, vmm=vmm)
 
 

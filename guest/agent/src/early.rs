@@ -51,8 +51,8 @@ pub fn begin(agent: &Arc<Agent>, beside: &Beside, first: &[u8]) {
     let cancelled = Arc::new(Notify::new());
     let cancel = cancelled.clone();
     let taking = [
-        beside.inlet.register(REQUESTS, Arc::new(move |data| drop(requests.send(data)))),
-        beside.inlet.register(CANCEL, Arc::new(move |_| cancel.notify_one())),
+        beside.inlet.register(REQUESTS, Arc::new(move |data: Bytes| drop(requests.send(data)))),
+        beside.inlet.register(CANCEL, Arc::new(move |_: Bytes| cancel.notify_one())),
     ];
     match RunRequest::decode(first).map(|first| first.request) {
         Ok(Some(run_request::Request::Start(start))) => {

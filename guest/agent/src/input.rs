@@ -1,9 +1,11 @@
 //! What the host sends within a Run: stdin of the process, and room for its output.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::sync::{Notify, oneshot};
 use tonic::{Status, Streaming};
 
@@ -13,13 +15,16 @@ use crate::proto::run_response::Response;
 use crate::proto::{RunRequest, RunResponse, Start};
 use crate::run::Answers;
 use crate::stdio::Input;
-use crate::transport::inlet::{Inlet, Taking};
+use crate::transport::inlet::{Inlet, Move, Taker, Taking};
 use crate::validate::{self, Invalid};
 
 /// Bytes of stdin that the host may send before it is allowed more: agent.proto, `Start.window`.
 const WINDOW: usize = 64 * 1024;
 /// ... where it may send it in bulk frames.
 const BULK_WINDOW: usize = 512 * 1024;
+
+/// From so much on, stdin is moved from the port to the process's pipe.
+const MUCH: usize = 64 * 1024;
 
 /// What the host sends in a call.
 pub enum Requests {
@@ -123,6 +128,12 @@ struct Held {
     pieces: VecDeque<Bytes>,
     /// Bytes that the host has sent and hasn't been given back as room.
     used: usize,
+    /// ... and of these what has gone to the process.
+    gone: usize,
+    /// A piece is on its way to the process.
+    writing: bool,
+    /// The process's pipe, where data is moved to it.
+    pipe: Option<OwnedFd>,
     closed: bool,
     /// More came in bulk than there is room for, or after the end.
     broken: bool,
@@ -149,6 +160,46 @@ impl Shared {
     }
 }
 
+/// What comes in bulk frames.
+impl Taker for Shared {
+    fn take(&self, data: Bytes) {
+        if self.put(data, BULK_WINDOW).is_err() {
+            self.held().broken = true;
+        }
+    }
+
+    fn take_from(&self, data: &mut Move<'_>) -> Option<usize> {
+        let mut held = self.held();
+        if held.writing || held.closed || !held.pieces.is_empty() {
+            return None;
+        }
+        match data(held.pipe.as_ref()?.as_fd()) {
+            Ok(size) => {
+                held.used += size;
+                held.gone += size;
+                held.broken |= held.used > BULK_WINDOW;
+                if held.gone >= BULK_WINDOW / 2 {
+                    self.changed.notify_one();
+                }
+                Some(size)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(_) => {
+                held.pipe = None; // nobody reads it any more, as who writes will find
+                None
+            }
+        }
+    }
+}
+
+/// What is to be done next.
+enum Next {
+    Write(Bytes),
+    /// So much has gone to the process.
+    Gone(usize),
+    End,
+}
+
 impl Queue {
     /// For a call that has begun, and whose number the host knows.
     pub fn new(inlet: &Arc<Inlet>, start: &Start) -> Self {
@@ -156,13 +207,8 @@ impl Queue {
         if start.bulk == 0 || start.window == 0 {
             return Self { shared, window: WINDOW, _taking: None };
         }
-        let taker = shared.clone();
-        let put = move |data| {
-            if taker.put(data, BULK_WINDOW).is_err() {
-                taker.held().broken = true;
-            }
-        };
-        Self { shared, window: BULK_WINDOW, _taking: Some(inlet.register(start.bulk, Arc::new(put))) }
+        let taking = inlet.register(start.bulk, shared.clone());
+        Self { shared, window: BULK_WINDOW, _taking: Some(taking) }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -201,16 +247,22 @@ impl Queue {
         Ok(())
     }
 
-    /// The next piece; None at the end.
-    async fn next(&self) -> Option<Bytes> {
+    async fn next(&self) -> Next {
         loop {
             {
                 let mut held = self.held();
+                if held.gone >= self.window / 2 {
+                    let gone = std::mem::take(&mut held.gone);
+                    held.used = held.used.saturating_sub(gone);
+                    return Next::Gone(gone);
+                }
                 if let Some(data) = held.pieces.pop_front() {
-                    return Some(data);
+                    held.writing = true;
+                    return Next::Write(data);
                 }
                 if held.closed {
-                    return None;
+                    held.pipe = None;
+                    return Next::End;
                 }
             }
             self.shared.changed.notified().await;
@@ -218,16 +270,87 @@ impl Queue {
     }
 
     async fn empty(&self, stdin: &mut Option<Input>, answers: &Answers) {
-        let mut gone = 0;
-        while let Some(data) = self.next().await {
-            write(stdin, &data).await;
-            gone += data.len();
-            if gone >= self.window / 2 {
-                self.held().used -= gone;
-                let more = Response::StdinWindow(std::mem::take(&mut gone) as u32);
-                let _ = answers.send(Ok(RunResponse { response: Some(more) })).await;
+        let mut left = MUCH;
+        loop {
+            match self.next().await {
+                Next::Write(data) => {
+                    write(stdin, &data).await;
+                    let mut held = self.held();
+                    held.writing = false;
+                    held.gone += data.len();
+                    let becomes_much = left > 0 && left <= data.len();
+                    left = left.saturating_sub(data.len());
+                    match stdin {
+                        None => held.pipe = None,
+                        Some(stdin) if becomes_much => held.pipe = stdin.share(),
+                        Some(_) => {}
+                    }
+                }
+                Next::Gone(size) => {
+                    let more = Response::StdinWindow(size as u32);
+                    let _ = answers.send(Ok(RunResponse { response: Some(more) })).await;
+                }
+                Next::End => return close(stdin).await,
             }
         }
-        close(stdin).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stdio;
+
+    fn queue() -> (Queue, Arc<Inlet>) {
+        let inlet = Arc::default();
+        let start = Start { bulk: 5, window: 1, ..Start::default() };
+        (Queue::new(&inlet, &start), inlet)
+    }
+
+    /// Moves so many bytes; how many went.
+    fn moved(queue: &Queue, size: usize) -> Option<usize> {
+        queue.shared.take_from(&mut |pipe| rustix::io::write(pipe, &vec![7; size]))
+    }
+
+    #[tokio::test]
+    async fn much_goes_straight_to_the_pipe_and_never_overtakes() {
+        let (queue, _inlet) = queue();
+        let (read, write) = stdio::pipe().expect("pipe");
+        let (answers, mut said) = tokio::sync::mpsc::channel::<Result<RunResponse, Status>>(4);
+        let mut stdin = Some(Input::pipe(write).expect("watched"));
+        assert_eq!(moved(&queue, 1), None, "not much has come yet");
+        queue.shared.take(Bytes::from(vec![1; MUCH]));
+        assert_eq!(moved(&queue, 1), None, "there is something before it");
+        let fed = async {
+            while moved(&queue, BULK_WINDOW / 2 - MUCH).is_none() {
+                tokio::task::yield_now().await;
+            }
+            queue.shared.take(Bytes::from_static(b"behind"));
+            assert_eq!(moved(&queue, 1), None, "there is something before it");
+            let room = said.recv().await.expect("told").expect("no error").response;
+            assert_eq!(room, Some(Response::StdinWindow(BULK_WINDOW as u32 / 2)));
+            queue.held().closed = true;
+            queue.shared.changed.notify_one();
+        };
+        tokio::join!(queue.empty(&mut stdin, &answers), fed);
+        assert!(stdin.is_none() && moved(&queue, 1).is_none());
+        let mut all = vec![0; BULK_WINDOW];
+        let mut have = 0;
+        while let Ok(size @ 1..) = rustix::io::read(&read, &mut all[have..]) {
+            have += size;
+        }
+        assert_eq!(have, BULK_WINDOW / 2 + 6, "and then it is at its end");
+        assert!(all[..MUCH].iter().all(|byte| *byte == 1) && all[..have].ends_with(b"behind"));
+    }
+
+    #[tokio::test]
+    async fn nobody_reads_it() {
+        let (queue, _inlet) = queue();
+        let (read, write) = stdio::pipe().expect("pipe");
+        queue.held().pipe = Some(write);
+        crate::sys::ignore_signal(libc::SIGPIPE);
+        drop(read);
+        assert_eq!(moved(&queue, 1), None);
+        assert!(queue.held().pipe.is_none());
     }
 }

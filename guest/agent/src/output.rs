@@ -2,6 +2,7 @@
 //! holds up the other.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,9 @@ const LISTLESS: Duration = Duration::from_millis(20);
 
 /// A stream that has brought so much goes on in bulk frames. What is short never gets there.
 const MUCH: usize = 256 * 1024;
+
+/// From so much on, what is in a pipe is moved to the port rather than read.
+const MUCH_AT_ONCE: usize = 32 * 1024;
 
 /// How a stream goes to the host.
 pub struct Way {
@@ -187,7 +191,7 @@ impl Side {
             if !bulk.outlet.turn().await {
                 return;
             }
-            if self.output.waiting() < outlet::MOST {
+            if self.output.waiting() < outlet::MOST_MOVED {
                 sys::let_others_run(); // who writes would be interrupted at each piece, on one CPU
             }
             match self.put(bulk, room) {
@@ -199,6 +203,12 @@ impl Side {
     }
 
     fn put(&self, bulk: &Bulk, most: usize) -> Fill {
+        if most.min(self.output.waiting()) >= MUCH_AT_ONCE {
+            let move_to = |pipe: BorrowedFd<'_>| self.output.splice_to(pipe, most.min(outlet::MOST_MOVED));
+            if let Some(filled) = bulk.outlet.put_moved(bulk.call, self.flag, move_to) {
+                return filled;
+            }
+        }
         let most = most.min(outlet::MOST);
         bulk.outlet.put(bulk.call, self.flag, |frame| self.output.fill(frame, most))
     }

@@ -1,14 +1,14 @@
 //! Pipes between the agent and its children: stdio, and the report of how a child's start went.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tonic::Status;
@@ -22,7 +22,7 @@ pub const PIECE: usize = 64 * 1024 - 64;
 
 /// Room of a pipe that turned out to carry much, and how many pieces are read of it at once: each time the process and
 /// the agent take turns costs as much as a piece does.
-const WIDE: usize = 512 * 1024;
+const WIDE: usize = 1024 * 1024;
 const AT_ONCE: usize = 4;
 
 /// A pipe, from its end to its beginning; our end won't block once it is watched.
@@ -145,6 +145,19 @@ impl Output {
         }
     }
 
+    /// Moves what is there into a pipe, at most `most` bytes, without waiting.
+    pub fn splice_to(&self, pipe: BorrowedFd<'_>, most: usize) -> Fill {
+        loop {
+            match splice(self.fd.as_fd(), None, pipe, None, most, SpliceFlags::NONBLOCK) {
+                Ok(0) => return Fill::End,
+                Ok(size) => return Fill::Data(size),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Fill::Nothing,
+                Err(_) => return Fill::End,
+            }
+        }
+    }
+
     /// There was nothing: only what comes from now on is news.
     pub fn clear(&self) {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -191,6 +204,16 @@ impl Input {
     pub fn terminal(master: OwnedFd) -> Result<Self, Failed> {
         let fd = nonblocking(master, Interest::WRITABLE)?;
         Ok(Self { fd, terminal: true, inside_line: AtomicBool::new(false) })
+    }
+
+    /// A pipe that carries much, with more room: another descriptor of it, to which data can be moved. It has no end
+    /// before both are closed.
+    pub fn share(&self) -> Option<OwnedFd> {
+        if self.terminal {
+            return None;
+        }
+        let _ = rustix::pipe::fcntl_setpipe_size(self.fd.as_fd(), WIDE);
+        rustix::io::fcntl_dupfd_cloexec(self.fd.as_fd(), 3).ok()
     }
 
     /// Writes everything; false when nobody reads any more.

@@ -51,6 +51,10 @@ pub struct Channel {
 impl Channel {
     /// `carry` is what was already read of this connection.
     pub fn new(stream: Stream, carry: Vec<u8>) -> Self {
+        let outlet = Arc::<Outlet>::default();
+        if stream.is_port() {
+            outlet.state().allow_moving();
+        }
         Self {
             seeking: stream.is_port(),
             answerer: None,
@@ -63,7 +67,7 @@ impl Channel {
             over: false,
             out: Vec::new(),
             out_done: 0,
-            outlet: Arc::default(),
+            outlet,
             boundary: Boundary::default(),
         }
     }
@@ -178,11 +182,19 @@ impl Channel {
         let outlet = self.outlet.clone();
         let mut state = outlet.state();
         state.remember(cx.waker());
-        while !state.rest().is_empty() && (state.is_begun() || self.boundary.is_clean()) {
+        while !state.is_free() && (state.is_begun() || self.boundary.is_clean()) {
             if !self.out.is_empty() {
                 ready!(self.flush_out(cx))?;
             }
             let rest = state.rest();
+            if let (true, Some((pipe, size))) = (rest.is_empty(), state.moving()) {
+                match ready!(self.stream.poll_splice(cx, pipe, size)) {
+                    Ok(moved) => outlet.moved(&mut state, moved),
+                    Err(_) if state.stop_moving() => {}
+                    Err(err) => return Poll::Ready(Err(err)),
+                }
+                continue;
+            }
             let wrote = ready!(self.stream.poll_write(cx, &rest[..rest.len().min(GATHER)]))?;
             outlet.wrote(&mut state, wrote);
         }
@@ -194,6 +206,9 @@ impl Channel {
     /// Reads the rest of a bulk frame that has begun. False: the connection has ended.
     fn poll_bulk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         while self.bulk.left() > 0 {
+            if self.stream.is_port() && self.bulk.take_from(|pipe, size| self.stream.splice_to(pipe, size)) {
+                continue;
+            }
             let n = ready!(self.stream.poll_read(cx, self.bulk.space()))?;
             if n == 0 {
                 return Poll::Ready(Ok(false));
@@ -208,15 +223,16 @@ impl Channel {
     ///
     /// The beginning of a header goes in front of it, and there may be no more room than for that.
     fn poll_frames(&mut self, cx: &mut Context<'_>, space: &mut [MaybeUninit<u8>]) -> Poll<io::Result<Option<usize>>> {
-        let most = space.len().min(MOST);
         let first = self.begun.len();
-        if most < 2 * HEADER_LEN {
+        let most = if self.bulk.was_moved() { HEADER_LEN } else { MOST }.min(space.len());
+        if space.len() < 2 * HEADER_LEN {
             let mut space = [MaybeUninit::uninit(); 8 * HEADER_LEN];
             let n = ready!(self.stream.poll_read(cx, &mut space))?;
             self.carry.extend_from_slice(written(&mut space, n));
             return Poll::Ready(Ok((n > 0).then_some(0)));
         }
         let mut n = ready!(self.stream.poll_read(cx, &mut space[first..most]))?;
+        self.bulk.forget_moved();
         if n == 0 {
             return Poll::Ready(Ok(None));
         }
@@ -224,13 +240,6 @@ impl Channel {
             to.write(from);
         }
         n += first;
-        // A port gives a page at a time. What comes after it may only be known to be there once it was asked for.
-        while n < most && self.stream.is_port() {
-            match self.stream.poll_more(&mut space[n..most]) {
-                0 => break,
-                more => n += more,
-            }
-        }
         Poll::Ready(Ok(Some(self.incoming(written(space, n)))))
     }
 }
@@ -314,6 +323,7 @@ impl Write for Channel {
 mod tests {
     use super::super::{outlet, preface};
     use super::*;
+    use crate::stdio::Fill;
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::sync::Mutex;
@@ -381,6 +391,75 @@ mod tests {
             let (found, taken) = runtime.block_on(told_apart(&all, cut));
             prop_assert_eq!(found, http2);
             prop_assert_eq!(taken, bulk);
+        }
+    }
+
+    /// Frames of two kinds, written to a socket that takes little at a time; what comes out of it.
+    async fn written_to(frames: &[(bool, Vec<u8>)]) -> Vec<u8> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("sockets");
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).expect("smaller");
+        let mut channel = Channel::new(Stream::socket(ours).expect("watched"), Vec::new());
+        let outlet = channel.outlet.clone();
+        outlet.state().allow_moving();
+        let put = async {
+            for (moved, data) in frames {
+                outlet.turn().await;
+                if !moved {
+                    outlet.put(7, outlet::Flag::Stdout, |frame| frame.extend_from_slice(data));
+                    continue;
+                }
+                let fill =
+                    |pipe: std::os::fd::BorrowedFd<'_>| rustix::io::write(pipe, data).map_or(Fill::Nothing, Fill::Data);
+                assert_eq!(outlet.put_moved(7, outlet::Flag::Stderr, fill), Some(Fill::Data(data.len())));
+            }
+            outlet.turn().await;
+        };
+        let write = std::future::poll_fn(|cx| channel.poll_outlet(cx).map(|done| done.expect("written")).map(|()| ()));
+        let mut all = Vec::new();
+        let write = async {
+            let mut write = write;
+            loop {
+                (&mut write).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = async {
+            let mut space = [0; 3000];
+            loop {
+                if let Ok(size) = rustix::io::read(&theirs, &mut space) {
+                    all.extend_from_slice(&space[..size]);
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = put => {}
+            () = write => {}
+            () = read => {}
+        }
+        let mut rest = vec![0; 1 << 20];
+        while let Ok(size) = rustix::io::read(&theirs, &mut rest) {
+            all.extend_from_slice(&rest[..size]);
+        }
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn frames_are_whole_whichever_way_their_data_goes(
+            sizes in prop::collection::vec((any::<bool>(), 1usize..60_000), 0..6),
+        ) {
+            let size_of = |moved: bool, size: usize| if moved { 12 * size } else { size };
+            let frames: Vec<_> =
+                sizes.iter().map(|(moved, size)| (*moved, vec![*size as u8; size_of(*moved, *size)])).collect();
+            let expected = frames.iter().flat_map(|(moved, data)| {
+                let flag = if *moved { outlet::Flag::Stderr } else { outlet::Flag::Stdout };
+                data.chunks(outlet::MOVED).flat_map(move |data| outlet::frame(7, flag, data))
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("runtime");
+            prop_assert_eq!(runtime.block_on(written_to(&frames)), expected.collect::<Vec<_>>());
         }
     }
 }

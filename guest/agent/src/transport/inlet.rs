@@ -1,12 +1,30 @@
 //! Much input, beside HTTP/2 on the same connection: bulk frames from the host, on their way to the calls they are for.
 
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use rustix::io::Errno;
+
+/// Moves data that is there to a pipe, without waiting; how much.
+pub type Move<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<usize, Errno> + 'a;
 
 /// Who takes the data of a call.
-pub type Taker = Arc<dyn Fn(Bytes) + Send + Sync>;
+pub trait Taker: Send + Sync {
+    fn take(&self, data: Bytes);
+
+    /// Has data moved to where it is wanted, if there is nothing before it on its way there. None: nothing was moved.
+    fn take_from(&self, _data: &mut Move<'_>) -> Option<usize> {
+        None
+    }
+}
+
+impl<F: Fn(Bytes) + Send + Sync> Taker for F {
+    fn take(&self, data: Bytes) {
+        self(data);
+    }
+}
 
 /// Who takes what comes with these flags, or higher ones: the number of the call, the flags, the data.
 pub type Commander = Box<dyn Fn(u32, u8, Bytes) + Send + Sync>;
@@ -18,7 +36,7 @@ const PIECE: usize = 64 * 1024;
 /// The calls of a connection that take bulk frames, by number.
 #[derive(Default)]
 pub struct Inlet {
-    calls: Mutex<HashMap<u32, Taker>>,
+    calls: Mutex<HashMap<u32, Arc<dyn Taker>>>,
     commander: OnceLock<Commander>,
 }
 
@@ -29,12 +47,12 @@ pub struct Taking {
 }
 
 impl Inlet {
-    fn calls(&self) -> MutexGuard<'_, HashMap<u32, Taker>> {
+    fn calls(&self) -> MutexGuard<'_, HashMap<u32, Arc<dyn Taker>>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has what comes for a call taken.
-    pub fn register(self: &Arc<Self>, call: u32, taker: Taker) -> Taking {
+    pub fn register(self: &Arc<Self>, call: u32, taker: Arc<dyn Taker>) -> Taking {
         self.calls().insert(call, taker);
         Taking { inlet: self.clone(), call }
     }
@@ -42,6 +60,10 @@ impl Inlet {
     /// Has commands taken, from the connection's beginning on.
     pub fn command(&self, commander: Commander) {
         let _ = self.commander.set(commander);
+    }
+
+    fn taker(&self, call: u32) -> Option<Arc<dyn Taker>> {
+        self.calls().get(&call).cloned()
     }
 
     /// Data of a call that has ended is dropped.
@@ -52,9 +74,8 @@ impl Inlet {
             }
             return;
         }
-        let taker = self.calls().get(&call).cloned();
-        if let Some(taker) = taker {
-            taker(data);
+        if let Some(taker) = self.taker(call) {
+            taker.take(data);
         }
     }
 }
@@ -73,6 +94,8 @@ pub struct Incoming {
     flag: u8,
     left: usize,
     data: Vec<u8>,
+    /// The last frame ended with data that was moved.
+    moved: bool,
 }
 
 impl Incoming {
@@ -82,12 +105,34 @@ impl Incoming {
 
     /// A frame begins; the one before is complete.
     pub fn begin(&mut self, call: u32, flag: u8, size: usize) {
-        (self.call, self.flag, self.left) = (call, flag, size);
+        (self.call, self.flag, self.left, self.moved) = (call, flag, size, false);
     }
 
     /// Bytes of it that are still to come.
     pub fn left(&self) -> usize {
         self.left
+    }
+
+    /// The next frame's data may be moved as well: it must not be read along with the header.
+    pub fn was_moved(&self) -> bool {
+        self.moved
+    }
+
+    pub fn forget_moved(&mut self) {
+        self.moved = false;
+    }
+
+    /// Has what comes next of it moved. False: it has to be read.
+    pub fn take_from(&mut self, mut data: impl FnMut(BorrowedFd<'_>, usize) -> Result<usize, Errno>) -> bool {
+        if self.flag >= COMMAND || !self.data.is_empty() {
+            return false;
+        }
+        let left = self.left;
+        let taker = self.inlet.taker(self.call);
+        let Some(size) = taker.and_then(|taker| taker.take_from(&mut |pipe| data(pipe, left))) else { return false };
+        self.left -= size.min(left);
+        self.moved = self.left == 0;
+        size > 0
     }
 
     /// Takes what comes next of it from the beginning of `data`; how much that was.

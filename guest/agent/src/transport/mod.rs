@@ -2,6 +2,7 @@
 
 pub mod ahead;
 mod channel;
+mod conduit;
 pub mod inlet;
 pub mod outlet;
 mod preface;

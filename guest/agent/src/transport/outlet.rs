@@ -4,16 +4,24 @@
 //! it is read from the pipe into the one buffer from which it is written. As the frames share the connection, there is
 //! no other port to be opened, authenticated, saved and found again, and whatever is sent after them comes after them.
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use tokio::sync::Notify;
+
+use super::conduit::{self, Conduit};
+use crate::stdio::Fill;
 
 /// The type of these frames (RFC 9113, section 5.5: extensions).
 pub const KIND: u8 = 0xb0;
 pub const HEADER_LEN: usize = 9;
 /// Largest payload. With its header, a frame is so many whole writes to a port.
 pub const MOST: usize = 8 * super::channel::GATHER - HEADER_LEN;
+
+/// The most that is moved at once, in frames of this size.
+pub const MOST_MOVED: usize = conduit::ROOM;
+pub const MOVED: usize = 256 * 1024;
 
 /// Which stream a frame belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +66,10 @@ pub struct Outlet {
 pub struct State {
     frame: Vec<u8>,
     done: usize,
+    /// Where the data of frames is that was moved rather than read, and what these are of.
+    conduit: Option<Conduit>,
+    moved: Option<(u32, Flag)>,
+    movable: bool,
     closed: bool,
     /// Of the task that has the connection.
     waker: Option<Waker>,
@@ -75,13 +87,64 @@ impl State {
         &self.frame[self.done..]
     }
 
+    /// Data can be moved to the connection.
+    pub fn allow_moving(&mut self) {
+        self.movable = true;
+    }
+
+    /// What has to be moved once `rest` is written: from where, and how much.
+    pub fn moving(&self) -> Option<(BorrowedFd<'_>, usize)> {
+        self.conduit.as_ref()?.end()
+    }
+
+    /// It can't be moved, so it is written. False: some of it was lost.
+    pub fn stop_moving(&mut self) -> bool {
+        let due = self.conduit.as_ref().map_or(0, Conduit::due);
+        let rest = self.conduit.as_mut().and_then(Conduit::copy);
+        self.conduit = None;
+        let (Some(rest), Some((stream, flag))) = (rest, self.moved) else { return false };
+        let (this, others) = rest.split_at(due);
+        self.frame.extend_from_slice(this);
+        for data in others.chunks(MOVED) {
+            self.frame.extend(frame(stream, flag, data));
+        }
+        true
+    }
+
     /// The frame is cut in two by whatever is written now.
     pub fn is_begun(&self) -> bool {
         self.done > 0
     }
 
-    fn is_free(&self) -> bool {
+    /// All is written.
+    pub fn is_free(&self) -> bool {
         self.frame.is_empty()
+    }
+
+    /// Begins with the next frame of what is moved. False: there is nothing more.
+    fn begin_moved(&mut self) -> bool {
+        let (Some(conduit), Some((stream, flag))) = (&mut self.conduit, self.moved) else { return false };
+        let size = conduit.begin(MOVED);
+        if size > 0 {
+            self.frame.extend_from_slice(&header(stream, flag, size));
+        }
+        size > 0
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn look(&mut self, free: &Notify) {
+        if self.done == self.frame.len() && self.moving().is_none() {
+            self.frame.clear();
+            self.done = 0;
+            if !self.begin_moved() {
+                free.notify_waiters();
+            }
+        }
     }
 }
 
@@ -119,19 +182,40 @@ impl Outlet {
             return filled;
         }
         frame[..HEADER_LEN].copy_from_slice(&header(stream, flag, size));
-        if let Some(waker) = &state.waker {
-            waker.wake_by_ref();
-        }
+        state.wake();
         filled
+    }
+
+    /// In one's turn: sends what `fill` moves into a pipe, at most `MOST_MOVED`. None: that isn't possible.
+    pub fn put_moved(&self, stream: u32, flag: Flag, fill: impl FnOnce(BorrowedFd<'_>) -> Fill) -> Option<Fill> {
+        let mut state = self.state();
+        if state.movable && state.conduit.is_none() {
+            state.conduit = Conduit::new();
+        }
+        let conduit = state.conduit.as_mut()?;
+        let filled = fill(conduit.beginning());
+        match filled {
+            Fill::Data(size) => {
+                conduit.put(size);
+                state.moved = Some((stream, flag));
+                state.begin_moved();
+                state.wake();
+            }
+            // Either pipe may be full of empty buffers, which writes that fault leave there. What there is has to be
+            // read then, and the next pipe is a new one.
+            Fill::Nothing | Fill::End => {
+                state.conduit = None;
+                return None;
+            }
+        }
+        Some(filled)
     }
 
     /// In one's turn: sends whole frames as they are.
     pub fn give(&self, frames: Vec<u8>) {
         let mut state = self.state();
         state.frame = frames;
-        if let Some(waker) = &state.waker {
-            waker.wake_by_ref();
-        }
+        state.wake();
     }
 
     /// Waits for the end of the connection.
@@ -148,18 +232,21 @@ impl Outlet {
     /// So much of the frame was written.
     pub fn wrote(&self, state: &mut State, size: usize) {
         state.done += size;
-        if state.done == state.frame.len() {
-            state.frame.clear();
-            state.done = 0;
-            self.free.notify_waiters();
+        state.look(&self.free);
+    }
+
+    /// So much of what comes after it was moved.
+    pub fn moved(&self, state: &mut State, size: usize) {
+        if let Some(conduit) = &mut state.conduit {
+            conduit.took(size);
         }
+        state.look(&self.free);
     }
 
     /// The connection has ended.
     pub fn close(&self) {
         let mut state = self.state();
-        (state.closed, state.done, state.waker) = (true, 0, None);
-        state.frame = Vec::new();
+        *state = State { closed: true, ..State::default() };
         self.free.notify_waiters();
     }
 }
@@ -234,6 +321,20 @@ mod tests {
             outlet.wrote(&mut state, size);
         };
         assert_eq!(tokio::join!(outlet.turn(), outlet.turn(), writing), (true, true, ()));
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_to_be_read() {
+        let outlet = Outlet::default();
+        outlet.state().allow_moving();
+        for filled in [Fill::Nothing, Fill::End] {
+            let moved = outlet.put_moved(1, Flag::Stdout, |_| filled);
+            assert_eq!(moved, None);
+            assert!(outlet.state().conduit.is_none() && outlet.state().is_free(), "a pipe that may be full of nothing");
+        }
+        let moved =
+            outlet.put_moved(1, Flag::Stdout, |pipe| Fill::Data(rustix::io::write(pipe, b"data").expect("has room")));
+        assert_eq!(moved, Some(Fill::Data(4)));
     }
 
     #[tokio::test]

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -95,19 +96,30 @@ impl Stream {
         }
     }
 
-    /// Reads what else is there, without waiting for it. Its end is left to [`Self::poll_read`], which needn't ask again
-    /// after an answer that there is nothing.
-    pub fn poll_more(&self, space: &mut [MaybeUninit<u8>]) -> usize {
-        let Ok(fd) = self.fd() else { return 0 };
-        let read = fd.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd.as_fd(), space)?.0.len()));
-        read.unwrap_or(0)
+    /// Moves up to `size` bytes of what is there to a pipe, without waiting. Ends are left to [`Self::poll_read`].
+    pub fn splice_to(&self, pipe: BorrowedFd<'_>, size: usize) -> Result<usize, Errno> {
+        let fd = self.fd().map_err(|_| Errno::NOTCONN)?;
+        splice(fd.as_fd(), None, pipe, None, size, SpliceFlags::NONBLOCK)
     }
 
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |fd| rustix::io::write(fd, data))
+    }
+
+    /// Writes up to `size` bytes of what is in `pipe`, which is so much at least.
+    pub fn poll_splice(&mut self, cx: &mut Context<'_>, pipe: BorrowedFd<'_>, size: usize) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, |fd| splice(pipe, None, fd, None, size, SpliceFlags::NONBLOCK))
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        send: impl Fn(BorrowedFd<'_>) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             let fd = self.fd()?;
             let mut guard = ready!(fd.poll_write_ready(cx))?;
-            match rustix::io::write(fd.as_fd(), data) {
+            match send(fd.as_fd()) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(n) => return Poll::Ready(Ok(n)),
                 // A port without a host takes nothing; reading will find the end.
