@@ -12,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +35,9 @@ ALIVE = 20
 """Sandboxes that are there at once, for what each takes of memory."""
 
 
-def bare(hypervisor: QEMU, saved: SavedVM) -> float:
-    """Milliseconds from starting QEMU to the line that its guest echoes."""
+@contextmanager
+def restored(hypervisor: QEMU, saved: SavedVM) -> Iterator[tuple[float, int]]:
+    """A bare QEMU whose guest has echoed a line: milliseconds from starting it to that, and its pid."""
     with ExitStack() as stack:
         agent, control, state = socket.socketpair(), socket.socketpair(), socket.socketpair()
         for end in (*agent, *control, *state):
@@ -51,14 +52,21 @@ def bare(hypervisor: QEMU, saved: SavedVM) -> float:
         )  # fmt: skip
         agent[0].send(b"echo up\n")
         began = time.perf_counter()
-        with subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as q:
-            state[0].sendall(saved.devices)
-            said = b""
-            while b"up\n" not in said:
-                said += agent[0].recv(100)
-            elapsed = (time.perf_counter() - began) * 1000
-            q.kill()
-    return elapsed
+        q = stack.enter_context(
+            subprocess.Popen(argv, pass_fds=given.all(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        )
+        stack.callback(q.kill)
+        state[0].sendall(saved.devices)
+        said = b""
+        while b"up\n" not in said:
+            said += agent[0].recv(100)
+        yield (time.perf_counter() - began) * 1000, q.pid
+
+
+def bare(hypervisor: QEMU, saved: SavedVM) -> float:
+    """Milliseconds from starting QEMU to the line that its guest echoes."""
+    with restored(hypervisor, saved) as (elapsed, _):
+        return elapsed
 
 
 async def translated(sandbox: pykata.Sandbox) -> float:
@@ -174,6 +182,14 @@ async def private_memory(template: pykata.Template) -> list[float]:
         return [pss(sandbox._open.vm.pid) for sandbox in sandboxes]
 
 
+async def bare_memory(hypervisor: QEMU, saved: SavedVM) -> list[float]:
+    """The same of as many bare QEMUs."""
+    with ExitStack() as stack:
+        pids = [stack.enter_context(restored(hypervisor, saved))[1] for _ in range(ALIVE)]
+        await anyio.sleep(1)
+        return [pss(pid) for pid in pids]
+
+
 async def measure(rounds: int) -> list[Row]:
     """A row for each way to start, and for what that takes."""
     rows, calls, pauses, blocks, auto_blocks = [], *(list[float]() for _ in range(4))
@@ -223,7 +239,8 @@ async def measure(rounds: int) -> list[Row]:
         best = await per_second(2 * rounds, floor)
         rows.append(row("sandboxes entered and left per second", "1/s", [await per_second(2 * rounds, enter)], [best]))
         rows.append(row("  with a first output", "1/s", [await per_second(2 * rounds, from_template)], [best]))
-        rows.append(row("PSS of QEMU, each of 20", "MiB", await private_memory(template)))
+        least = await bare_memory(hypervisor, saved)
+        rows.append(row("PSS of QEMU, each of 20", "MiB", await private_memory(template), least))
         async with pykata.Pool(template, size=1) as pool:
             rows.append(row("Pool.acquire", "ms", [await acquired(pool) for _ in range(rounds)]))
         one = partial(pykata.Pool, template, size=1, limit=1)
