@@ -142,7 +142,11 @@ async def test_a_disk_is_attached_as_it_is(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "d").touch()
     image = Image("builtin:x", "sha256:0", ImageConfig(), "x86_64", disk=tmp_path / "d", disk_type="erofs")
     async with Block().rootfs(image, tmp_path) as attachment:
-        assert attachment.devices == (Disk("rootfs", tmp_path / "d"),)
+        (disk,) = attachment.devices
+        assert isinstance(disk, Disk)
+        assert disk.descriptor is not None
+        assert disk == Disk("rootfs", tmp_path / "d", descriptor=disk.descriptor)
+        assert os.path.samestat(os.fstat(disk.descriptor), (tmp_path / "d").stat())
         assert attachment.mounts == (Mount("rootfs", "erofs", options=("ro",)),)
     assert not cache.exists()
 

@@ -150,7 +150,11 @@ async def test_a_raw_disk_is_never_taken_for_a_qcow2(disguised: Path, qcow2: Pat
     from pykata.disk_volume import disk
 
     async with disk("d", DiskImage(path)) as attachment:
-        assert attachment.devices == (Disk("d", path, "raw", readonly=False),)
+        (device,) = attachment.devices
+        assert isinstance(device, Disk)
+        assert device.descriptor is not None
+        assert device == Disk("d", path, "raw", readonly=False, descriptor=device.descriptor)
+        assert os.path.samestat(os.fstat(device.descriptor), path.stat())
     # And a qcow2 isn't found to be one by looking at it.
     path = qcow2
     with pytest.raises(ImageUnsupportedError, match=r"is qcow2 \(qcow2:FILE says that it is one"):
