@@ -126,7 +126,9 @@ async def test_yes_costs_no_memory_on_either_side(sb: Sandbox) -> None:
         after = await stats(sb)
         assert rss() - before[0] < 8 * MIB
         assert after.agent_rss - before[1].agent_rss < MIB
-        assert after.containers[container.id].memory_current < before[1].containers[container.id].memory_current + MIB
+        # The pipe, of 1 MiB, and what is on its way to the port were empty before, maybe, and are full now.
+        grown = after.containers[container.id].memory_current - before[1].containers[container.id].memory_current
+        assert grown < 4 * MIB
         assert (await container.run(["echo", "through"])).stdout == "through\n"
 
 
