@@ -50,9 +50,10 @@ class Container:
         """Its files, as the user that its commands run as."""
         self._left = False
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """Its block is left."""
         self._left = True
+        await finish(self.files.aclose())
 
     def check(self) -> None:
         """Raise :class:`SandboxClosedError` if its block was left."""
@@ -171,7 +172,6 @@ class Container:
             raise ConfigError("cmd=None is no command", hint="a container that stays has no command of its own")
         return what.args
 
-
     async def changes(self, *, limit: int = MAX_CHANGES) -> list[FileChange]:
         """What differs from the image by now, sorted by path; more than ``limit`` changes are an error.
 
@@ -213,8 +213,7 @@ async def kept_container(
             yield container
         finally:
             running.containers.pop(identity, None)
-            container.leave()
-            await finish(container.files.aclose())
+            await container.leave()
 
 
 def saved_container(

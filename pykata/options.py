@@ -176,6 +176,13 @@ def check_pull(pull: PullPolicy) -> PullPolicy:
     return pull
 
 
+def check_isolation_wanted(isolation: Isolation | None) -> Isolation | None:
+    """What shall keep the guest in; None is what the host has."""
+    if isolation not in ("hardware", "emulated", None):
+        raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", "emulated", or None for either')
+    return isolation
+
+
 def check_template(template: TemplatePolicy) -> TemplatePolicy:
     """Whether the sandbox may go on from a saved one of its kind."""
     if template not in ("auto", "off"):

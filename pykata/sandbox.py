@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from attrs import evolve
 
-from pykata.boot import boot, check_here, isolation_of
-from pykata.collect import collect
-from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
-from pykata.completed import Completed
-from pykata.container import Container, inherited, kept_container, single_process
+from pykata.boot import boot
+from pykata.command import command
+from pykata.container import Container, inherited
 from pykata.detached.handle import Detached, find_detached
 from pykata.errors import ConfigError, SandboxClosedError
-from pykata.foreseen import Foreseen
 from pykata.fs.base import SharedFs
-from pykata.host import finish
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.base import NetworkStrategy
 from pykata.net.network import Network
-from pykata.net.running import RunningNetwork
+from pykata.opened import OpenSandbox
 from pykata.options import (
     Options,
-    Rlimits,
     check_count,
     check_env,
     check_hostname,
+    check_isolation_wanted,
     check_patience,
     check_pull,
     check_seconds,
@@ -38,31 +34,17 @@ from pykata.options import (
     check_template,
     new_hostname,
 )
-from pykata.process import Process
-from pykata.running import Running
 from pykata.sizes import parse_size
-from pykata.spec import (
-    MIB,
-    Accel,
-    Features,
-    Isolation,
-    Progress,
-    PullPolicy,
-    Registries,
-    TemplatePolicy,
-    Terminal,
-    Timings,
-)
-from pykata.stats import Stats
+from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, TemplatePolicy
 from pykata.strategies import network as find_network
 from pykata.strategies import strategy
-from pykata.volumes import FsspecVolume, Volume, check_volumes
+from pykata.volumes import Volume, check_volumes
 
 if TYPE_CHECKING:
     from pykata.templates import Template
 
 
-class Sandbox:
+class Sandbox(OpenSandbox):
     """A virtual machine with a kernel of its own, in which containers run.
 
     ::
@@ -114,10 +96,8 @@ class Sandbox:
         template: TemplatePolicy | Template = "auto",
         volumes: Mapping[str, Volume | str | Path] | None = None,
     ) -> None:
-        if isolation not in ("hardware", "emulated", None):
-            raise ConfigError(f"isolation={isolation!r} is unknown", hint='"hardware", or None for what the host has')
         mebibytes = parse_size("memory", memory) // MIB
-        self.options = Options(
+        options = Options(
             hypervisor=strategy(Hypervisor, "pykata.hypervisors", hypervisor),  # type: ignore[type-abstract]
             fs=strategy(SharedFs, "pykata.filesystems", fs),  # type: ignore[type-abstract]
             network=find_network(network),
@@ -129,26 +109,21 @@ class Sandbox:
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
             admission_timeout=check_patience("admission_timeout", admission_timeout),
-            isolation=isolation,
+            isolation=check_isolation_wanted(isolation),
             pull=check_pull(pull),
             registries=registries,
             progress=progress,
             template=check_template(template) if isinstance(template, str) else "auto",
             volumes=check_volumes(volumes),
         )
-        """What was asked for, checked and completed."""
-        self._begin()
+        self._begin(options)
         if not isinstance(template, str):
             self._adopt(template)
 
-    def _begin(self) -> None:
+    def _begin(self, options: Options) -> None:
+        super().__init__(options)
         self._stack = AsyncExitStack()
-        self._entered = False
         self._template: Template | None = None
-        self._running: Running | None = None
-        self._main: Container | None = None
-        self._inherited: dict[str, Container] = {}
-        self._foreseen: list[Foreseen] = []
 
     def _adopt(self, template: Template) -> None:
         from pykata.templates import adopted
@@ -160,8 +135,7 @@ class Sandbox:
     def _of(cls, options: Options) -> Self:
         """One with options that were checked before."""
         sandbox = cls.__new__(cls)
-        sandbox.options = options
-        sandbox._begin()
+        sandbox._begin(options)
         return sandbox
 
     async def __aenter__(self) -> Self:
@@ -190,126 +164,12 @@ class Sandbox:
     ) -> None:
         self._running = None
         for container in self._inherited.values():
-            container.leave()
-            await finish(container.files.aclose())
+            await container.leave()
         try:
             await self._stack.__aexit__(kind, error, trace)
         finally:
             self._entered = False
             self._foreseen.clear()
-
-    async def run(
-        self,
-        image: str,
-        cmd: Sequence[str] | None = None,
-        *,
-        entrypoint: Sequence[str] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        rlimits: Rlimits | None = None,
-        tty: bool | Terminal = False,
-        input: bytes | str | None = None,
-        timeout: float | None = None,
-        on_stdout: Callback | None = None,
-        on_stderr: Callback | None = None,
-        max_output: int = MAX_OUTPUT,
-        check: bool = False,
-        pull: PullPolicy | None = None,
-    ) -> Completed:
-        """Run a command in a new container of ``image``, to its end; the container is gone afterwards.
-
-        ``cmd`` None is the image's own; a list goes to the image's entrypoint, if it has one, as with Docker. ``input``
-        is its stdin (empty by default). After ``timeout`` seconds it and all it started are killed; what it wrote is
-        kept. ``on_stdout`` and ``on_stderr`` get output as it comes. Beyond ``max_output`` bytes of a stream the rest
-        is read but not kept. Ending with another exit code than 0 raises only if ``check``. ``pull`` is when to ask the
-        image's registry, ``"missing"``, ``"always"`` or ``"never"``, where it shall not be as the sandbox has it.
-
-        ``rlimits`` are getrlimit(2)'s, such as ``{"nofile": 1024, "core": (0, -1)}``: a number for both, or soft and
-        hard; -1 is none. With ``tty``, stdin, stdout and stderr are a terminal, of 24 rows and 80 columns or those of
-        a :class:`Terminal`, and all output is ``stdout``.
-
-        Raises :class:`ConfigError`, :class:`ImageError`, :class:`HostError`, :class:`AgentError`, and
-        :class:`VMDiedError` if the virtual machine ended before the command was started.
-        """
-        self._open  # noqa: B018  a closed sandbox is named before a bad argument
-        how = collection(
-            input=input, timeout=self.options.timeout if timeout is None else timeout,
-            on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
-        )  # fmt: skip
-        what = command(
-            cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, how=how
-        )
-        async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
-            completed = await collect(process, how)
-        return completed.check() if check else completed
-
-    async def shell(
-        self,
-        image: str,
-        script: str,
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        rlimits: Rlimits | None = None,
-        input: bytes | str | None = None,
-        timeout: float | None = None,
-        on_stdout: Callback | None = None,
-        on_stderr: Callback | None = None,
-        max_output: int = MAX_OUTPUT,
-        check: bool = False,
-        pull: PullPolicy | None = None,
-    ) -> Completed:
-        """Run a script in the ``/bin/sh`` of a new container: ``await sb.shell(image, "make && make test")``.
-
-        As :meth:`run`, without the image's entrypoint.
-        """
-        return await self.run(
-            image, entrypoint=shell(script), cmd=None, env=env, cwd=cwd, user=user, rlimits=rlimits, input=input,
-            timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
-            pull=pull,
-        )  # fmt: skip
-
-    def process(
-        self,
-        image: str,
-        cmd: Sequence[str] | None = None,
-        *,
-        entrypoint: Sequence[str] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        rlimits: Rlimits | None = None,
-        tty: bool | Terminal = False,
-        pull: PullPolicy | None = None,
-    ) -> AbstractAsyncContextManager[Process]:
-        """Start a command in a new container of ``image``; yields the running :class:`Process`.
-
-        It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
-        stdout and stderr are a terminal. ``pull`` is as for :meth:`run`. Raises :class:`ConfigError` when called, and
-        what :meth:`run` raises when its block is entered.
-
-        It may be called before the sandbox is entered. Then entering that finds the image, and makes it ready, before
-        it starts anything, and raises :class:`ImageError` where that can't be done.
-        """
-        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
-        asked = Foreseen(image, check_pull(pull or self.options.pull), what)
-        if not self._entered:
-            self._foreseen.append(asked)
-        return self._process(asked)
-
-    @asynccontextmanager
-    async def _process(self, asked: Foreseen) -> AsyncIterator[Process]:
-        async with single_process(self._open, asked.image or asked.reference, asked.what, asked.pull) as process:
-            yield process
-
-    def container(self, image: str, *, pull: PullPolicy | None = None) -> AbstractAsyncContextManager[Container]:
-        """A container of ``image`` for several commands, which share its filesystem; gone when the block is left.
-
-        ``pull`` is as for :meth:`run`.
-        """
-        return kept_container(self._open, image, check_pull(pull or self.options.pull))
 
     async def detach(
         self,
@@ -335,22 +195,15 @@ class Sandbox:
 
         Raises what entering and :meth:`process` raise, and DetachedTakenError. If it fails, nothing is left.
         """
-        from pykata.detached.directory import check_name
         from pykata.detached.start import start
         from pykata.detached.welcome import Request
 
-        check_name(name)
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
         asked = cmd is not None or entrypoint is not None or own_command
-        if asked and image is None:
-            raise ConfigError("a command needs an image", hint="pass image=, or leave the command out")
         if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
-        if self.options.origin is not None or self._template is not None:
+        if self._template is not None or self.options.origin is not None:
             raise ConfigError("a sandbox of a template or a fork can't be detached", hint="detach one of a snapshot")
-        if any(isinstance(volume, FsspecVolume) for volume in self.options.volumes.values()):
-            raise ConfigError("a filesystem of this program can't be a volume of a sandbox that outlives it")
-        check_here(self.options)
         await start(Request(name=name, options=self.options, image=image, command=what if asked else None))
         return find_detached(name)
 
@@ -378,37 +231,7 @@ class Sandbox:
             finally:
                 sandbox._running = None
                 if sandbox._main is not None:
-                    sandbox._main.leave()
-                    await finish(sandbox._main.files.aclose())
-
-    @property
-    def main(self) -> Container:
-        """The container that a detached sandbox was started with, or that a template's setup has set up.
-
-        Raises ConfigError if there is none.
-        """
-        self._open  # noqa: B018  a closed sandbox is named first
-        if self._main is None:
-            raise ConfigError(
-                "this sandbox has no main container", hint="one detached with an image has, or of a template with setup"
-            )
-        return self._main
-
-    async def stats(self) -> Stats:
-        """What the guest and its containers use at the moment. Raises :class:`AgentError`, :class:`VMDiedError`."""
-        from pykata.stats import decoded
-
-        running = self._open
-        running.check()
-        async with running.explained():
-            said = await running.agent.stats()
-        return decoded(said, hidden=[one.id for one in running.containers.values() if one.fresh or one.rehearsal])
-
-    @property
-    def containers(self) -> Mapping[str, Container]:
-        """In a sandbox that goes on from another one: the containers that were open in that, by their ids."""
-        self._open  # noqa: B018  a closed sandbox is named first
-        return dict(self._inherited)
+                    await sandbox._main.leave()
 
     async def fork(
         self, count: int = 1, *, signal: int = 0, env: Mapping[str, str] | None = None
@@ -483,39 +306,3 @@ class Sandbox:
         from pykata.saving import resume
 
         await resume(self._open)
-
-    @property
-    def accel(self) -> Accel:
-        """What executes the guest: ``"kvm"``, or ``"tcg"`` for emulation."""
-        return self._open.vm.accel
-
-    @property
-    def isolation(self) -> Isolation:
-        """``"hardware"`` under KVM, else ``"emulated"``: QEMU makes no promise that a guest can't break out of TCG."""
-        return isolation_of(self.accel)
-
-    @property
-    def features(self) -> Features:
-        """What the hypervisor can do."""
-        return self.options.hypervisor.features
-
-    @property
-    def network(self) -> RunningNetwork:
-        """Its published ports, its addresses, what it may reach."""
-        return self._open.network
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time of the start went."""
-        return self._open.timings
-
-    @property
-    def console(self) -> str:
-        """The end of what the guest's kernel and agent wrote to the console."""
-        return self._open.vm.console()
-
-    @property
-    def _open(self) -> Running:
-        if self._running is None:
-            raise SandboxClosedError("this sandbox is not open", hint="use it inside its 'async with' block")
-        return self._running

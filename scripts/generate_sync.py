@@ -105,12 +105,17 @@ class Stub:
         if name in self.done:
             return
         self.done[name] = []
-        source = self.source(module)
-        body = [line for node in source.classes[name].body for line in self.member(source, node)]
         kind = getattr(import_module(module), name)
-        self.done[name] = [f"class {name}:", *(body + self.special(source, name, kind))]
+        body = [line for base in kind.__mro__ if base.__module__.startswith("pykata.") for line in self.members(base)]
+        self.done[name] = [f"class {name}:", *(body + self.special(kind))]
 
-    def special(self, source: Source, name: str, kind: type) -> list[str]:
+    def members(self, kind: type) -> Iterator[str]:
+        """Those that a class itself defines."""
+        source = self.source(kind.__module__)
+        for node in source.classes[kind.__name__].body:
+            yield from self.member(source, node)
+
+    def special(self, kind: type) -> list[str]:
         lines = []
         if hasattr(kind, "__aenter__"):
             self.use("typing", "Self")

@@ -13,13 +13,15 @@ import anyio
 from attrs import evolve
 
 from pykata import host
+from pykata.boot import check_here
 from pykata.detached import directory as directories
 from pykata.detached.directory import Claim, Directory, State
 from pykata.detached.welcome import Request, to_descriptor
 from pykata.detached.wire import Wire, unpack_error
-from pykata.errors import DetachedError, DetachedTakenError, HostError, PykataError, last_line
+from pykata.errors import ConfigError, DetachedError, DetachedTakenError, HostError, PykataError, last_line
 from pykata.foreseen import ready_image
 from pykata.host import finish
+from pykata.volumes import FsspecVolume
 
 CLEAN_UP = 30.0
 """Seconds that a keeper which we give up may take to be gone."""
@@ -30,12 +32,23 @@ async def start(request: Request) -> Directory:
 
     If it fails, or is cancelled, nothing is left. Raises what entering a sandbox raises, and DetachedTakenError.
     """
+    _check(request)
     async with AsyncExitStack() as stack:
         if request.image is not None:       # here, where somebody is told how far it is, and before anything runs
             await stack.enter_async_context(
                 ready_image(request.options, request.image, request.options.pull, request.command)
             )
         return await _started(evolve(request, options=evolve(request.options, progress=None)))
+
+
+def _check(request: Request) -> None:
+    """Refuse what can't be, or can't be here. Raises ConfigError and IsolationError."""
+    directories.check_name(request.name)
+    if request.command is not None and request.image is None:
+        raise ConfigError("a command needs an image", hint="pass image=, or leave the command out")
+    if any(isinstance(volume, FsspecVolume) for volume in request.options.volumes.values()):
+        raise ConfigError("a filesystem of this program can't be a volume of a sandbox that outlives it")
+    check_here(request.options)
 
 
 async def _started(request: Request) -> Directory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,12 +75,22 @@ def test_documented(name: str) -> None:
     assert inspect.getdoc(value), f"{name} has no docstring"
     if not inspect.isclass(value):
         return
+    ours = [base for base in value.__mro__ if base.__module__.startswith("pykata.")]
     undocumented = [
         member
-        for member, what in vars(value).items()
+        for base in ours
+        for member, what in vars(base).items()
         if not member.startswith("_") and (callable(what) or isinstance(what, property)) and not inspect.getdoc(what)
     ]
     assert not undocumented, f"{name} has members without docstrings"
+
+
+def test_the_reference_has_all_of_a_sandbox() -> None:
+    # It lists them, in an order for readers, where it takes all members of other classes.
+    text = (Path(__file__).parents[2] / "docs/reference/api.md").read_text()
+    (listed,) = re.findall(r"autoclass:: pykata\.Sandbox\n((?:\n|   .*\n)+)", text)
+    members = {name for name in dir(pykata.Sandbox) if not name.startswith("_")} | {"options"}
+    assert set(re.findall(r"auto\w+:: (\w+)", listed)) == members
 
 
 def test_importing_does_nothing() -> None:
