@@ -11,6 +11,7 @@ from typing import Any
 
 import pykata
 from pykata_cli.bars import bars
+from pykata_cli.printing import show
 from pykata_cli.pull import registries
 
 DOCKERFILE = "Dockerfile"
@@ -21,14 +22,14 @@ async def command(arguments: argparse.Namespace) -> int:
     """Make an image; prints its name."""
     recipe = find_recipe(arguments)
     said: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS} | {"registries": registries(arguments)}
-    with bars(sys.stderr) as show:
+    with bars(sys.stderr) as pulling:
         options = {name: value for name, value in said.items() if value is not None}
-        sandbox = pykata.Sandbox(**options, progress=None if arguments.quiet else show)
+        sandbox = pykata.Sandbox(**options, progress=None if arguments.quiet else pulling)
         name = await pykata.build_image(
             recipe, arguments.tag, architecture=arguments.arch, sandbox=sandbox,
             progress=None if arguments.quiet else told,
         )
-    print(name)
+    show(name)
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 
 import pykata
 from pykata_cli import exits
+from pykata_cli.printing import show
 
 
 async def command(arguments: argparse.Namespace) -> int:
@@ -13,7 +14,7 @@ async def command(arguments: argparse.Namespace) -> int:
     report = await pykata.check()
     width = max((len(item.name) for item in report.items), default=0)
     for item in report.items:
-        print(f"{'ok  ' if item.ok else 'FAIL'}  {item.name:{width}}  {item.detail}")
+        show(f"{'ok  ' if item.ok else 'FAIL'}  {item.name:{width}}  {item.detail}")
         if not item.ok and item.remedy:
-            print(f"      {'':{width}}  {item.remedy}")
+            show(f"      {'':{width}}  {item.remedy}")
     return 0 if all(item.ok for item in report.items) else exits.UNHEALTHY

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
@@ -12,6 +10,7 @@ from typing import Any
 
 from pykata_cli import exits
 from pykata_cli.parser import parse
+from pykata_cli.printing import open_streams, say, show
 
 EMULATION = (
     "no usable KVM: the guest is emulated, which QEMU doesn't count as a security boundary "
@@ -21,26 +20,28 @@ EMULATION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of ``pykata``; returns its exit code."""
-    _fill_stdio()
-    arguments = parse(argv)
-    if arguments.version:
-        from importlib.metadata import version
-
-        print(f"pykata {version('pykata')}")
-        return 0
+    open_streams()
+    verbose = False
     try:
+        arguments = parse(argv)
+        verbose = bool(getattr(arguments, "verbose", False))
         return _run(arguments)
     except KeyboardInterrupt:
         return exits.SIGNAL + 2
+    except SystemExit:
+        raise
     except BaseException as exc:
         from pykata_cli.complaint import complain
 
-        if isinstance(exc, SystemExit):
-            raise
-        return complain(exc, verbose=arguments.verbose)
+        return complain(exc, verbose=verbose)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.version:
+        from importlib.metadata import version
+
+        show(f"pykata {version('pykata')}")
+        return 0
     import anyio
 
     if arguments.verbose:
@@ -54,16 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], *_where: object) -> None:
     # By name: pykata need not be imported for this.
     text = EMULATION if category.__name__ == "EmulationWarning" else message
-    print(f"pykata: warning: {text}", file=sys.stderr)
-
-
-def _fill_stdio() -> None:
-    # A descriptor that the caller closed would be given to the first file we open.
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    say(f"warning: {text}")
 
 
 def _log_everything() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pykata import PykataError
 from pykata_cli import exits
+from pykata_cli.printing import say
 
 SECTIONS = {"console": "the end of the guest's console", "output": "the end of its output"}
 
@@ -15,11 +17,14 @@ SECTIONS = {"console": "the end of the guest's console", "output": "the end of i
 def complain(error: BaseException, *, verbose: bool) -> int:
     """Say what went wrong; returns the exit code."""
     cause = first_cause(error)
+    if isinstance(cause, BrokenPipeError):
+        return exits.SIGNAL + exits.SIGPIPE     # who read what we print has left; any other program would end, too
     if verbose:
-        traceback.print_exception(cause)
-        for line in _story(cause):
-            print(line, file=sys.stderr)
-    print(f"pykata: {one_line(cause)}", file=sys.stderr)
+        with suppress(OSError):     # as with what is said
+            traceback.print_exception(cause)
+            for line in _story(cause):
+                print(line, file=sys.stderr)
+    say(one_line(cause))
     return exits.PYKATA
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from functools import partial
 
 import pykata
 from pykata_cli import exits, stdio
+from pykata_cli.printing import say
 from pykata_cli.signals import Relay, relayed
-from pykata_cli.streams import SIGPIPE
 
 HINT = "pykata cp NAME:PATH HOST, or pykata cp HOST NAME:PATH; a path of this machine with a colon needs a ./ before it"
 
@@ -43,9 +42,9 @@ async def _copy(arguments: argparse.Namespace, relay: Relay) -> int:
             else:
                 moved = await files.upload(arguments.source, path)
         except BrokenPipeError:
-            return exits.SIGNAL + SIGPIPE       # who read the tar has left
+            return exits.SIGNAL + exits.SIGPIPE       # who read the tar has left
     for skipped in moved.skipped:
-        print(f"pykata: left out, as it is no file, directory or link: {skipped!r}", file=sys.stderr)
+        say(f"left out, as it is no file, directory or link: {skipped!r}")
     return 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 import pykata
 from pykata_cli import exits
 from pykata_cli.complaint import one_line
+from pykata_cli.printing import say, show
 
 
 async def each(names: Sequence[str], act: Callable[[pykata.Detached], Awaitable[object]]) -> int:
@@ -17,8 +17,8 @@ async def each(names: Sequence[str], act: Callable[[pykata.Detached], Awaitable[
         try:
             await act(pykata.find_detached(name))
         except pykata.PykataError as error:
-            print(f"pykata: {one_line(error)}", file=sys.stderr)
+            say(one_line(error))
             code = exits.PYKATA
         else:
-            print(name, flush=True)
+            show(name)
     return code

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import pykata
+from pykata_cli.printing import show
 from pykata_cli.progress import progress
 from pykata_cli.signals import Relay, relayed
 
@@ -14,20 +15,20 @@ async def command(arguments: argparse.Namespace) -> int:
     """Build or describe the guest bundle."""
     if arguments.verb == "build":
         return await relayed(_build, arguments)
-    show(pykata.find_bundle())
+    tell(pykata.find_bundle())
     return 0
 
 
 async def _build(arguments: argparse.Namespace, _relay: Relay) -> int:
     with progress(sys.stderr) as report:
-        show(await pykata.build_bundle(progress=report, force=arguments.force))
+        tell(await pykata.build_bundle(progress=report, force=arguments.force))
     return 0
 
 
-def show(bundle: pykata.Bundle) -> None:
+def tell(bundle: pykata.Bundle) -> None:
     """Print what a bundle is."""
     for name, value in describe(bundle).items():
-        print(f"{name:8} {value}")
+        show(f"{name:8} {value}")
 
 
 def describe(bundle: pykata.Bundle) -> dict[str, str]:

@@ -13,6 +13,37 @@ examples:
   pykata build -t app:dev recipes.py:app                of app = pykata.Recipe(...) in recipes.py
 """
 
+PULL_EXAMPLES = """\
+examples:
+  pykata pull python:3.12-slim
+  pykata pull --quiet --arch aarch64 debian:bookworm
+  pykata pull --insecure registry.test:5000 registry.test:5000/team/app
+"""
+IMAGES_EXAMPLES = """\
+examples:
+  pykata images
+  pykata images --json | jq -r '.[].name'
+"""
+RMI_EXAMPLES = """\
+examples:
+  pykata rmi python:3.12-slim
+"""
+PUSH_EXAMPLES = """\
+examples:
+  pykata push registry.test:5000/team/app:1
+  pykata push app:dev registry.test:5000/team/app:1
+"""
+SAVE_EXAMPLES = """\
+examples:
+  pykata save python:3.12-slim ./python         an OCI layout
+  pykata save app:dev app.tar                   the same in one file
+"""
+LOAD_EXAMPLES = """\
+examples:
+  pykata load -t app:dev ./app.tar
+  pykata load -t app:1 docker-daemon:app:1
+"""
+
 NAME = "such as python:3.12-slim, or registry.test:5000/team/app"
 
 
@@ -21,6 +52,7 @@ def add_image_commands(commands: Any) -> None:
     pull = commands.add_parser(
         "pull", help="get an image from its registry",
         description="Get an image from its registry, and make it ready for sandboxes.",
+        epilog=PULL_EXAMPLES,
     )
     pull.add_argument("image", metavar="IMAGE", help=NAME)
     _add_architecture(pull)
@@ -28,11 +60,14 @@ def add_image_commands(commands: Any) -> None:
     add_registry_options(pull)
     add_verbose(pull)
     images = commands.add_parser(
-        "images", help="the images that were pulled", description="List the images that were pulled."
+        "images", help="the images that were pulled", description="List the images that were pulled.",
+        epilog=IMAGES_EXAMPLES,
     )
     images.add_argument("--json", action="store_true", help="as JSON, sizes in bytes, times in seconds since 1970")
     add_verbose(images)
-    rmi = commands.add_parser("rmi", help="remove images that were pulled", description="Remove images.")
+    rmi = commands.add_parser(
+        "rmi", help="remove images that were pulled", description="Remove images.", epilog=RMI_EXAMPLES
+    )
     rmi.add_argument("images", metavar="IMAGE", nargs="+", help=NAME)
     add_verbose(rmi)
     _add_build(commands)
@@ -63,18 +98,22 @@ def _add_build(commands: Any) -> None:
 
 
 def _add_elsewhere(commands: Any) -> None:
-    push = commands.add_parser("push", help="put an image into a registry", description="Put an image into a registry.")
+    push = commands.add_parser(
+        "push", help="put an image into a registry", description="Put an image into a registry.", epilog=PUSH_EXAMPLES
+    )
     push.add_argument("image", metavar="IMAGE", help="one that was pulled or made")
     push.add_argument("to", metavar="NAME", nargs="?", help="where; default: its own name")
     add_registry_options(push)
     add_verbose(push)
-    save = commands.add_parser("save", help="write an image to disk", description="Write an image as an OCI layout.")
+    save = commands.add_parser(
+        "save", help="write an image to disk", description="Write an image as an OCI layout.", epilog=SAVE_EXAMPLES
+    )
     save.add_argument("image", metavar="IMAGE", help="one that was pulled or made")
     save.add_argument("path", metavar="PATH", help="a new directory, or a new archive if it ends in .tar")
     add_verbose(save)
     load = commands.add_parser(
         "load", help="keep an image that is on disk or in Docker",
-        description="Keep an image that is elsewhere on this machine, under a name.",
+        description="Keep an image that is elsewhere on this machine, under a name.", epilog=LOAD_EXAMPLES,
     )
     load.add_argument("source", metavar="IMAGE", help="such as ./app.tar, oci:DIR:TAG, docker-daemon:app:1, tar:FILE")
     load.add_argument("-t", "--tag", metavar="NAME", required=True, help="what it is called from now on")

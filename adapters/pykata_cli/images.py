@@ -7,6 +7,7 @@ import json
 import time
 
 import pykata
+from pykata_cli.printing import show
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -16,7 +17,7 @@ async def command(arguments: argparse.Namespace) -> int:
     images = await pykata.list_images()
     if arguments.json:
         names = ("name", "digest", "architecture", "size", "used")
-        print(json.dumps([{name: getattr(image, name) for name in names} for image in images], indent=2))
+        show(json.dumps([{name: getattr(image, name) for name in names} for image in images], indent=2))
         return 0
     lines = [("NAME", "DIGEST", "ARCH", "SIZE", "USED")]
     for image in images:
@@ -24,7 +25,7 @@ async def command(arguments: argparse.Namespace) -> int:
         lines.append((image.name, digest, image.architecture, megabytes(image.size), ago(time.time() - image.used)))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 
 import pykata
@@ -21,7 +22,7 @@ async def command(arguments: argparse.Namespace) -> int:
 
 def signal_number(text: str) -> int:
     """A signal by its number or its name, with or without SIG."""
-    if text.isdigit():
+    if re.fullmatch("[0-9]{1,9}", text):
         return int(text)
     name = f"SIG{text.upper().removeprefix('SIG')}"
     try:

@@ -7,7 +7,6 @@ from contextlib import aclosing
 
 import pykata
 from pykata_cli import exits, stdio
-from pykata_cli.streams import SIGPIPE
 
 
 async def command(arguments: argparse.Namespace) -> int:
@@ -18,5 +17,5 @@ async def command(arguments: argparse.Namespace) -> int:
             async for piece in pieces:
                 await stdio.write(stdio.STDOUT if piece.stream == "stdout" else stdio.STDERR, piece.data)
     except BrokenPipeError:
-        return exits.SIGNAL + SIGPIPE
+        return exits.SIGNAL + exits.SIGPIPE
     return 0

@@ -11,6 +11,7 @@ from pykata_cli.image_parser import add_image_commands, add_pull_policy, add_reg
 from pykata_cli.network_parser import add_network
 from pykata_cli.parser_detached import add_detached
 from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose, seconds
+from pykata_cli.printing import show
 
 EXITS = f"""\
 exit codes:
@@ -28,6 +29,19 @@ examples:
   pykata run --memory 1G --cpus 2 --timeout 30 --env KEY=value ./images/debian-python -- sh -c 'echo $KEY'
 """
 
+CHECK_EXAMPLES = """\
+examples:
+  pykata check                    with a virtual machine that boots
+  pykata check && make test       only where sandboxes run
+"""
+
+GUEST_EXAMPLES = """\
+examples:
+  pykata guest build
+  pykata guest build --force      after the compiler was exchanged, say
+  pykata guest info
+"""
+
 EXAMPLES = """\
 examples:
   pykata check                               is this machine ready, and what would make it so?
@@ -43,6 +57,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         # An abbreviation that works today would break when an option is added.
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        show(self.format_help(), end="")
 
     def error(self, message: str) -> NoReturn:
         self.exit(exits.PYKATA, f"pykata: {message} (try: {self.prog} --help)\n")
@@ -66,7 +83,10 @@ def make_parser() -> Parser:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of this call. A help text or a mistake raises SystemExit."""
     parser = make_parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.prog = f"{parser.prog} {arguments.command}" if arguments.command else parser.prog
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command is None and not arguments.version:
         parser.error("say what to do: run, pull, exec, ps, stop, check, ...")
     if arguments.command in ("run", "exec") and arguments.cmd[:1] == ["--"]:
@@ -85,7 +105,7 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument(
         "cmd", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: what the image says; with --detach: none"
-    )
+    ).required = False
     _add_machine(run.add_argument_group("the virtual machine"))
     add_network(run.add_argument_group("the network"))
     _add_process(run.add_argument_group("the command"))
@@ -141,20 +161,25 @@ def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="is this machine ready?",
         description="Look at everything pykata needs on this machine, and boot a virtual machine to see it work.",
-        epilog=f"exit codes:\n  0 when all is well, {exits.UNHEALTHY} when something is missing\n",
+        epilog=CHECK_EXAMPLES + f"\nexit codes:\n  0 when all is well, {exits.UNHEALTHY} when something is missing\n",
     )
     add_verbose(check)
 
 
 def _add_guest(commands: Any) -> None:
     guest = commands.add_parser(
-        "guest", help="the guest's kernel and agent", description="The guest bundle: kernel and agent of every guest."
+        "guest", help="the guest's kernel and agent", description="The guest bundle: kernel and agent of every guest.",
+        epilog=GUEST_EXAMPLES,
     )
     verbs = guest.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
     build = verbs.add_parser(
-        "build", help="build it, unless it is there", description="Build the guest bundle from the sources, once."
+        "build", help="build it, unless it is there", description="Build the guest bundle from the sources, once.",
+        epilog=GUEST_EXAMPLES,
     )
     build.add_argument("--force", action="store_true", help="build every part anew")
     add_verbose(build)
-    info = verbs.add_parser("info", help="where it is and what it is made of", description="Describe the guest bundle.")
+    info = verbs.add_parser(
+        "info", help="where it is and what it is made of", description="Describe the guest bundle.",
+        epilog=GUEST_EXAMPLES,
+    )
     add_verbose(info)

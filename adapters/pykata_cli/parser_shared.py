@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 
 def seconds(text: str) -> float:
     """A duration for argparse: a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    return _duration(text, "seconds, above 0")
 
 
 def patience(text: str) -> float:
     """How long one waits: seconds, or 0 for not at all."""
-    return 0.0 if float(text) == 0 else seconds(text)
+    return _duration(text, "seconds, or 0 for not at all", zero=True)
+
+
+def _duration(text: str, hint: str, *, zero: bool = False) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if 0 < value < float("inf") or (zero and value == 0):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a duration ({hint})")
 
 
 def add_verbose(parser: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import attrs
 
 import pykata
+from pykata_cli.printing import show
 
 HEADER = ("NAME", "STATUS", "AGE", "IMAGE", "COMMAND")
 COMMAND = 40        # characters of a command that are shown
@@ -20,7 +21,7 @@ async def command(arguments: argparse.Namespace) -> int:
     """List what there is."""
     found = [one for one in pykata.list_detached() if arguments.all or one.phase != "ended"]
     if arguments.format == "json":
-        print(json.dumps([attrs.asdict(one) for one in found], indent=2))
+        show(json.dumps([attrs.asdict(one) for one in found], indent=2))
     else:
         print_table([HEADER, *(row(one) for one in found)])
     return 0
@@ -53,4 +54,4 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     lines = [[c if c.isprintable() else c.encode("unicode_escape").decode() for c in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        show("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pykata
 from pykata_cli.bars import bars
+from pykata_cli.printing import show
 
 
 async def command(arguments: argparse.Namespace) -> int:
     """Pull an image; prints its digest."""
-    with bars(sys.stderr) as show:
+    with bars(sys.stderr) as pulling:
         image = await pykata.pull_image(
-            arguments.image, registries=registries(arguments), progress=None if arguments.quiet else show,
+            arguments.image, registries=registries(arguments), progress=None if arguments.quiet else pulling,
             architecture=arguments.arch,
         )
-    print(image.digest)
+    show(image.digest)
     return 0
 
 

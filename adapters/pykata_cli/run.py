@@ -12,6 +12,7 @@ from typing import Any
 import pykata
 from pykata_cli.bars import bars
 from pykata_cli.networks import logged, network, published
+from pykata_cli.printing import say, show
 from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
@@ -32,8 +33,8 @@ async def command(arguments: argparse.Namespace) -> int:
 
 async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
     options = {"env": environment(arguments.env), "tty": arguments.tty and size(), **_process_options(arguments)}
-    with bars(sys.stderr) as show:
-        said = sandbox_options(arguments) | ({} if show is None else {"progress": show})
+    with bars(sys.stderr) as pulling:
+        said = sandbox_options(arguments) | ({} if pulling is None else {"progress": pulling})
         sandbox = pykata.Sandbox(**said)
         command = sandbox.process(arguments.image, arguments.cmd or None, **options)    # it complains before we boot
         async with sandbox, logged(sandbox.network, arguments.network_log):
@@ -49,17 +50,17 @@ async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
 def _tell(ports: Sequence[pykata.Port]) -> None:
     """Say which ports were picked; those that were named are known."""
     for line in published(ports):
-        print(f"pykata: {line}", file=sys.stderr, flush=True)
+        say(line)
 
 
 async def _detached(arguments: argparse.Namespace, relay: Relay) -> int:
     # The environment is that of the sandbox, so that `pykata exec` finds it as well.
     name = f"sandbox-{os.urandom(3).hex()}" if arguments.name is None else arguments.name
     options = {**_process_options(arguments), "own_command": arguments.own_command}
-    with bars(sys.stderr) as show:
-        sandbox = pykata.Sandbox(**sandbox_options(arguments), env=environment(arguments.env), progress=show)
+    with bars(sys.stderr) as pulling:
+        sandbox = pykata.Sandbox(**sandbox_options(arguments), env=environment(arguments.env), progress=pulling)
         await sandbox.detach(name, arguments.image, arguments.cmd or None, **options)
-    print(name, flush=True)
+    show(name)
     return 0
 
 

@@ -12,6 +12,7 @@ import anyio
 from attrs import asdict, define, field
 
 import pykata
+from pykata_cli.printing import show
 from pykata_cli.ps import print_table
 from pykata_cli.signals import Relay, relayed
 
@@ -33,7 +34,7 @@ async def _show(arguments: argparse.Namespace, relay: Relay) -> int:
         while True:
             looked = await _looked(sandboxes)
             if arguments.format == "json":
-                print(json.dumps({name: asdict(stats) for name, stats in looked.items()}), flush=True)
+                show(json.dumps({name: asdict(stats) for name, stats in looked.items()}))
             else:
                 table.show(looked, anyio.current_time(), redraw=not arguments.once and sys.stdout.isatty())
             if arguments.once or not sandboxes:
@@ -65,9 +66,8 @@ class Table:
             for row in ((name, "(guest)", "", "", size(stats.memory_total - stats.memory_available), "", ""),
                         *(self._row(name, identity, one, now) for identity, one in sorted(stats.containers.items())))
         ]  # fmt: skip
-        print(CLEAR if redraw else "", end="")
+        show(CLEAR if redraw else "", end="")
         print_table([HEADER, *rows])
-        sys.stdout.flush()
 
     def _row(self, name: str, identity: str, one: pykata.ContainerStats, now: float) -> tuple[str, ...]:
         before, when = self._cpu.get((name, identity), (one.cpu, now))

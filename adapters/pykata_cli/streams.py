@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,8 +13,8 @@ from attrs import define, field
 
 import pykata
 from pykata_cli import exits, stdio, terminal
+from pykata_cli.printing import say
 
-SIGPIPE = 13
 DRAIN = 10.0
 """Seconds that the guest has for each piece of a killed command's last output."""
 
@@ -42,13 +41,13 @@ class Streams:
                 await self._drain(tasks.cancel_scope)
                 tasks.cancel_scope.cancel()
         if self.pipe_broken:
-            return exits.SIGNAL + SIGPIPE       # who read our output has left; so would a local command
+            return exits.SIGNAL + exits.SIGPIPE       # who read our output has left; so would a local command
         if self._killed_at < math.inf:
-            _say(f"the command was killed: its {timeout:g} s were over")
+            say(f"the command was killed: its {timeout:g} s were over")
             return exits.TIMEOUT
         code = await self.process.wait()
         if self.process.exited is not None and self.process.exited.oom_killed:
-            _say("the command was killed: memory ran out (--memory gives it more)")
+            say("the command was killed: memory ran out (--memory gives it more)")
         return code
 
     def _terminal(self) -> AbstractContextManager[None]:
@@ -104,7 +103,3 @@ def environment(items: list[str]) -> dict[str, str]:
         elif name in os.environ:
             env[name] = os.environ[name]
     return env
-
-
-def _say(text: str) -> None:
-    print(f"pykata: {text}", file=sys.stderr)

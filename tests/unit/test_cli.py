@@ -268,8 +268,9 @@ def test_signals_by_name_and_number(text: str, number: int) -> None:
     from pykata_cli.kill import signal_number
 
     assert signal_number(text) == number
-    with pytest.raises(pykata.ConfigError, match="NONSENSE"):
-        signal_number("NONSENSE")
+    for wrong in ("NONSENSE", "²", "9" * 5000):
+        with pytest.raises(pykata.ConfigError, match=wrong):
+            signal_number(wrong)
 
 
 def test_the_table_of_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,3 +297,71 @@ def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str
 def test_options_that_exclude_each_other(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*argv, "image") == PYKATA_FAILED
     assert "--detach" in capsys.readouterr().err
+
+
+# --- what is printed, when it can't be ---
+
+
+def cli(*argv: str, redirected: str, unbuffered: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, its descriptors as the shell has them after ``redirected``."""
+    program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "pykata_cli", *argv]
+    return subprocess.run(["sh", "-c", f'exec "$@" {redirected}', "sh", *program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("argv", [["--version"], ["ps"], ["run", "--help"]])
+def test_stdout_that_is_full(argv: list[str], unbuffered: bool) -> None:
+    done = cli(*argv, redirected=">/dev/full", unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (125, "pykata: can't write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("argv", [["--version"], ["ps"], ["run", "--help"]])
+def test_stdout_that_nobody_reads(argv: list[str], unbuffered: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "pykata_cli", *argv]
+    with os.fdopen(writer) as out:
+        done = subprocess.run(program, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_stderr_that_cant_be_written(redirected: str) -> None:
+    done = cli("run", "--cpus", "0", "image", redirected=redirected)
+    assert (done.returncode, done.stdout) == (125, "")
+
+
+def test_streams_that_are_closed() -> None:
+    assert cli("ps", redirected="<&- >&- 2>&-").returncode == 0
+    program = "import os, sys; from pykata_cli.printing import open_streams; open_streams(); "
+    program += "print('there', file=sys.stderr); os.write(1, b'out')"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "out"
+
+
+def test_who_reads_the_list_of_a_command_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def left(arguments: object) -> int:
+        raise BaseExceptionGroup("of a task group", [BrokenPipeError(32, "Broken pipe")])
+
+    monkeypatch.setattr("pykata_cli.ps.command", left)
+    assert pykata_cli.main(["ps"]) == 128 + signal.SIGPIPE
+
+
+def test_a_wrong_option_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pykata_cli.main(["run", "--memry", "image"])
+    assert capsys.readouterr().err == "pykata: unrecognized arguments: --memry (try: pykata run --help)\n"
+
+
+@pytest.mark.parametrize("command", [
+    "run", "exec", "ps", "stop", "kill", "logs", "cp", "stats", "rm", "gc", "check", "guest", "guest build",
+    "guest info", "pull", "images", "rmi", "build", "push", "save", "load",
+])
+def test_each_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pykata_cli.main([*command.split(), "--help"])
+    examples = capsys.readouterr().out.partition("\nexamples:\n")[2]
+    assert f"pykata {command}" in examples
