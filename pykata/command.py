@@ -71,7 +71,7 @@ def command(
     """Check the arguments of ``run``, which has a ``how``, and ``process``. Raises :class:`ConfigError`."""
     return Command(
         args=check_cmd(cmd),
-        entrypoint=None if entrypoint is None else (check_cmd(entrypoint, "entrypoint") if entrypoint else ()),
+        entrypoint=() if entrypoint in ([], ()) else check_cmd(entrypoint, "entrypoint"),
         env=check_env(env),
         cwd=check_cwd(cwd),
         user=check_user(user),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import define
@@ -16,8 +15,9 @@ from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, s
 from pykata.completed import Completed
 from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.files import FileChange, Files
+from pykata.files.checks import number
 from pykata.host import finish
-from pykata.options import Rlimits
+from pykata.options import Rlimits, check_path
 from pykata.origin import SavedContainer
 from pykata.process import Process
 from pykata.running import ProcessId, Running
@@ -180,7 +180,7 @@ class Container:
         from pykata.files.changes import changes
 
         self.check()
-        return await changes(self._running, self.id, limit)
+        return await changes(self._running, self.id, number("limit", limit))
 
     async def export_changes(self, target: str | os.PathLike[str], *, max_size: int = MAX_LAYER) -> str:
         """Write what differs from the image to the file ``target``, as a layer of an OCI image: an uncompressed tar.
@@ -192,7 +192,8 @@ class Container:
         from pykata.files.changes import export
 
         self.check()
-        return await export(self._running, self.id, Path(target), max_size)
+        place, most = check_path("target", target), number("max_size", max_size)
+        return await export(self._running, self.id, place, most)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pykata.container import Container, kept_container, single_process
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.foreseen import Foreseen
 from pykata.net.running import RunningNetwork
-from pykata.options import Options, Rlimits, check_pull
+from pykata.options import Options, Rlimits, check_image, check_pull
 from pykata.process import Process
 from pykata.running import Running
 from pykata.spec import Accel, Features, Isolation, PullPolicy, Terminal, Timings
@@ -67,6 +67,7 @@ class OpenSandbox:
         :class:`VMDiedError` if the virtual machine ended before the command was started.
         """
         self._open  # noqa: B018  a closed sandbox is named before a bad argument
+        check_image(image)
         how = collection(
             input=input, timeout=self.options.timeout if timeout is None else timeout,
             on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output, check=check,
@@ -74,7 +75,7 @@ class OpenSandbox:
         what = command(
             cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, how=how
         )
-        async with single_process(self._open, image, what, check_pull(pull or self.options.pull)) as process:
+        async with single_process(self._open, image, what, self._pull(pull)) as process:
             completed = await collect(process, how)
         return completed.check() if check else completed
 
@@ -128,7 +129,7 @@ class OpenSandbox:
         it starts anything, and raises :class:`ImageError` where that can't be done.
         """
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty)
-        asked = Foreseen(image, check_pull(pull or self.options.pull), what)
+        asked = Foreseen(check_image(image), self._pull(pull), what)
         if not self._entered:
             self._foreseen.append(asked)
         return self._process(asked)
@@ -143,7 +144,7 @@ class OpenSandbox:
 
         ``pull`` is as for :meth:`run`.
         """
-        return kept_container(self._open, image, check_pull(pull or self.options.pull))
+        return kept_container(self._open, check_image(image), self._pull(pull))
 
     @property
     def main(self) -> Container:
@@ -201,6 +202,9 @@ class OpenSandbox:
     def console(self) -> str:
         """The end of what the guest's kernel and agent wrote to the console."""
         return self._open.vm.console()
+
+    def _pull(self, pull: PullPolicy | None) -> PullPolicy:
+        return self.options.pull if pull is None else check_pull(pull)
 
     @property
     def _open(self) -> Running:

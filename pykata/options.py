@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from pykata.errors import ConfigError
+from pykata.errors import ConfigError, ImageReferenceError
 from pykata.fs.base import SharedFs
 from pykata.hypervisors.base import Hypervisor
 from pykata.net.network import Network
@@ -60,9 +61,9 @@ def check_seconds(name: str, value: object) -> float | None:
     """A duration in seconds, or None for no limit."""
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
         return float(value)
-    raise ConfigError(f"{name}={value!r} is not a duration", hint="give seconds as a number above 0, or None")
+    raise ConfigError(f"{name}={value!r:.80} is not a duration", hint="give seconds as a number above 0, or None")
 
 
 def check_patience(name: str, value: object) -> float:
@@ -101,7 +102,7 @@ def check_cmd(cmd: Sequence[str] | None, name: str = "cmd") -> tuple[str, ...] |
 
 def check_cwd(cwd: str | None) -> str:
     """A working directory: an absolute path in the container; empty for the image's own."""
-    if not cwd:
+    if cwd is None or cwd == "":
         return ""
     if not is_text(cwd) or not cwd.startswith("/"):
         raise ConfigError(f"cwd={cwd!r} is not an absolute path in the container")
@@ -167,6 +168,37 @@ def check_hostname(hostname: str) -> str:
             hint=f"letters, digits and inner hyphens, at most {MAX_NAME} characters",
         )
     return hostname
+
+
+def check_image(image: str) -> str:
+    """An image's name, whatever it is: what it names is looked for later."""
+    if not isinstance(image, str):
+        raise ImageReferenceError(
+            f"image={image!r:.80} is not text", reference=repr(image)[:80], hint='"./images/app" for one on disk'
+        )
+    return image
+
+
+def check_path(name: str, value: str | os.PathLike[str], hint: str = "text that isn't empty, or a Path") -> Path:
+    """A path of this machine. Whether anything is there is another matter."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name}={value!r:.80} is not a path of this machine", hint=hint)
+    return Path(text)
+
+
+def check_registries(registries: Registries | None) -> Registries | None:
+    """How registries are reached."""
+    if registries is not None and not isinstance(registries, Registries):
+        raise ConfigError(f"registries={registries!r:.80} are no Registries", hint='Registries(insecure=("host",))')
+    return registries
+
+
+def check_progress(progress: Progress | None) -> Progress | None:
+    """Who is told of a pull."""
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress={progress!r:.80} can't be called", hint="give a function of an event")
+    return progress
 
 
 def check_pull(pull: PullPolicy) -> PullPolicy:

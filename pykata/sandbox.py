@@ -26,9 +26,13 @@ from pykata.options import (
     check_count,
     check_env,
     check_hostname,
+    check_image,
     check_isolation_wanted,
+    check_path,
     check_patience,
+    check_progress,
     check_pull,
+    check_registries,
     check_seconds,
     check_signal,
     check_template,
@@ -104,15 +108,15 @@ class Sandbox(OpenSandbox):
             cpus=cpus,
             memory=mebibytes,
             disk=mebibytes * MIB // 2 if disk is None else parse_size("disk", disk),
-            hostname=check_hostname(hostname or new_hostname()),
+            hostname=new_hostname() if hostname is None else check_hostname(hostname),
             env=check_env(env),
             timeout=check_seconds("timeout", timeout),
             boot_timeout=check_seconds("boot_timeout", boot_timeout) or 60.0,
             admission_timeout=check_patience("admission_timeout", admission_timeout),
             isolation=check_isolation_wanted(isolation),
             pull=check_pull(pull),
-            registries=registries,
-            progress=progress,
+            registries=check_registries(registries),
+            progress=check_progress(progress),
             template=check_template(template) if isinstance(template, str) else "auto",
             volumes=check_volumes(volumes),
         )
@@ -199,6 +203,8 @@ class Sandbox(OpenSandbox):
         from pykata.detached.welcome import Request
 
         what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
+        if image is not None:
+            check_image(image)
         asked = cmd is not None or entrypoint is not None or own_command
         if self._entered:
             raise SandboxClosedError("this sandbox is entered already", hint="make another Sandbox to detach")
@@ -272,7 +278,7 @@ class Sandbox(OpenSandbox):
         """
         from pykata.saving import snapshot
 
-        await snapshot(self._open, path)
+        await snapshot(self._open, check_path("path", path))
 
     @classmethod
     def restore(cls, path: str | os.PathLike[str], *, signal: int = 0, **options: object) -> Self:
@@ -291,7 +297,8 @@ class Sandbox(OpenSandbox):
         # A name says nothing of the machine.
         chosen = {name for name, value in options.items() if name != "hypervisor" or not isinstance(value, str)}
         sandbox.options = evolve(
-            sandbox.options, snapshot=Path(path), chosen=frozenset(chosen), signal=check_signal(signal, least=0)
+            sandbox.options, snapshot=check_path("path", path), chosen=frozenset(chosen),
+            signal=check_signal(signal, least=0),
         )
         return sandbox
 

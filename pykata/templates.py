@@ -20,6 +20,7 @@ from pykata.options import (
     check_count,
     check_env,
     check_hostname,
+    check_image,
     check_seconds,
     check_signal,
     check_template,
@@ -62,6 +63,7 @@ class Template:
         self, image: str, *, setup: Sequence[Sequence[str]] | Callable[[Sandbox], Awaitable[object]] | None = None,
         spares: int = 1, **options: Any,
     ) -> None:  # fmt: skip
+        check_image(image)
         self.image = image
         """What its containers are made from."""
         self._count = 0 if spares == 0 and not isinstance(spares, bool) else check_count("spares", spares)

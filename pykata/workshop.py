@@ -14,6 +14,7 @@ from pykata.errors import ImageNotFoundError, ImageReferenceError
 from pykata.images.depot import Record, find_depot
 from pykata.images.name import Name
 from pykata.images.recipe import Recipe
+from pykata.options import check_path
 from pykata.spec import BuildEvent, Registries
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ async def save_image(name: str, path: str | Path) -> None:
     """
     from pykata.images.publish import save
 
+    where = check_path("path", path)
     record = await anyio.to_thread.run_sync(_here, name)
-    await anyio.to_thread.run_sync(save, find_depot(), record, Path(path))
+    await anyio.to_thread.run_sync(save, find_depot(), record, where)
 
 
 async def push_image(name: str, to: str | None = None, *, registries: Registries | None = None) -> str:

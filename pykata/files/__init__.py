@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pykata.buffers import bytes_of
@@ -155,14 +155,14 @@ class Files:
         and links that are there are replaced, and other things stay. A file that goes to a directory gets its own name.
         Raises :class:`FileError`, :class:`ConfigError` and :class:`HostError`.
         """
-        from pathlib import Path
-
         from pykata.files import v1
         from pykata.files.transfer import upload
+        from pykata.options import check_path
 
+        host = check_path("source", source)
         uid, gid = checks.owners(owner)
         request = v1.Unpack(path=raw(path), uid=uid, gid=gid, keep_owners=keep_owners, keep_setuid=setuid)
-        return await upload(self._session, Path(source), request)
+        return await upload(self._session, host, request)
 
     async def download(
         self, path: ContainerPath, target: str | os.PathLike[str], *, setuid: bool = False,
@@ -180,9 +180,10 @@ class Files:
         """
         from pykata.files.extract import Bounds
         from pykata.files.transfer import download
+        from pykata.options import check_path
 
         bounds = Bounds(size=max_size, entries=max_entries, setuid=setuid)
-        return await download(self._session, raw(path), Path(target), bounds)
+        return await download(self._session, raw(path), check_path("target", target), bounds)
 
     async def upload_tar(
         self, read: Callable[[], Awaitable[bytes] | bytes], path: ContainerPath, *,

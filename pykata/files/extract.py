@@ -17,6 +17,7 @@ from typing import NamedTuple
 from attrs import define, field, frozen
 
 from pykata.errors import UnsafeTreeError
+from pykata.files.checks import number
 from pykata.files.pack import SKIPPED
 from pykata.files.paths import shown, text
 from pykata.files.values import Transfer
@@ -38,6 +39,10 @@ class Bounds:
     size: int
     entries: int
     setuid: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        number("max_size", self.size)
+        number("max_entries", self.entries)
 
     def check(self, entries: int, size: int) -> None:
         """Raises UnsafeTreeError for more than that."""

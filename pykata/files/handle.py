@@ -83,6 +83,7 @@ class ContainerFile:
     async def read(self, size: int = -1) -> bytes:
         """The next ``size`` bytes, fewer only at the end of the file; all that is left by default."""
         self._check(self._mode == "rb", "read")
+        checks.number("size", size, least=-1)
         pieces, have = [], 0
         try:
             while (size < 0 or have < size) and (piece := await self._next()):

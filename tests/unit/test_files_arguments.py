@@ -45,8 +45,32 @@ WRONG: dict[str, Operation] = {
     "offset": lambda files: files.read_bytes("/f", offset=2**64),
     "size": lambda files: files.read_bytes("/f", size=2**63),
     "one owner": lambda files: files.upload("/", "/u", owner=(1,)),  # type: ignore[arg-type]
+    "upload of nothing": lambda files: files.upload("", "/u"),
+    "upload of bytes": lambda files: files.upload(b"/etc", "/u"),  # type: ignore[arg-type]
+    "upload of NUL": lambda files: files.upload("\0", "/u"),
+    "download to nothing": lambda files: files.download("/f", ""),
+    "download to None": lambda files: files.download("/f", None),  # type: ignore[arg-type]
+    "download of much": lambda files: files.download("/f", "/nowhere", max_size="1G"),  # type: ignore[arg-type]
+    "download of many": lambda files: files.download("/f", "/nowhere", max_entries=-1),
+    "a tar of many": lambda files: files.download_tar("/f", len, max_entries=True),
     "owners by name": lambda files: files.upload("/", "/u", owner=("a", "b")),  # type: ignore[arg-type]
 }
+
+
+async def test_changes_that_cannot_be(box: Container) -> None:
+    for wrong in (
+        lambda: box.changes(limit=-1), lambda: box.export_changes(""), lambda: box.export_changes("/t", max_size=-1)
+    ):
+        with pytest.raises(ConfigError):
+            await wrong()
+
+
+async def test_an_open_file_reads_a_number_of_bytes(box: Container) -> None:
+    async with box.files.open("/f") as file:
+        for wrong in (-2, "1", None):
+            with pytest.raises(ConfigError, match="size="):
+                await file.read(wrong)  # type: ignore[arg-type]
+        assert await file.read() == b"0123456789"
 
 
 @pytest.mark.parametrize("name", WRONG)

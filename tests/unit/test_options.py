@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykata.errors import ConfigError, IsolationError, SandboxClosedError, UnknownStrategyError
+from pykata.errors import ConfigError, ImageReferenceError, IsolationError, SandboxClosedError, UnknownStrategyError
 from pykata.hypervisors.qemu import QEMU
 from pykata.options import check_cmd, check_env, check_hostname
 from pykata.sandbox import Sandbox
 from pykata.sizes import parse_size
 from pykata.spec import MIB
+from pykata.templates import Template
 
 
 @pytest.mark.parametrize(
@@ -86,11 +88,38 @@ def test_an_unknown_name_lists_the_known_ones(arguments: dict[str, Any], said: s
         {"cpus": 10_000}, {"disk": 0}, {"disk": "-1"},
         {"timeout": 0}, {"timeout": "1"}, {"timeout": float("nan")}, {"boot_timeout": -1},
         {"hostname": "no spaces"}, {"env": {"A=": ""}}, {"isolation": "some"}, {"hypervisor": 3}, {"network": None},
+        {"timeout": 10**400}, {"boot_timeout": 10**400}, {"admission_timeout": 10**400},
+        {"hostname": ""}, {"hostname": 0},
+        {"registries": "host"}, {"registries": {}}, {"progress": "yes"}, {"progress": False},
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Sandbox(**arguments)
+
+
+@pytest.mark.parametrize("image", [None, 0, b"builtin:busybox", Path("./images/app"), []])
+async def test_an_image_is_named_by_text(image: Any) -> None:
+    for use in (lambda: Sandbox().process(image, ["true"]), lambda: Template(image)):
+        with pytest.raises(ImageReferenceError, match="image="):
+            use()
+    if image is not None:
+        with pytest.raises(ImageReferenceError, match="image="):
+            await Sandbox().detach("box", image)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cwd": 0}, {"cwd": []}, {"pull": ""}, {"pull": 0}, {"entrypoint": ""}, {"entrypoint": 0}]
+)
+def test_what_is_no_value_at_all_is_not_taken_for_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Sandbox().process("builtin:busybox", ["true"], **wrong)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "", "a\0b"])
+def test_a_path_of_this_machine(path: Any) -> None:
+    with pytest.raises(ConfigError, match="path="):
+        Sandbox.restore(path)
 
 
 def test_a_strategy_is_a_value_or_its_name() -> None:
