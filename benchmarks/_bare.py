@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pykata.guest import find_bundle
@@ -26,17 +26,23 @@ MOUNTS = {
 INIT = """#!/bin/busybox sh
 busybox mount -t devtmpfs dev /dev; busybox mount -t proc proc /proc
 busybox --install -s /bin; export PATH=/bin; exec > /dev/ttyS0 2>&1
-{mount} || echo FAILED; cd /m; echo BEGIN; {work}; echo END; cd /; umount /m; sync; reboot -f
+{mount} || echo FAILED
+{before}; cd /m; echo BEGIN; read begin < /dev/ttyS0; {work}; echo END; cd /; umount /m; sync; reboot -f
 """
 
 
-async def run(way: str, place: Path, work: str, folder: Path, memory: int = 512) -> str:
-    """What ``work`` prints in a guest that has ``place``, an ext4 image or a directory, by this way at /m."""
+async def run(
+    way: str, place: Path, before: str, work: str, folder: Path, *, begin: Callable[[], None], memory: int = 512
+) -> str:
+    """What ``work`` prints in a guest that has ``place``, an ext4 image or a directory, by this way at /m.
+
+    Ahead of it the guest does what is ``before``, and then calls us: ``begin``.
+    """
     bundle = find_bundle()
     busybox = shutil.which("busybox")
     assert busybox is not None
     initrd = folder / "bare.cpio"
-    script = INIT.format(mount=MOUNTS[way], work=work)
+    script = INIT.format(mount=MOUNTS[way], before=before, work=work)
     initrd.write_bytes(newc([
         *(directory(name) for name in ("dev", "proc", "bin", "m", "tmp")), character_device("dev/console", 5, 1),
         program("bin/busybox", Path(busybox).read_bytes()), program("init", script.encode()),  # noqa: ASYNC240
@@ -44,16 +50,21 @@ async def run(way: str, place: Path, work: str, folder: Path, memory: int = 512)
     daemon = await _daemon(way, place, folder) if way.startswith("virtio-fs") else None
     try:
         argv = _qemu(way, place, folder, memory, bundle.kernel, initrd)
-        process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL,
+        process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE,
                                                        stdout=asyncio.subprocess.PIPE)
-        said = (await process.communicate())[0].decode(errors="replace").replace("\r", "")
+        assert process.stdout is not None
+        heard = b""
+        while b"BEGIN" not in heard and (line := await process.stdout.readline()):
+            heard += line
+        begin()
+        said = (heard + (await process.communicate(b"begin\n"))[0]).decode(errors="replace").replace("\r", "")
     finally:
         if daemon is not None and daemon.returncode is None:
             daemon.kill()
             await daemon.wait()
     assert "FAILED" not in said, said
     assert "END\n" in said, said
-    return said.partition("BEGIN\n")[2].partition("END\n")[0]
+    return said.partition("BEGIN\n")[2].removeprefix("begin\n").partition("END\n")[0]
 
 
 async def _daemon(way: str, place: Path, folder: Path) -> asyncio.subprocess.Process:
