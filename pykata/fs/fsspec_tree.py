@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ class _Node:
 
     path: str
     users: int = 0
+    there: bool = False                     # somebody has opened it: it needn't be looked for
     written: bytearray | None = None        # its content, once somebody has written to it
     dirty: bool = False
     counted: int = 0                        # in the quota, and not handed over yet: comes back if it never is
@@ -50,7 +52,8 @@ class FsspecTree:
         self._root = str(fs._strip_protocol(path)).rstrip("/")
         self._room = buffer
         self._nodes: dict[str, _Node] = {}
-        self._lock = threading.Lock()
+        self._moving: list[str] = []        # nothing at or below these is opened now
+        self._lock = threading.Condition(threading.Lock())
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if self._root else path
@@ -76,21 +79,30 @@ class FsspecTree:
     # --- files ---
 
     def open(self, path: str, *, write: bool, create: bool, exclusive: bool, truncate: bool) -> File:
-        there = self._is_there(path)
+        while True:
+            opened = _Opened(self, self._used(path))
+            try:
+                with opened.node.lock:
+                    if opened.node.path == path and not opened.node.gone:       # it may have been renamed meanwhile
+                        self._opened(opened, create=create, exclusive=exclusive, truncate=truncate)
+                        return opened
+            except BaseException:
+                self._left(opened.node)
+                raise
+            self._left(opened.node)
+
+    def _opened(self, opened: _Opened, *, create: bool, exclusive: bool, truncate: bool) -> None:
+        node = opened.node
+        there = node.there or self._is_there(node.path)
         if there and exclusive:
             raise OSError(errno.EEXIST, "it is there")
         if not there and not create:
             raise OSError(errno.ENOENT, "it is not there")
         if not there:
-            self._made(path, lambda: self._fs.pipe_file(self._at(path), b""))
-        opened = _Opened(self, self._used(path))
+            self._made(node.path, lambda: self._fs.pipe_file(self._at(node.path), b""))
+        node.there = True
         if truncate and there:
-            try:
-                opened.truncate(0)
-            except BaseException:
-                self._left(opened.node)
-                raise
-        return opened
+            opened.truncate(0)
 
     def truncate(self, path: str, size: int) -> None:
         opened = _Opened(self, self._used(path))
@@ -100,8 +112,6 @@ class FsspecTree:
             opened.close()
 
     def _is_there(self, path: str) -> bool:
-        if path in self._nodes:
-            return True
         try:
             stat = _stat_of(self._fs.info(self._at(path)))
         except FileNotFoundError:
@@ -112,6 +122,7 @@ class FsspecTree:
 
     def _used(self, path: str) -> _Node:
         with self._lock:
+            self._lock.wait_for(lambda: not any(_is_below(path, moving) for moving in self._moving))
             node = self._nodes.setdefault(path, _Node(path))
             node.users += 1
             return node
@@ -211,14 +222,37 @@ class FsspecTree:
             if there.is_directory != is_directory:
                 raise OSError(errno.EISDIR if there.is_directory else errno.ENOTDIR, "of another kind")
             (self.rmdir if there.is_directory else self.remove)(new)
-        self._fs.mv(self._at(old), self._at(new), recursive=is_directory)
+        with self._still(old) as moved:
+            self._fs.mv(self._at(old), self._at(new), recursive=is_directory)
+            with self._lock:
+                for node in moved:
+                    if self._nodes.get(node.path) is node:
+                        del self._nodes[node.path]
+                        node.path = new + node.path[len(old):]
+                        self._nodes[node.path] = node
+            self._changed(old)
+            self._changed(new)
+
+    @contextmanager
+    def _still(self, top: str) -> Iterator[Sequence[_Node]]:
+        """Nobody reads, writes or opens anything at or below ``top``; yields what is open there.
+
+        To move is to copy and to remove, mostly: what was handed over between the two would be lost.
+        """
         with self._lock:
-            for path, node in list(self._nodes.items()):
-                if path == old or path.startswith(f"{old}/"):
-                    node.path = new + path[len(old):]
-                    self._nodes[node.path] = self._nodes.pop(path)
-        self._changed(old)
-        self._changed(new)
+            self._lock.wait_for(
+                lambda: not any(_is_below(top, moving) or _is_below(moving, top) for moving in self._moving))
+            self._moving.append(top)
+            nodes = [node for path, node in self._nodes.items() if _is_below(path, top)]
+        try:
+            with ExitStack() as stack:
+                for node in nodes:          # who has one of these locks waits for no other one
+                    stack.enter_context(node.lock)
+                yield nodes
+        finally:
+            with self._lock:
+                self._moving.remove(top)
+                self._lock.notify_all()
 
     def _forget(self, path: str) -> None:
         with self._lock:
@@ -299,6 +333,10 @@ class _Opened:
             self._tree.hand_over(self.node)
         finally:
             self._tree._left(self.node)
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
 
 
 def _is_name(name: str) -> bool:

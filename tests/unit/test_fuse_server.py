@@ -370,6 +370,39 @@ def test_what_is_removed_is_counted_once(meanwhile: str) -> None:
     assert (tree.quota.size, tree.quota.files) == (107, 11)
 
 
+@pytest.mark.parametrize("moved", [("d/f", "d/g", "d/g"), ("d", "e", "e/f")])
+@pytest.mark.parametrize("meanwhile", ["close", "open"])
+def test_what_is_written_while_it_is_renamed_is_kept(moved: tuple[str, str, str], meanwhile: str) -> None:
+    old, new, then = moved
+
+    class Slow(Memory):
+        """While one moves a file, which is to copy and to remove it, somebody else is at it."""
+
+        def rm(self, path: Any, **more: Any) -> None:
+            others.append(threading.Thread(target=other))
+            others[0].start()
+            others[0].join(0.2)         # it waits for the move, or else it is done by then
+            super().rm(path, **more)
+
+    def other() -> None:
+        if meanwhile == "open":
+            with suppress(FileNotFoundError):
+                tree.open("d/f", write=True, create=False, exclusive=False, truncate=True).close()
+        opened.close()
+
+    others: list[threading.Thread] = []
+    fs = Slow()
+    fs.pipe({"/top/d/f": b"before"})
+    tree = FsspecTree(fs, "/top", readonly=False, buffer=1 << 20)
+    opened = tree.open("d/f", write=True, create=False, exclusive=False, truncate=False)
+    opened.write(0, b"behind")
+    tree.rename(old, new)
+    others[0].join()
+    assert fs.cat_file(f"/top/{then}") == b"behind"
+    assert not fs.exists("/top/d/f")
+    assert not tree._nodes
+
+
 async def test_other_filesystems(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
