@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykata.background import Background
-    from pykata.boot import EmulationWarning, TemplateWarning
+    from pykata.boot import TemplateWarning
     from pykata.completed import Completed
     from pykata.container import Container
     from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from pykata.guest import Bundle, build_bundle, find_bundle
     from pykata.hypervisors.qemu import QEMU
     from pykata.images.recipe import Recipe
+    from pykata.isolation import EmulationWarning
     from pykata.net.base import NetworkStrategy
     from pykata.net.bridge import Bridge
     from pykata.net.cni import CNI
@@ -258,7 +259,7 @@ __all__ = [
 # What isn't named here is in pykata.errors.
 _HOMES = {
     "pykata.background": "Background",
-    "pykata.boot": "EmulationWarning TemplateWarning",
+    "pykata.boot": "TemplateWarning",
     "pykata.completed": "Completed",
     "pykata.container": "Container",
     "pykata.detached.handle": "Detached collect_garbage find_detached list_detached",
@@ -270,6 +271,7 @@ _HOMES = {
     "pykata.guest": "Bundle build_bundle find_bundle",
     "pykata.hypervisors.qemu": "QEMU",
     "pykata.images.recipe": "Recipe",
+    "pykata.isolation": "EmulationWarning",
     "pykata.net.base": "NetworkStrategy",
     "pykata.net.bridge": "Bridge",
     "pykata.net.cni": "CNI",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import sys
 import time
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
@@ -16,18 +13,19 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from attrs import evolve, frozen
 
-from pykata.admission import BOOTED, RESTORED, admitted, check_memory
+from pykata.admission import BOOTED, RESTORED, admitted
 from pykata.concurrency import alongside
-from pykata.errors import AgentError, BootError, BootTimeoutError, IsolationError, SandboxClosedError, VMError
+from pykata.errors import AgentError, BootError, BootTimeoutError, SandboxClosedError, VMError
 from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
+from pykata.isolation import check_here
 from pykata.lost import ended_with, explained
 from pykata.net.names import servers_for_guests
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.running import DEATH_NOTICE, Running
-from pykata.spec import MIB, Accel, Attachment, Isolation, SavedVM, Timings, Transport, VMSpec
+from pykata.spec import MIB, Attachment, SavedVM, Timings, Transport, VMSpec
 from pykata.transport import connect
 from pykata.volumes import FsspecVolume
 from pykata.waiting import expecting
@@ -41,10 +39,6 @@ SPARE_MEMORY = 16 * MIB
 
 
 Talked = TypeVar("Talked")
-
-
-class EmulationWarning(UserWarning):
-    """Sandboxes of this process run under emulation, which QEMU doesn't count as a security boundary."""
 
 
 class TemplateWarning(UserWarning):
@@ -257,47 +251,6 @@ async def boot_error(vm: VM, error: AgentError) -> VMError:
 def memory_limit(answer: SetupResponse) -> int:
     """What a container may use, bytes."""
     return max(answer.memory_available - SPARE_MEMORY, SPARE_MEMORY)
-
-
-def isolation_of(accel: Accel) -> Isolation:
-    """What keeps a guest in, by what executes it."""
-    return "hardware" if accel == "kvm" else "emulated"
-
-
-_warned = False
-
-
-def check_here(options: Options) -> None:
-    """Refuse what this machine can't be asked for. Raises ConfigError and IsolationError."""
-    check_isolation(options)
-    check_memory(options.memory * MIB)
-
-
-def check_isolation(options: Options) -> None:
-    """Refuse where hardware isolation was asked for and there is none; warn once where there is none."""
-    global _warned
-    isolation = isolation_of(options.hypervisor.accel_here())
-    if options.isolation == "hardware" and isolation != "hardware":
-        raise IsolationError(
-            "isolation='hardware' was asked for, and this host has no usable hardware virtualization",
-            hint="run on a host with KVM (pykata check says what is missing), or leave isolation out",
-        )
-    if options.isolation is None and isolation == "emulated" and not _warned:
-        _warned = True
-        warnings.warn(
-            "no usable KVM: sandboxes run under emulation, which QEMU doesn't count as a security boundary; "
-            "pass isolation='hardware' to refuse that, isolation='emulated' to accept it",
-            EmulationWarning, stacklevel=_outside(),
-        )  # fmt: skip
-
-
-def _outside() -> int:
-    """The ``stacklevel`` of who entered the sandbox, for a warning of our caller's."""
-    ours = (str(Path(__file__).parent), contextlib.__file__)
-    frame, level = sys._getframe(1), 1
-    while frame.f_code.co_filename.startswith(ours) and frame.f_back is not None:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _timings(begun: Begun, slot: float, vm: VM, answer: SetupResponse) -> Timings:

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 from attrs import define
 
-from pykata.boot import check_here
 from pykata.command import Command
 from pykata.guest import find_bundle
+from pykata.isolation import check_here
 from pykata.options import Options
 from pykata.rootfs import found
 from pykata.spec import Image, PullPolicy

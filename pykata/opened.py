@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from pykata.boot import isolation_of
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
 from pykata.completed import Completed
 from pykata.container import Container, kept_container, single_process
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.foreseen import Foreseen
+from pykata.isolation import isolation_of
 from pykata.net.running import RunningNetwork
 from pykata.options import Options, Rlimits, check_image, check_pull
 from pykata.process import Process

@@ -9,12 +9,12 @@ from pathlib import Path
 import anyio
 from attrs import frozen
 
-from pykata.boot import EmulationWarning, isolation_of
 from pykata.errors import PykataError
 from pykata.fs.block import Block
 from pykata.guest import find_bundle
 from pykata.host import cache_dir, run_dir, run_root
 from pykata.hypervisors.base import Hypervisor
+from pykata.isolation import EmulationWarning, isolation_of
 from pykata.sandbox import Sandbox
 from pykata.strategies import strategy
 

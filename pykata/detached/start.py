@@ -13,7 +13,6 @@ import anyio
 from attrs import evolve
 
 from pykata import host
-from pykata.boot import check_here
 from pykata.detached import directory as directories
 from pykata.detached.directory import Claim, Directory, State
 from pykata.detached.welcome import Request, to_descriptor
@@ -21,6 +20,7 @@ from pykata.detached.wire import Wire, unpack_error
 from pykata.errors import ConfigError, DetachedError, DetachedTakenError, HostError, PykataError, last_line
 from pykata.foreseen import ready_image
 from pykata.host import finish
+from pykata.isolation import check_here
 from pykata.volumes import FsspecVolume
 
 CLEAN_UP = 30.0

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import evolve
 
-from pykata.boot import EmulationWarning, boot
+from pykata.boot import boot
 from pykata.concurrency import alongside
 from pykata.container import Container, inherited, kept_container
 from pykata.detached import directory as directories
@@ -22,6 +22,7 @@ from pykata.detached.directory import Claim
 from pykata.detached.welcome import Request, Welcome
 from pykata.detached.wire import Wire, pack_error
 from pykata.errors import ConfigError, NotPermittedError, PykataError, SandboxClosedError
+from pykata.isolation import EmulationWarning
 from pykata.keeper.client import Client
 from pykata.keeper.ending import End, Ending
 from pykata.keeper.log import Log

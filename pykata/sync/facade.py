@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from pykata.boot import check_isolation
+from pykata.isolation import check_isolation
 from pykata.sandbox import Sandbox
 from pykata.sync.bridge import Held, Turn, call, iterate
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-import pykata.boot
+import pykata.isolation
 from pykata import (
     CommandFailedError,
     Completed,
@@ -399,7 +399,7 @@ async def test_timings_are_in_order(sb: Sandbox) -> None:
 
 @pytest.fixture
 def never_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pykata.boot, "_warned", False)
+    monkeypatch.setattr(pykata.isolation, "_warned", False)
 
 
 @pytest.mark.usefixtures("never_warned")
