@@ -154,8 +154,8 @@ async def _network(options: Options, directory: Path) -> AsyncIterator[Attachmen
 def _volumes(options: Options, bundle: Bundle, directory: Path) -> AbstractAsyncContextManager[Attachment]:
     if not options.volumes:
         return nullcontext(Attachment())
-    from pykata.attached import attached as shared
     from pykata.rootfs import found
+    from pykata.volumes.attached import attached as shared
 
     return shared(options.volumes, directory, partial(found, options, bundle))
 
@@ -163,7 +163,7 @@ def _volumes(options: Options, bundle: Bundle, directory: Path) -> AbstractAsync
 def _serving(agent: AgentClient, options: Options) -> AbstractAsyncContextManager[None]:
     if not any(isinstance(volume, FsspecVolume) for volume in options.volumes.values()):
         return nullcontext()
-    from pykata.serving import serving
+    from pykata.volumes.serving import serving
 
     return serving(agent, options.volumes)
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from attrs import asdict
 
 from pykata.agent import v1
-from pykata.attached import places
 from pykata.command import Command
 from pykata.rootfs import Prepared
 from pykata.running import Running
 from pykata.spec import Attachment, Disk, Mount, Pmem
+from pykata.volumes.attached import places
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WINDOW = 1024 * 1024

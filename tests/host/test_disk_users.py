@@ -12,10 +12,10 @@ import anyio
 import pytest
 
 from pykata import DiskImage, VolumeInUseError
-from pykata.disk_volume import disk
 from pykata.fs.block import ready
 from pykata.host import disk_users, is_one_filesystem, loop_of, mounts, where_written
 from pykata.spec import Image, ImageConfig
+from pykata.volumes.disk import disk
 
 
 def run(*argv: str | Path) -> str:

@@ -116,7 +116,7 @@ async def test_what_is_refused(refused: Path, said: str) -> None:
         open_qcow2(descriptor)
     with pytest.raises(ImageUnsupportedError, match=f"{refused} can't be used: .*{said}"):
         await resolve(f"qcow2:{refused}", architecture="x86_64")
-    from pykata.disk_volume import disk
+    from pykata.volumes.disk import disk
 
     with pytest.raises(ConfigError, match=f"the volume {refused} can't be used: .*{said}"):
         async with disk("d", DiskImage(refused, format="qcow2")):
@@ -147,7 +147,7 @@ async def test_a_raw_disk_is_never_taken_for_a_qcow2(disguised: Path, qcow2: Pat
     path = disguised
     image = await resolve(f"disk:{path}", architecture="x86_64")
     assert (image.disk_type, image.disk_format) == ("ext4", "raw")
-    from pykata.disk_volume import disk
+    from pykata.volumes.disk import disk
 
     async with disk("d", DiskImage(path)) as attachment:
         (device,) = attachment.devices

@@ -29,7 +29,6 @@ from pykata import (
     list_volumes,
     remove_volume,
 )
-from pykata.attached import places
 from pykata.fs.virtiofs import _kind_of, options, served
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
@@ -52,6 +51,7 @@ from pykata.spec import (
 )
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
 from pykata.volumes import check_volumes
+from pykata.volumes.attached import places
 
 
 def test_a_path_is_a_volume_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ async def test_what_is_used_is_what_was_looked_at(pairs: tuple[Path, Path], monk
         Path(f"{path}-other").replace(path)
         return ""
 
-    monkeypatch.setattr("pykata.disk_volume.where_written", looked_at)
+    monkeypatch.setattr("pykata.volumes.disk.where_written", looked_at)
     monkeypatch.setattr("pykata.host.where_written", looked_at)
     async with sandbox(volumes={"/d": DiskImage(volume)}) as sb:
         done = await sb.run(f"disk:{image}", sh("cat /etc/what /d/etc/what"))

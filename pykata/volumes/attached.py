@@ -8,12 +8,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from pykata.disk_volume import disk
 from pykata.fs.block import Block
 from pykata.fs.ninep import directory
 from pykata.fs.virtiofs import served
 from pykata.spec import VOLUMES, Attachment, Disk, Image, Mount, Shared
 from pykata.volumes import CACHES, Bind, Checked, DiskImage, FsspecVolume, ImageVolume, Tmpfs
+from pykata.volumes.disk import disk
 
 Find = Callable[[str], Awaitable[Image]]
 

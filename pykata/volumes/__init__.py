@@ -1,0 +1,20 @@
+"""Volumes: what a sandbox's containers have beside their images, and share."""
+
+from pykata.volumes.kinds import CACHES, Bind, DiskImage, FsspecVolume, ImageVolume, Tmpfs
+from pykata.volumes.named import Named, list_volumes, remove_volume
+from pykata.volumes.places import Checked, Volume, check_volumes
+
+__all__ = [
+    "CACHES",
+    "Bind",
+    "Checked",
+    "DiskImage",
+    "FsspecVolume",
+    "ImageVolume",
+    "Named",
+    "Tmpfs",
+    "Volume",
+    "check_volumes",
+    "list_volumes",
+    "remove_volume",
+]

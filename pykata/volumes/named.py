@@ -1,0 +1,95 @@
+"""Volumes that have a name, and outlive sandboxes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from attrs import field, frozen, validators
+
+from pykata.errors import ConfigError, HostError
+from pykata.host import state_dir
+from pykata.spec import Security
+from pykata.volumes import checks
+from pykata.volumes.kinds import CACHES, VIAS, Bind, Cache, DiskImage, Via
+
+DISKS = ".disks"        # beside the named volumes: those that have a size
+
+
+@frozen
+class Named:
+    """A directory that pykata keeps for this user under a name, and that outlives sandboxes.
+
+    ::
+
+        Sandbox(volumes={"/root/.cache": Named("cache"), "/data": Named("results", size="1G", files=10_000)})
+
+    It is made when a :class:`Sandbox` is first made with it, below ``$PYKATA_STATE``; several sandboxes may use it at
+    the same time. ``readonly``, ``cache``, ``via`` and ``security`` are as for :class:`Bind`. See :func:`list_volumes`
+    and :func:`remove_volume`.
+
+    With a ``size`` (MiB or text) it is a disk of its own, as :class:`DiskImage`: a guest can't write more than that,
+    nor make more than ``files`` files and directories, about, and only one sandbox writes to it at a time. The size is
+    that with which it was made.
+    """
+
+    name: str = field(validator=checks.name)
+    readonly: bool = False
+    cache: Cache = field(default="auto", validator=checks.one_of(*CACHES))
+    via: Via = field(default="auto", validator=checks.one_of(*VIAS))
+    size: int | str | None = None
+    files: int | None = field(default=None, validator=validators.optional(checks.count))
+    security: Security = field(default="none", kw_only=True, validator=checks.security)
+
+    def __attrs_post_init__(self) -> None:
+        checks.disk_size(self.size)
+        if self.files is not None and self.size is None:
+            raise ConfigError(f"files={self.files} without a size", hint="only a volume with a size= is limited")
+
+    def found(self) -> Bind | DiskImage:
+        """It as what it is. Raises ConfigError."""
+        directory, disk = _folder() / self.name, _folder() / DISKS / self.name
+        if self.size is None and not disk.exists():
+            return Bind(directory, self.readonly, self.cache, self.via, security=self.security)
+        if directory.exists():
+            raise ConfigError(f"the volume {self.name!r} has no size: it was made without",
+                              hint="remove it, or take another name")
+        if self.security != "none":
+            raise ConfigError(f"security={self.security!r}: the volume {self.name!r} has a size, and is a disk",
+                              hint="leave it out: a disk keeps owners, modes and kinds as they are")
+        disk.parent.mkdir(mode=0o700, exist_ok=True)
+        return DiskImage(disk, self.size, self.files, self.readonly)
+
+
+def list_volumes() -> list[str]:
+    """The names of the volumes that this user has."""
+    folders = (_folder(), _folder() / DISKS)
+    return sorted(path.name for folder in folders for path in folder.glob("*") if not path.name.startswith("."))
+
+
+def remove_volume(name: str) -> None:
+    """Remove a named volume and all that is in it. Raises ConfigError if there is none."""
+    volume = Named(name).found()
+    if isinstance(volume, DiskImage):
+        volume.path.unlink()        # who uses it goes on with what is nobody else's then
+        return
+    path = volume.path
+    # Out of the way first: who comes now gets a new one. What can't be removed then goes with the next removal.
+    gone = path.with_name(f".{name}-{os.urandom(4).hex()}")
+    try:
+        path.rename(gone)
+    except FileNotFoundError:
+        known = ", ".join(list_volumes()) or "none"
+        raise ConfigError(f"there is no volume {name!r}", hint=f"there are {known}") from None
+    import shutil
+
+    try:
+        shutil.rmtree(gone)
+    except OSError as exc:
+        raise HostError(f"volume {name!r} can't be removed whole: {exc}", hint=f"remove {gone}") from exc
+
+
+def _folder() -> Path:
+    path = state_dir() / "volumes"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
