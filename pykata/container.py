@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
-
-from attrs import define
+from contextlib import asynccontextmanager
 
 from pykata.background import Background
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, Command, collection, command, shell
 from pykata.completed import Completed
-from pykata.errors import AgentError, ConfigError, SandboxClosedError
+from pykata.errors import ConfigError, SandboxClosedError
 from pykata.files import FileChange, Files
 from pykata.files.checks import number
 from pykata.host import finish
+from pykata.making import removed, saved_container
 from pykata.options import Rlimits, check_path
-from pykata.origin import SavedContainer
 from pykata.process import Process
-from pykata.running import ProcessId, Running
+from pykata.running import Running
 from pykata.spec import Image, PullPolicy, Terminal
-
-if TYPE_CHECKING:
-    from pykata.agent.v1 import Start
-    from pykata.rootfs import Prepared
+from pykata.starting import detached, started
 
 KEPT_LOG = 64 * 1024
 """Bytes of the output of a background process that are kept at most: agent.proto."""
@@ -205,7 +199,7 @@ async def kept_container(
     from pykata.requests import container_request
     from pykata.rootfs import prepared
 
-    async with prepared(running, image, pull) as rootfs, _removed(running, running.new_id("c")) as identity:
+    async with prepared(running, image, pull) as rootfs, removed(running, running.new_id("c")) as identity:
         async with running.explained():
             await running.agent.create_container(container_request(running, identity, rootfs))
         container = Container(running, identity, rootfs.image)
@@ -217,144 +211,9 @@ async def kept_container(
             await container.leave()
 
 
-def saved_container(
-    running: Running, identity: str, image: Image, *, fresh: bool = False, rehearsal: bool = False
-) -> SavedContainer:
-    """What a sandbox that goes on from this one has to know of a container."""
-    return SavedContainer(
-        id=identity, reference=image.reference, digest=image.digest, config=image.config,
-        architecture=image.architecture, disk=running.options.disk, fresh=fresh, rehearsal=rehearsal,
-    )  # fmt: skip
-
-
-@asynccontextmanager
-async def fresh_container(
-    running: Running, rootfs: Prepared, *, explored: bool = False, rehearsal: bool = False
-) -> AsyncIterator[None]:
-    """A container that nothing has run in, and in which a process waits for a command.
-
-    ``explored``: it has looked up what that may be, which takes long and is worth it in a guest that will be saved.
-    ``rehearsal``: it is for that, and for nobody else.
-    """
-    from pykata.requests import container_request
-
-    identity = running.new_id("c")
-    running.containers[identity] = saved_container(
-        running, identity, rootfs.image, fresh=not rehearsal, rehearsal=rehearsal
-    )
-    try:
-        async with running.explained():
-            request = container_request(running, identity, rootfs, waits=True, explored=explored)
-            await running.agent.create_container(request)
-        yield
-    finally:
-        if running.containers.pop(identity, None) is not None:      # else it is theirs who took it
-            await finish(remove_container(running, identity))
-
-
 def inherited(running: Running) -> list[Container]:
     """The containers that were there before the sandbox was entered, for whoever wants to use them."""
     return [
         Container(running, one.id, Image(one.reference, one.digest, one.config, one.architecture))
         for one in running.containers.values() if not one.fresh and not one.rehearsal
     ]  # fmt: skip
-
-
-@asynccontextmanager
-async def single_process(
-    running: Running, image: str | Image, what: Command, pull: PullPolicy | None = None
-) -> AsyncIterator[Process]:
-    """A process in a container of its own, in one round trip; the container goes with it."""
-    running.check()
-    from pykata.requests import container_request, start_request
-    from pykata.rootfs import prepared
-
-    async with prepared(running, image, pull) as rootfs, _new_or_waiting(running, rootfs.image) as own:
-        config = rootfs.image.config
-        args = what.argv(config)
-        create = None if own.fresh else container_request(running, own.id, rootfs)
-        start = start_request(running, own.id, args, what, user=config.user, create=create, last=own.fresh)
-        async with started(running, start) as process:
-            yield process
-        own.is_gone = process.ended     # the agent ends such a call well when it has removed the container
-    if running.waiting is not None:
-        running.waiting.ran(rootfs.image)
-
-
-@asynccontextmanager
-async def started(running: Running, start: Start) -> AsyncIterator[Process]:
-    """Start a process; its stream is reset when left early, which kills it."""
-    running.check()
-    assert start.process is not None
-    identity = ProcessId(start.container_id, start.process.id)
-    args, tty = tuple(start.process.args), start.process.terminal is not None
-    async with AsyncExitStack() as stack:
-        async with running.explained():
-            stream = await stack.enter_async_context(running.agent.run(start))
-            pid = await stream.started()
-        process = Process(running, stream, identity, args, pid, tty=tty)
-        try:
-            yield process
-        finally:
-            process.leave()
-        if process.ended:
-            async with running.explained():
-                await stream.finished()
-
-
-async def detached(running: Running, start: Start) -> Background:
-    """Start a process that outlives this call."""
-    running.check()
-    assert start.process is not None
-    async with running.explained(), running.agent.run(start) as stream:
-        pid = await stream.started()
-        await stream.finished()
-    return Background(
-        running, ProcessId(start.container_id, start.process.id), tuple(start.process.args), pid
-    )
-
-
-@define
-class _Own:
-    """A container for one process. ``fresh``: it is there already. ``is_gone``: it is known to be removed."""
-
-    id: str
-    fresh: bool
-    is_gone: bool = False
-
-
-@asynccontextmanager
-async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[_Own]:
-    fresh = await running.take_fresh(image)
-    own = _Own(fresh or running.new_id("c"), fresh is not None)
-    try:
-        yield own
-    finally:
-        if not own.is_gone:
-            await finish(remove_container(running, own.id))
-
-
-@asynccontextmanager
-async def _removed(running: Running, identity: str) -> AsyncIterator[str]:
-    """See to it that the container is gone before its disk is unplugged, whatever happened.
-
-    A guest that doesn't manage that can't be trusted with its disk slots any more: the sandbox is marked broken.
-    """
-    try:
-        yield identity
-    finally:
-        await finish(remove_container(running, identity))
-
-
-async def remove_container(running: Running, identity: str) -> None:
-    """See to it that a container is gone; a guest that doesn't manage that is marked broken. Never fails."""
-    if running.broken is not None:
-        return
-    if running.is_paused:
-        running.broken = SandboxClosedError("a container was left while this sandbox was paused",
-                                            hint="resume it before its containers are left")
-        return
-    try:
-        await running.agent.remove_container(identity)
-    except AgentError as error:
-        await running.why(error)

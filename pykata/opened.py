@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pykata.collect import collect
 from pykata.command import MAX_OUTPUT, Callback, collection, command, shell
 from pykata.completed import Completed
-from pykata.container import Container, kept_container, single_process
+from pykata.container import Container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.foreseen import Foreseen
 from pykata.isolation import isolation_of
@@ -17,6 +17,7 @@ from pykata.options import Options, Rlimits, check_image, check_pull
 from pykata.process import Process
 from pykata.running import Running
 from pykata.spec import Accel, Features, Isolation, PullPolicy, Terminal, Timings
+from pykata.starting import single_process
 from pykata.stats import Stats, decoded
 
 

@@ -15,9 +15,9 @@ import anyio
 from attrs import define, field, frozen
 
 from pykata.concurrency import alongside
-from pykata.container import fresh_container
 from pykata.errors import AgentError, ConfigError, SandboxClosedError
 from pykata.host import finish
+from pykata.making import fresh_container
 from pykata.options import check_count
 from pykata.rehearsal import rehearse_in
 from pykata.rootfs import prepared

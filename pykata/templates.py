@@ -9,9 +9,10 @@ from typing import Any, Self
 
 from attrs import evolve, fields
 
-from pykata.container import Container, fresh_container, kept_container
+from pykata.container import Container, kept_container
 from pykata.errors import ConfigError, SandboxClosedError
 from pykata.foreseen import ready_image
+from pykata.making import fresh_container
 from pykata.net.network import Network
 from pykata.net.none import NoNetwork
 from pykata.options import (

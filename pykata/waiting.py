@@ -15,9 +15,9 @@ import anyio
 from attrs import define, field
 
 from pykata.concurrency import alongside
-from pykata.container import fresh_container
 from pykata.errors import PykataError
 from pykata.host import finish
+from pykata.making import fresh_container
 from pykata.rootfs import plugged
 from pykata.running import Running
 from pykata.spec import Image

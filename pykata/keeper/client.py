@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import asdict, define, field
 
-from pykata.container import remove_container
 from pykata.detached.welcome import to_descriptor
 from pykata.detached.wire import PROTOCOL, Message, Wire, pack_error
 from pykata.errors import DetachedError, PykataError
 from pykata.host import finish
 from pykata.keeper.forward import Containers, Forwarder
+from pykata.making import remove_container
 from pykata.spec import Disk
 
 if TYPE_CHECKING:
