@@ -56,7 +56,7 @@ async def plugged(running: Running, image: Image) -> AsyncIterator[Prepared]:
 async def found(options: Options, bundle: Bundle, reference: str, pull: PullPolicy | None = None) -> Image:
     """The image of this name, pulled if need be. Raises ImageError."""
     how = Pulling(pull or options.pull, options.registries, options.progress)
-    return await resolve(reference, architecture=bundle.arch, builtin=builtin_images(bundle), how=how)
+    return await resolve(reference, architecture=bundle.architecture, builtin=builtin_images(bundle), how=how)
 
 
 def builtin_images(bundle: Bundle) -> Mapping[str, tuple[Path, dict[str, object]]]:

@@ -240,7 +240,7 @@ class Sandbox(OpenSandbox):
                     await sandbox._main.leave()
 
     async def fork(
-        self, count: int = 1, *, signal: int = 0, env: Mapping[str, str] | None = None
+        self, count: int = 1, *, env: Mapping[str, str] | None = None, signal: int = 0
     ) -> list[Sandbox]:
         """Sandboxes that go on from where this one is now, with all that runs in it. Enter them, one by one or at once.
 
@@ -261,12 +261,9 @@ class Sandbox(OpenSandbox):
         from pykata.saving import fork
 
         check_count("count", count)
-        signal, env = check_signal(signal, least=0), check_env(env)
-        running = self._open
-        options = await fork(self._stack, running)
-        return [
-            Sandbox._of(evolve(options, signal=signal, env=env, hostname=new_hostname())) for _ in range(count)
-        ]
+        env, signal = check_env(env), check_signal(signal, least=0)
+        options = evolve(await fork(self._stack, self._open), env=env, signal=signal)
+        return [Sandbox._of(evolve(options, hostname=new_hostname())) for _ in range(count)]
 
     async def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Save this sandbox with all that runs in it as the directory ``path``, from which :meth:`restore` goes on.

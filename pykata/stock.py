@@ -13,9 +13,10 @@ from attrs import frozen
 from pykata import host
 from pykata.errors import ImageError, ImageInUseError, ImageNotFoundError, ImageReferenceError
 from pykata.fs.base import SharedFs
-from pykata.fs.block import Block, kept_disks
+from pykata.fs.block import kept_disks
 from pykata.options import check_pull
 from pykata.spec import Image, Progress, PullPolicy, Registries
+from pykata.strategies import strategy
 
 
 @frozen
@@ -40,7 +41,7 @@ async def pull_image(
     registries: Registries | None = None,
     progress: Progress | None = None,
     architecture: str | None = None,
-    fs: SharedFs | None = None,
+    fs: SharedFs | str = "block",
 ) -> Image:
     """Get an image from its registry and make it ready for sandboxes.
 
@@ -54,8 +55,9 @@ async def pull_image(
     from pykata.images import Pulling, resolve
 
     how = Pulling(check_pull(pull), registries, progress)
+    shared = strategy(SharedFs, "pykata.filesystems", fs)  # type: ignore[type-abstract]
     image = await resolve(name, architecture=architecture or os.uname().machine, how=how)
-    async with (fs or Block()).rootfs(image, host.cache_dir()):
+    async with shared.rootfs(image, host.cache_dir()):
         return image
 
 

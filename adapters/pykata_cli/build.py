@@ -26,7 +26,7 @@ async def command(arguments: argparse.Namespace) -> int:
         options = {name: value for name, value in said.items() if value is not None}
         sandbox = pykata.Sandbox(**options, progress=None if arguments.quiet else pulling)
         name = await pykata.build_image(
-            recipe, arguments.tag, architecture=arguments.arch, sandbox=sandbox,
+            recipe, arguments.tag, architecture=arguments.architecture, sandbox=sandbox,
             progress=None if arguments.quiet else told,
         )
     show(name)

@@ -28,11 +28,11 @@ async def _build(arguments: argparse.Namespace, _relay: Relay) -> int:
 def tell(bundle: pykata.Bundle) -> None:
     """Print what a bundle is."""
     for name, value in describe(bundle).items():
-        show(f"{name:8} {value}")
+        show(f"{name:12} {value}")
 
 
 def describe(bundle: pykata.Bundle) -> dict[str, str]:
     """What a bundle is, in words."""
-    said = {"path": str(bundle.path), "arch": bundle.arch, "hash": bundle.hash}
+    said = {"path": str(bundle.path), "architecture": bundle.architecture, "hash": bundle.hash}
     sizes = {name: f"{output['size'] / 2**20:.1f} MiB" for name, output in bundle.manifest["outputs"].items()}
     return {**said, "files": ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pykata_cli.parser_shared import add_verbose
+from pykata_cli.parser_shared import add_format, add_verbose
 
 BUILD_EXAMPLES = """\
 examples:
@@ -16,13 +16,13 @@ examples:
 PULL_EXAMPLES = """\
 examples:
   pykata pull python:3.12-slim
-  pykata pull --quiet --arch aarch64 debian:bookworm
+  pykata pull --quiet --architecture aarch64 debian:bookworm
   pykata pull --insecure registry.test:5000 registry.test:5000/team/app
 """
 IMAGES_EXAMPLES = """\
 examples:
   pykata images
-  pykata images --json | jq -r '.[].name'
+  pykata images --format json | jq -r '.[].name'
 """
 RMI_EXAMPLES = """\
 examples:
@@ -63,7 +63,7 @@ def add_image_commands(commands: Any) -> None:
         "images", help="the images that were pulled", description="List the images that were pulled.",
         epilog=IMAGES_EXAMPLES,
     )
-    images.add_argument("--json", action="store_true", help="as JSON, sizes in bytes, times in seconds since 1970")
+    add_format(images, "sizes in bytes, times in seconds since 1970")
     add_verbose(images)
     rmi = commands.add_parser(
         "rmi", help="remove images that were pulled", description="Remove images.", epilog=RMI_EXAMPLES
@@ -123,7 +123,7 @@ def _add_elsewhere(commands: Any) -> None:
 
 def _add_architecture(group: Any) -> None:
     group.add_argument(
-        "--arch", metavar="NAME", help="the guest's architecture: x86_64 or aarch64; default: this machine's"
+        "--architecture", metavar="NAME", help="the guest's architecture: x86_64 or aarch64; default: this machine's"
     )
 
 

@@ -10,5 +10,5 @@ from pykata_cli.printing import show
 
 async def command(arguments: argparse.Namespace) -> int:
     """Keep an image that is elsewhere on this machine; prints its name."""
-    show(await pykata.load_image(arguments.source, arguments.tag, architecture=arguments.arch))
+    show(await pykata.load_image(arguments.source, arguments.tag, architecture=arguments.architecture))
     return 0

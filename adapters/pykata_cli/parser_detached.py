@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pykata_cli import exits
-from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose, patience, seconds
+from pykata_cli.parser_shared import add_format, add_identity, add_stdio, add_verbose, patience, seconds
 
 EXEC = f"""\
 examples:
@@ -125,12 +125,10 @@ def _add_stats(commands: Any) -> None:
                   "Show what the containers of detached sandboxes use, every two seconds.", STATS)
     parser.add_argument("names", metavar="NAME", nargs="*", help="default: all that run")
     parser.add_argument("--once", action="store_true", help="look once")
-    parser.add_argument(
-        "--format", choices=("table", "json"), default="table", help="json: an object a line; default: %(default)s"
-    )
+    add_format(parser, "an object a line")
 
 
 def _add_ps(commands: Any) -> None:
     parser = _add(commands, "ps", "list detached sandboxes", "List detached sandboxes.", PS)
     parser.add_argument("-a", "--all", action="store_true", help="those that have ended, too")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
+    add_format(parser, "times in seconds since 1970")

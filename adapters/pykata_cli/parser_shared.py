@@ -26,6 +26,13 @@ def _duration(text: str, hint: str, *, zero: bool = False) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a duration ({hint})")
 
 
+def add_format(parser: Any, json: str) -> None:
+    """``--format``: a table, or what ``json`` says of the other."""
+    parser.add_argument(
+        "--format", choices=("table", "json"), default="table", help=f"json: {json}; default: %(default)s"
+    )
+
+
 def add_verbose(parser: Any) -> None:
     """``-v``."""
     parser.add_argument(

@@ -6,12 +6,12 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Sequence
 
 import attrs
 
 import pykata
 from pykata_cli.printing import show
+from pykata_cli.tables import age, print_table
 
 HEADER = ("NAME", "STATUS", "AGE", "IMAGE", "COMMAND")
 COMMAND = 40        # characters of a command that are shown
@@ -39,19 +39,3 @@ def status(one: pykata.Detached) -> str:
     if one.phase == "ended":
         return f"ended ({one.exit_code})" if one.exit_code is not None else f"ended ({one.reason or 'stopped'})"
     return "lost (keeper killed)" if one.phase == "lost" else one.phase
-
-
-def age(seconds: float) -> str:
-    """A duration in its largest unit."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they must be; what a terminal would take for a command is escaped."""
-    lines = [[c if c.isprintable() else c.encode("unicode_escape").decode() for c in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        show("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -16,7 +16,7 @@ async def command(arguments: argparse.Namespace) -> int:
     with bars(sys.stderr) as pulling:
         image = await pykata.pull_image(
             arguments.image, registries=registries(arguments), progress=None if arguments.quiet else pulling,
-            architecture=arguments.arch,
+            architecture=arguments.architecture,
         )
     show(image.digest)
     return 0

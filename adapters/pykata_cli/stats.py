@@ -13,8 +13,8 @@ from attrs import asdict, define, field
 
 import pykata
 from pykata_cli.printing import show
-from pykata_cli.ps import print_table
 from pykata_cli.signals import Relay, relayed
+from pykata_cli.tables import print_table, size
 
 HEADER = ("NAME", "CONTAINER", "CPU", "CPU TIME", "MEMORY", "PEAK", "PROCESSES")
 PERIOD = 2.0            # seconds between two looks
@@ -74,8 +74,3 @@ class Table:
         self._cpu[name, identity] = one.cpu, now
         share = f"{(one.cpu - before) / (now - when):.0%}" if now > when else "-"
         return (name, identity, share, f"{one.cpu:.1f} s", size(one.memory), size(one.memory_peak), str(one.pids))
-
-
-def size(count: int) -> str:
-    """Bytes, in MiB."""
-    return f"{count / 2**20:.1f} MiB"

@@ -11,11 +11,11 @@ from pykata.guest.steps import Progress, no_progress
 __all__ = ["Bundle", "build_bundle", "evict", "find_bundle", "in_use", "load_bundle", "write_wheel"]
 
 
-async def build_bundle(*, arch: str = "", progress: Progress = no_progress, force: bool = False) -> Bundle:
+async def build_bundle(*, architecture: str = "", progress: Progress = no_progress, force: bool = False) -> Bundle:
     """Build the bundle of the source tree; see :func:`pykata.guest.build.build_bundle`."""
     from pykata.guest.build import build_bundle  # booting a sandbox doesn't need it
 
-    return await build_bundle(arch=arch, progress=progress, force=force)
+    return await build_bundle(architecture=architecture, progress=progress, force=force)
 
 
 def write_wheel(bundle: Bundle, out_dir: Path, version: str = "0.1.0") -> Path:

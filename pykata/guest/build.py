@@ -41,14 +41,14 @@ class _Part:
 
 
 async def build_bundle(
-    *, arch: str = "", progress: Progress = no_progress, force: bool = False, root: Path | None = None
+    *, architecture: str = "", progress: Progress = no_progress, force: bool = False, root: Path | None = None
 ) -> Bundle:
     """Build the bundle of the source tree, or take it from the cache; ``force`` builds every part anew.
 
     The first time takes some minutes, for the kernel. Raises ToolMissingError (its hint names the Debian packages) and
     BundleBuildError (``output`` is the end of the log).
     """
-    arch, root = arch or host_arch(), (root or _tree()).absolute()
+    arch, root = architecture or host_arch(), (root or _tree()).absolute()
     cache = cache_root()
     async with locked(cache, lambda holder: progress("lock", 0, 0, f"waiting for {holder}")):
         tree = tree_hash(root, arch)

@@ -30,7 +30,7 @@ class Bundle:
     """A guest bundle on disk. ``hash`` is that of everything it was made from."""
 
     path: Path
-    arch: str
+    architecture: str
     hash: str
     manifest: Mapping[str, Any] = field(repr=False, eq=False, hash=False)
 
@@ -105,9 +105,10 @@ def load_bundle(path: Path) -> Bundle:
             _sized(path, name, manifest["outputs"][name])
     except (KeyError, TypeError) as exc:
         raise _damaged(path / "manifest.json", f"it lacks {exc}") from exc
-    if bundle.arch != host_arch():
+    if bundle.architecture != host_arch():
         raise BundleMissingError(
-            f"the guest bundle {path} is for {bundle.arch}, and this machine is {host_arch()}", hint=f"run: {BUILD}"
+            f"the guest bundle {path} is for {bundle.architecture}, and this machine is {host_arch()}",
+            hint=f"run: {BUILD}",
         )
     return bundle
 

@@ -27,7 +27,7 @@ def write_wheel(bundle: Bundle, out_dir: Path, version: str = "0.1.0") -> Path:
     The tag is that of any Linux: nothing in it runs on the host.
     """
     bundle.verify()
-    tag = f"py3-none-manylinux_2_17_{bundle.arch}"
+    tag = f"py3-none-manylinux_2_17_{bundle.architecture}"
     info = f"{WHEEL}-{version}.dist-info"
     members = {
         f"{WHEEL}/__init__.py": _INIT.encode(),

@@ -94,7 +94,7 @@ def _from(reading: _Reading, line: Line) -> Recipe:
     if reading.begun:
         raise line.wrong("there is more than one stage", "make an image of each, with files of the one for the other")
     if words[0].startswith("--"):
-        raise line.wrong(f"{words[0]} isn't supported here", "the guest's architecture is asked for by --arch")
+        raise line.wrong(f"{words[0]} isn't supported here", "the guest's architecture is asked for by --architecture")
     if len(words) not in (1, 3) or (len(words) == 3 and words[1].upper() != "AS"):
         raise line.wrong("it isn't FROM IMAGE")
     reading.begun = True

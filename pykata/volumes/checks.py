@@ -42,6 +42,10 @@ def size(value: int | str) -> int:
     return given
 
 
+def optional_size(value: int | str | None) -> int | None:
+    return None if value is None else size(value)
+
+
 def inner_path(instance: object, attribute: Attribute[str], value: object) -> None:
     """A path in a filesystem that isn't this machine's."""
     if not isinstance(value, str) or "\0" in value or ".." in value.split("/"):

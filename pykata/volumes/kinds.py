@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from attrs import converters, field, frozen, validators
+from attrs import field, frozen, validators
 
 from pykata.errors import ConfigError
 from pykata.spec import DiskFormat, Security
@@ -127,7 +127,7 @@ class FsspecVolume:
     cache: Cache = field(default="auto", validator=checks.one_of(*CACHES))
     timeout: float = field(default=30.0, validator=checks.seconds)
     buffer: int | str = field(default="256M", converter=checks.size)
-    size: int | str | None = field(default=None, kw_only=True, converter=converters.optional(checks.size))
+    size: int | str | None = field(default=None, kw_only=True, converter=checks.optional_size)
     files: int | None = field(default=None, kw_only=True, validator=validators.optional(checks.count))
 
 

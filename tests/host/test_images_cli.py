@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pykata_cli import main
 from pykata_cli.bars import Bars, bars
-from pykata_cli.images import ago
 
 from pykata import ImageCorruptError, list_images, load_image
 from pykata.spec import PullEvent
@@ -39,13 +38,13 @@ def test_an_image_comes_and_goes(upstream: str, capsys: pytest.CaptureFixture[st
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == ["NAME", "DIGEST", "ARCH", "SIZE", "USED"]
     assert line.split()[0] == f"{upstream}/app:1"
-    assert main(["images", "--json"]) == 0
+    assert main(["images", "--format", "json"]) == 0
     [listed] = json.loads(capsys.readouterr().out)
     assert listed["name"] == f"{upstream}/app:1"
     assert listed["digest"].removeprefix("sha256:")[:12] == line.split()[1]
     assert main(["rmi", f"{upstream}/app:1"]) == 0
     assert capsys.readouterr().out.startswith(f"{upstream}/app:1: 0.")
-    assert main(["images", "--json"]) == 0
+    assert main(["images", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
 
@@ -67,7 +66,7 @@ def test_an_image_goes_elsewhere(upstream: str, places: Path, capsys: pytest.Cap
     digest = capsys.readouterr().out.splitlines()[-1]
     assert main(["push", "again:9", f"{upstream}/loaded:1"]) == 0
     assert capsys.readouterr().out.splitlines() == [digest]
-    assert main(["images", "--json"]) == 0
+    assert main(["images", "--format", "json"]) == 0
     assert {image["digest"] for image in json.loads(capsys.readouterr().out)} == {digest}
     assert main(["pull", f"{upstream}/loaded:1"]) == 0
 
@@ -113,8 +112,3 @@ def test_bars() -> None:
         show.stop()
     with bars(io.StringIO()) as nothing:
         assert nothing is None
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.5, "now"), (59, "59 s ago"), (3600, "1 h ago"), (90000, "1 d ago")])
-def test_how_long_ago(seconds: float, text: str) -> None:
-    assert ago(seconds) == text

@@ -170,7 +170,7 @@ def test_check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
 @frozen
 class FakeBundle:
     path: Path = Path("/cache/x86_64-0123")
-    arch: str = "x86_64"
+    architecture: str = "x86_64"
     hash: str = "0123"
     manifest: Mapping[str, Any] = field(factory=lambda: {"outputs": {"vmlinux": {"size": 3 * 2**20}}})
 
@@ -274,7 +274,8 @@ def test_signals_by_name_and_number(text: str, number: int) -> None:
 
 
 def test_the_table_of_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
-    from pykata_cli.ps import age, print_table, row, status
+    from pykata_cli.ps import row, status
+    from pykata_cli.tables import age, print_table
 
     one = pykata.Detached(name="n", phase="running", image="image", args=("sh", "-c", "x" * 100), created=0)
     assert row(one)[4] == "sh -c " + "x" * 33 + "…"
@@ -287,7 +288,7 @@ def test_the_table_of_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    from pykata_cli.ps import print_table
+    from pykata_cli.tables import print_table
 
     print_table([["\x1b]0;evil\x07", "b"]])
     assert capsys.readouterr().out == "\\x1b]0;evil\\x07  b\n"
