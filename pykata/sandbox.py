@@ -288,6 +288,8 @@ class Sandbox(OpenSandbox):
         Entering raises SavedMissingError, SavedDamagedError, SavedElsewhereError, ConfigError for options that were
         other ones in what was saved, and what entering a sandbox raises.
         """
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise ConfigError(f"path={path!r} is not a path", hint="name the directory that snapshot() has made")
         sandbox = cls(**options)  # type: ignore[arg-type]
         if sandbox._template is not None:
             raise ConfigError("template: a sandbox goes on from a snapshot or from a template, not from both")

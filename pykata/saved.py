@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
     """
     with _explained(folder):
         state = _state(folder)
-        devices = (folder / "devices").read_bytes()
+        devices = _content(folder / "devices")
         if hashlib.sha256(devices).hexdigest() != state["devices"]:
             raise ValueError("the devices aren't those that were saved")
     with memory_file(state["size"]) as memory, held(memory) as file:
@@ -97,7 +98,7 @@ def _container(saved: dict[str, Any]) -> SavedContainer:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    digest, _, text = (folder / STATE).read_text().partition("\n")
+    digest, _, text = _content(folder / STATE).decode().partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise ValueError(f"{STATE} isn't what was written")
     state = json.loads(text)
@@ -136,7 +137,7 @@ def _write_memory(path: Path, memory: int) -> tuple[list[tuple[int, int]], str]:
 
 
 def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: int) -> None:
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    source = _file(path)
     try:
         found = os.fstat(source)
         if found.st_size != sum(end - start for start, end in runs):
@@ -154,6 +155,20 @@ def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: i
             at += end - start
     finally:
         os.close(source)
+
+
+def _content(path: Path) -> bytes:
+    with open(_file(path), "rb") as file:
+        return file.read()
+
+
+def _file(path: Path) -> int:
+    """A descriptor of it. What isn't a file could be waited for without an end. Raises ValueError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise ValueError(f"{path.name} isn't a file")
 
 
 def _private(path: Path, data: bytes) -> None:

@@ -111,6 +111,8 @@ async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:
 
 def _place(path: str | os.PathLike[str]) -> Path:
     """Where a snapshot can be written. Raises ConfigError."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path={path!r} is not a path", hint="name a directory to be made")
     folder = Path(path)
     if folder.name in ("", "..") or "\0" in folder.name:
         raise ConfigError(f"path={os.fspath(path)!r} is no place for a snapshot", hint="name a directory to be made")

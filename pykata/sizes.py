@@ -9,6 +9,9 @@ from pykata.spec import MIB
 
 UNITS = {"": MIB, "B": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 
+MOST = 2**60
+"""Bytes: more than anything has, and what fits into a number of 64 bits with room to calculate."""
+
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([BKMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -17,8 +20,11 @@ def parse_size(name: str, value: object) -> int:
 
     Raises :class:`ConfigError` that names the argument ``name``.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
-        return int(value * MIB)
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        return int(float(match[1]) * UNITS[match[2].upper()])
+    size = -1.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        size = value * MIB
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = float(match[1]) * UNITS[match[2].upper()]
+    if 0 <= size < MOST:
+        return int(size)
     raise ConfigError(f"{name}={value!r} is not a size", hint='give MiB as a number, or text such as "512M" or "2G"')

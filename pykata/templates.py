@@ -79,12 +79,12 @@ class Template:
         if self.options.network != Network(NoNetwork()):
             raise ConfigError("network: a template has none, as all that go on from it would have the same addresses",
                               hint='boot a sandbox with a network: Sandbox(network=..., template="off")')
-        if self.options.uses_host:
-            raise ConfigError("a template can't have directories or disks of the host",
-                              hint="use Tmpfs, or copy files in setup")
-        hypervisor = self.options.hypervisor.saving()       # raises why it can't be
+        if self.options.fs.shared:
+            raise ConfigError(f"fs: a template can't have files of the host, and {self.options.fs.name} shares them",
+                              hint='fs="block"')
         if self.options.volumes:
             raise ConfigError("volumes: a template has none", hint="copy files into its container in the setup")
+        hypervisor = self.options.hypervisor.saving()       # raises why it can't be
         self._sandbox.options = evolve(self.options, hypervisor=hypervisor, env={}, bare=True)
         self._stack = AsyncExitStack()
         self._origin: Origin | None = None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pykata.volumes.kinds import Bind
     from pykata.volumes.named import Named
 
+MOST_FILES = 2**31      # a filesystem counts them in 32 bits
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -35,10 +37,23 @@ def one_of(*choices: str) -> Any:
     return check
 
 
+def flag(instance: object, attribute: Attribute[bool], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name}={value!r} is neither True nor False")
+
+
 def size(value: int | str) -> int:
-    given = parse_size("size", value)
+    return _writable("size", value)
+
+
+def buffer(value: int | str) -> int:
+    return _writable("buffer", value)
+
+
+def _writable(name: str, value: int | str) -> int:
+    given = parse_size(name, value)
     if given < 4096:
-        raise ConfigError(f"size={value!r} leaves nothing to write to")
+        raise ConfigError(f"{name}={value!r} leaves nothing to write to")
     return given
 
 
@@ -58,8 +73,9 @@ def seconds(instance: object, attribute: Attribute[float], value: Any) -> None:
 
 
 def count(instance: object, attribute: Attribute[int], value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{attribute.name}={value!r} is not a number of files", hint="a whole number from 1 on")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_FILES:
+        raise ConfigError(f"{attribute.name}={value!r} is not a number of files",
+                          hint=f"a whole number from 1 to {MOST_FILES}")
 
 
 def unlimited(instance: object, attribute: Attribute[None], value: object) -> None:

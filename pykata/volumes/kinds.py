@@ -48,7 +48,7 @@ class Bind:
     """
 
     path: Path = field(converter=checks.path)
-    readonly: bool = False
+    readonly: bool = field(default=False, validator=checks.flag)
     cache: Cache = field(default="auto", validator=checks.one_of(*CACHES))
     via: Via = field(default="auto", validator=checks.one_of(*VIAS))
     security: Security = field(default="none", kw_only=True, validator=checks.security)
@@ -92,7 +92,7 @@ class DiskImage:
     path: Path = field(converter=checks.path)
     size: int | str | None = field(default=None, converter=checks.disk_size)
     files: int | None = field(default=None, validator=validators.optional(checks.count))
-    readonly: bool = False
+    readonly: bool = field(default=False, validator=checks.flag)
     format: DiskFormat = field(default="raw", validator=checks.one_of("raw", "qcow2"))
     device: Literal["blk", "pmem"] = field(default="blk", validator=checks.one_of("blk", "pmem"))
 
@@ -123,10 +123,10 @@ class FsspecVolume:
 
     fs: Any = field(validator=checks.filesystem)
     path: str = field(default="", validator=checks.inner_path)
-    readonly: bool = False
+    readonly: bool = field(default=False, validator=checks.flag)
     cache: Cache = field(default="auto", validator=checks.one_of(*CACHES))
     timeout: float = field(default=30.0, validator=checks.seconds)
-    buffer: int | str = field(default="256M", converter=checks.size)
+    buffer: int | str = field(default="256M", converter=checks.buffer)
     size: int | str | None = field(default=None, kw_only=True, converter=checks.optional_size)
     files: int | None = field(default=None, kw_only=True, validator=validators.optional(checks.count))
 

@@ -34,7 +34,7 @@ class Named:
     """
 
     name: str = field(validator=checks.name)
-    readonly: bool = False
+    readonly: bool = field(default=False, validator=checks.flag)
     cache: Cache = field(default="auto", validator=checks.one_of(*CACHES))
     via: Via = field(default="auto", validator=checks.one_of(*VIAS))
     size: int | str | None = None

@@ -46,8 +46,15 @@ def _destination(place: object) -> str:
     if ".." in place.split("/"):
         raise ConfigError(f"volumes has a place {place!r} with '..' in it", hint=hint)
     normal = "/" + "/".join(part for part in place.split("/") if part not in ("", "."))
-    if len(normal.encode()) > 1024:
+    try:
+        raw = normal.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"volumes has a place {place!r} that is not text in UTF-8", hint=hint) from None
+    if len(raw) > 1024:
         raise ConfigError(f"volumes has a place of {len(normal)} characters", hint="at most 1024 bytes")
+    if max(map(len, raw.split(b"/"))) > 255:
+        raise ConfigError(f"volumes has a place {place!r} with a name of more than 255 bytes",
+                          hint="no directory can have one")
     if normal == "/" or normal.startswith(tuple(f"{top}/" for top in NOT_OVER[1:])) or normal in NOT_OVER:
         raise ConfigError(f"volumes has a place {place!r}, over what belongs to the guest's kernel or is the image",
                           hint="choose a path that is not /, and not in /proc, /sys or /dev")

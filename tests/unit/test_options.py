@@ -32,7 +32,9 @@ def test_a_size_is_mebibytes_or_text(value: object, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "big", "-1", -1, "1X", None, True, "1 2", float("nan"), float("inf"), b"1M", 2**60, "9" * 400 + "G"]
+    "value",
+    ["", "big", "-1", -1, "1X", None, True, "1 2", float("nan"), float("inf"), b"1M", 2**60,
+     "9" * 400 + "G", "1048576T"],
 )
 def test_what_is_no_size_is_named(value: object) -> None:
     with pytest.raises(ConfigError, match="memory="):

@@ -95,7 +95,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["memory", "devices", "state.json", "slot3"])
-@pytest.mark.parametrize("how", ["flipped", "shorter", "longer", "empty", "missing"])
+@pytest.mark.parametrize("how", ["flipped", "shorter", "longer", "empty", "missing", "fifo"])
 def test_no_damage_goes_unseen(tmp_path: Path, name: str, how: str) -> None:
     (tmp_path / "disk").write_bytes(QCOW2)
     with guest(tmp_path / "disk") as origin:
@@ -105,7 +105,9 @@ def test_no_damage_goes_unseen(tmp_path: Path, name: str, how: str) -> None:
     data[len(data) // 2] ^= 1
     damaged = {"flipped": bytes(data), "shorter": path.read_bytes()[:-1], "longer": path.read_bytes() + b"x"}
     path.unlink()
-    if how != "missing":
+    if how == "fifo":
+        os.mkfifo(path)
+    elif how != "missing":
         path.write_bytes(damaged.get(how, b""))
         os.utime(path, ns=(0, 0))       # older kernels' clocks for files tick every 4 ms
     with pytest.raises(SavedDamagedError, match=str(tmp_path)), saved.opened(tmp_path / "saved", "template"):
@@ -308,6 +310,11 @@ def test_where_no_snapshot_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="path="):
         saving._place(path)
+    with pytest.raises(ConfigError, match="path=3 is not a path"):
+        saving._place(3)  # type: ignore[arg-type]
+    for none in (3, ""):
+        with pytest.raises(ConfigError, match=f"path={none!r} is not a path"):
+            Sandbox.restore(none)  # type: ignore[arg-type]
     assert saving._place("new/") == tmp_path / "new"
     assert saving._place("empty") == tmp_path / "empty"
 

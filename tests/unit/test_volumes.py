@@ -75,7 +75,8 @@ def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
     ({"": "."}, "no absolute path"),
     ({"/a\0": "."}, "no absolute path"),
     ({"/a/../proc": "."}, r"with '\.\.' in it"),
-    ({"/" + "x" * 2000: "."}, "of 2001 characters"),
+    ({"/" + "x/" * 1000: "."}, "of 2000 characters"), ({"/" + "x" * 256: "."}, "a name of more than 255 bytes"),
+    ({"/a\udcff": "."}, "is not text in UTF-8"),
     ({"/": "."}, "over what belongs"), ({"//": "."}, "over what belongs"), ({"/./": "."}, "over what belongs"),
     ({"/proc": "."}, "over what belongs"), ({"/proc/self": "."}, "over what belongs"),
     ({"/sys/": "."}, "over what belongs"), ({"//dev/shm": "."}, "over what belongs"),
@@ -100,6 +101,11 @@ def test_what_cant_be_a_volume(volumes: Any, said: str) -> None:
 
 @pytest.mark.parametrize(("make", "said"), [
     (lambda: Tmpfs("many"), "size='many'"), (lambda: Tmpfs("1B"), "leaves nothing"),
+    (lambda: Tmpfs("999999999T"), "size='999999999T' is not a size"),
+    (lambda: Tmpfs("1M", files=2**31 + 1), "is not a number of files .* to 2147483648"),
+    (lambda: Bind(".", readonly=None), "readonly=None is neither"),  # type: ignore[arg-type]
+    (lambda: Named("n", readonly="no"), "readonly='no' is neither"),  # type: ignore[arg-type]
+    (lambda: FsspecVolume(fsspec.filesystem("memory"), buffer=0), "buffer=0 leaves nothing"),
     (lambda: Tmpfs("1M", files=0), "files=0"), (lambda: Tmpfs("1M", files=True), "files=True"),
     (lambda: Bind(".", cache="sometimes"), "cache='sometimes' is unknown"),  # type: ignore[arg-type]
     (lambda: DiskImage("x", size="1M"), "too small for a filesystem"),
@@ -350,8 +356,11 @@ def script(path: Path, text: str) -> None:
 
 
 def test_no_template_with_directories_of_the_host(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a template can't have directories"):
-        Template("builtin:busybox", volumes={"/v": tmp_path}, isolation="emulated")
+    for volume in (tmp_path, Tmpfs("1M")):
+        with pytest.raises(ConfigError, match=r"volumes: a template has none .copy files"):
+            Template("builtin:busybox", volumes={"/v": volume}, isolation="emulated")
+    with pytest.raises(ConfigError, match=r"fs: a template can't have files .* virtiofs shares them .fs=.block"):
+        Template("builtin:busybox", fs="virtiofs", isolation="emulated")
 
 
 def test_no_volumes_in_a_snapshot() -> None:
