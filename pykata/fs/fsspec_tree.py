@@ -7,6 +7,7 @@ that is written to is kept in memory as a whole, and handed over when it is clos
 from __future__ import annotations
 
 import errno
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ class _Node:
     path: str
     users: int = 0
     there: bool = False                     # somebody has opened it: it needn't be looked for
+    is_sized: bool = True                   # the filesystem knows how long it is
     written: bytearray | None = None        # its content, once somebody has written to it
     dirty: bool = False
     counted: int = 0                        # in the quota, and not handed over yet: comes back if it never is
@@ -72,6 +74,8 @@ class FsspecTree:
         for entry in self._fs.ls(self._at(path) or self._fs.root_marker, detail=True):
             whole = str(entry["name"]).strip("/")
             name = whole.rpartition("/")[2]
+            if whole == here and not _stat_of(entry).is_directory:
+                raise OSError(errno.ENOTDIR, "a file")      # what the volume was made of
             if whole != here and _is_name(name):
                 found[name] = _stat_of(entry)
         return list(found.items())
@@ -93,7 +97,7 @@ class FsspecTree:
 
     def _opened(self, opened: _Opened, *, create: bool, exclusive: bool, truncate: bool) -> None:
         node = opened.node
-        there = node.there or self._is_there(node.path)
+        there = node.there or self._is_there(node)
         if there and exclusive:
             raise OSError(errno.EEXIST, "it is there")
         if not there and not create:
@@ -111,13 +115,14 @@ class FsspecTree:
         finally:
             opened.close()
 
-    def _is_there(self, path: str) -> bool:
+    def _is_there(self, node: _Node) -> bool:
         try:
-            stat = _stat_of(self._fs.info(self._at(path)))
+            stat = _stat_of(self._fs.info(self._at(node.path)))
         except FileNotFoundError:
             return False
         if stat.is_directory:
             raise OSError(errno.EISDIR, "a directory")
+        node.is_sized = stat.is_sized
         return True
 
     def _used(self, path: str) -> _Node:
@@ -271,18 +276,25 @@ class _Opened:
         self.node = node
         self._tree = tree
         self._reader: IO[bytes] | None = None
+        self._at = 0            # of the reader, which may be a stream that can't tell
+
+    @property
+    def is_sized(self) -> bool:
+        return self.node.is_sized or self.node.written is not None
 
     def read(self, offset: int, count: int) -> bytes:
         with self.node.lock:
             if self.node.written is not None:
                 return bytes(self.node.written[offset:offset + count])
             if self._reader is None:
-                self._reader = self._tree.reader(self.node)
-            if self._reader.tell() != offset:
+                self._reader, self._at = self._tree.reader(self.node), 0
+            if self._at != offset:
                 self._reader.seek(offset)
+            self._at = -1       # should it fail
             out = bytearray()
             while len(out) < count and (data := self._reader.read(count - len(out))):
                 out += data
+            self._at = offset + len(out)
             return bytes(out)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -354,10 +366,13 @@ def _is_text(name: str) -> bool:
 
 def _stat_of(info: Any) -> Stat:
     """What fsspec says of a file, of which only name, size and type are certain."""
-    size = info.get("size")
+    size, is_directory = info.get("size"), info.get("type") == "directory"
+    is_sized = isinstance(size, int | float) and 0 <= size < math.inf
     when = next((info[key] for key in ("mtime", "modified", "LastModified", "created") if info.get(key)), 0.0)
+    when = when.timestamp() if isinstance(when, datetime) else when
     return Stat(
-        is_directory=info.get("type") == "directory",
-        size=int(size) if isinstance(size, int | float) and size > 0 else 0,
-        mtime=when.timestamp() if isinstance(when, datetime) else float(when) if isinstance(when, int | float) else 0.0,
+        is_directory=is_directory,
+        size=int(size) if is_sized else 0,
+        mtime=float(when) if isinstance(when, int | float) and math.isfinite(when) else 0.0,
+        is_sized=is_sized or is_directory,
     )

@@ -170,6 +170,48 @@ async def test_reading() -> None:
         assert said(caught) == errno.EBADF
 
 
+async def test_a_file_whose_size_nobody_knows_is_read_to_its_end() -> None:
+    class Stream(io.BytesIO):
+        def seek(self, *args: int) -> int:
+            raise OSError(errno.ESPIPE, "a stream")
+
+        def tell(self) -> int:
+            return 0
+
+    class Unsized(Memory):
+        strange: float | None
+
+        def info(self, path: str, **more: Any) -> dict[str, Any]:
+            found = super().info(path, **more)
+            return found if found["type"] == "directory" else {**found, "size": self.strange, "mtime": self.strange}
+
+        def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
+            return [self.info(entry["name"]) for entry in super().ls(path, detail=True, **more)]
+
+        def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+            return super()._open(path, mode, **more) if "w" in mode else Stream(self.store[path].getvalue())
+
+    fs = Unsized()
+    for fs.strange in (None, float("inf"), float("nan"), -1):
+        fs.pipe({"/top/a": b"content" * 1000})
+        async with peer(FsspecTree(fs, "/top", readonly=True, buffer=1 << 20)) as guest:
+            assert await guest.list("") == ["a"]
+            opened = await guest.ask(Op.OPEN, await guest.walk("a"), struct.pack("<II", os.O_RDONLY, 0))
+            handle, flags, _ = struct.unpack("<QII", opened)
+            assert flags == 1, "FOPEN_DIRECT_IO: the guest's kernel would read nothing of it"
+            read = b""
+            while piece := await guest.ask(Op.READ, 1, struct.pack("<QQIIQII", handle, len(read), 999, 0, 0, 0, 0)):
+                read += piece
+            assert read == b"content" * 1000
+            await guest.release(handle)
+
+
+async def test_a_volume_of_a_file_is_no_empty_directory() -> None:
+    fs, _ = memory()
+    async with peer(FsspecTree(fs, "/top/a", readonly=True, buffer=0)) as guest:
+        assert await refused(guest.list("")) == errno.ENOTDIR
+
+
 async def test_a_long_directory_comes_in_pieces() -> None:
     fs, tree = memory()
     fs.pipe({f"/top/many/{number}{'x' * 100}": b"" for number in range(500)})

@@ -19,6 +19,7 @@ PARALLEL_DIROPS, MAX_PAGES = 1 << 18, 1 << 22
 WANTED = ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | AUTO_INVAL_DATA | PARALLEL_DIROPS | MAX_PAGES
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_HANDLE = 1, 2, 4, 8, 64
 GETATTR_HANDLE, NOREPLACE = 1, 1
+FOPEN_DIRECT_IO = 1     # the guest's kernel asks for what a program reads, whatever size the file has
 DT_DIR, DT_REG = 4, 8
 
 _INIT = struct.Struct("<IIIIHHIIHHI28x")
@@ -166,7 +167,8 @@ class Session:
 
     def _opened(self, file: File) -> bytes:
         try:
-            return struct.pack("<QII", self._handles.add(Handle(file)), 0, 0)
+            flags = 0 if file.is_sized else FOPEN_DIRECT_IO
+            return struct.pack("<QII", self._handles.add(Handle(file)), flags, 0)
         except OSError:
             file.close()
             raise

@@ -9,15 +9,20 @@ from attrs import frozen
 
 @frozen
 class Stat:
-    """Of a file or directory; ``mtime`` in seconds since 1970."""
+    """Of a file or directory; ``mtime`` in seconds since 1970. ``is_sized`` is whether its size is known: else 0."""
 
     is_directory: bool
     size: int = 0
     mtime: float = 0.0
+    is_sized: bool = True
 
 
 class File(Protocol):
     """An open file. Its methods are called by one thread at a time."""
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether its size is known. Where it isn't, the file ends where nothing more can be read."""
 
     def read(self, offset: int, count: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
