@@ -72,7 +72,7 @@ class Detached:
 
     async def wait(self) -> Detached:
         """Wait until it has ended; returns how. One that has nothing to remember is gone then."""
-        from pykata.detached.remote import connected
+        from pykata.detached.link import connected
 
         with suppress(DetachedEndedError, DetachedLostError, DetachedNotFoundError):
             async with connected(directories.find(self.name)) as keeper:
@@ -84,7 +84,7 @@ class Detached:
 
         Nothing happens if it has ended. Raises DetachedLostError.
         """
-        from pykata.detached.remote import connected
+        from pykata.detached.link import connected
 
         seconds = 0.0 if grace == 0 else check_seconds("grace", grace) or 0.0
         with suppress(DetachedEndedError, DetachedNotFoundError):
@@ -99,7 +99,7 @@ class Detached:
 
         Raises DetachedEndedError, DetachedLostError, DetachedNotFoundError, and ConfigError for other signals then.
         """
-        from pykata.detached.remote import connected
+        from pykata.detached.link import connected
 
         number = check_signal(number)
         async with connected(directories.find(self.name)) as keeper:

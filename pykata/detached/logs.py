@@ -39,7 +39,7 @@ async def read(directory: Directory, *, follow: bool) -> AsyncGenerator[LogPiece
 
 
 async def _followed(directory: Directory, reader: Reader) -> AsyncGenerator[LogPiece]:
-    from pykata.detached.remote import connected
+    from pykata.detached.link import connected
 
     async with AsyncExitStack() as stack:
         try:
