@@ -25,7 +25,6 @@ IDLE = 10.0
 SETTLING = 5.0
 """Seconds between the last command and that."""
 HYPERVISOR = QEMU(accel="tcg", agent="serial", code_cache=6)
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def available() -> float:

@@ -6,15 +6,27 @@ import os
 from typing import IO
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.abc import AsyncResource, ByteReceiveStream, ByteSendStream
 
 
-class PipeReader(ByteReceiveStream):
-    """Our end of a pipe that the process writes to. Reads what is asked for and no more, so it has backpressure."""
+class _Pipe(AsyncResource):
+    """Closing it tells whoever waits for it."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
         os.set_blocking(pipe.fileno(), False)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._pipe.closed:
+            anyio.notify_closing(self._pipe.fileno())
+            self._pipe.close()
+
+
+class PipeReader(_Pipe, ByteReceiveStream):
+    """Our end of a pipe that the process writes to. Reads what is asked for and no more, so it has backpressure."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         while True:
@@ -30,21 +42,9 @@ class PipeReader(ByteReceiveStream):
             await anyio.lowlevel.checkpoint()
             return data
 
-    async def aclose(self) -> None:
-        self.close()
 
-    def close(self) -> None:
-        if not self._pipe.closed:
-            anyio.notify_closing(self._pipe.fileno())
-            self._pipe.close()
-
-
-class PipeWriter(ByteSendStream):
+class PipeWriter(_Pipe, ByteSendStream):
     """Our end of the pipe that the process reads from."""
-
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._pipe = pipe
-        os.set_blocking(pipe.fileno(), False)
 
     async def send(self, item: bytes) -> None:
         view = memoryview(item)
@@ -58,11 +58,3 @@ class PipeWriter(ByteSendStream):
             except BrokenPipeError as exc:
                 raise anyio.BrokenResourceError from exc
         await anyio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if not self._pipe.closed:
-            anyio.notify_closing(self._pipe.fileno())
-            self._pipe.close()
