@@ -67,7 +67,7 @@ def add_detached(commands: Any) -> None:
     stop = _add(commands, "stop", "end detached sandboxes",
                 "End detached sandboxes: SIGTERM for the main command, and SIGKILL if it doesn't end.", STOP)
     stop.add_argument(
-        "-t", "--timeout", metavar="SECONDS", type=patience, default=10.0, help="between the two; default: %(default)g"
+        "-t", "--grace", metavar="SECONDS", type=patience, default=10.0, help="between the two; default: %(default)g"
     )
     _add_names(stop)
     kill = _add(commands, "kill", "send a signal to detached sandboxes",

@@ -12,6 +12,6 @@ async def command(arguments: argparse.Namespace) -> int:
     """End each of them, and wait for that."""
 
     async def stop(sandbox: pykata.Detached) -> None:
-        await sandbox.stop(grace=arguments.timeout)
+        await sandbox.stop(grace=arguments.grace)
 
     return await each(arguments.names, stop)
