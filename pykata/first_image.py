@@ -19,7 +19,8 @@ import anyio.to_thread
 from attrs import asdict, evolve, frozen
 
 from pykata import saved_disks, template_cache
-from pykata.errors import PykataError
+from pykata.errors import PykataError, SavedDamagedError
+from pykata.host import finish
 from pykata.options import Options
 from pykata.origin import Origin
 from pykata.spec import Image
@@ -115,6 +116,8 @@ async def prepare(kind: Path, options: Options, record: Record, bare: Origin) ->
         with template_cache.turn_to_make(folder) as ours:
             if ours:
                 await _make(kind, options, record, bare)
+    except SavedDamagedError as damaged:
+        template_cache.drop(kind, bare, damaged)
     except (PykataError, OSError) as error:
         _not_before[folder] = time.monotonic() + RETRY
         log.warning("no template with %s was made: %s", record.reference, error)
@@ -127,4 +130,4 @@ async def _make(kind: Path, options: Options, record: Record, bare: Origin) -> N
         if sum(map(saved_disks.size_of, origin.vm.slots.values())) > template_cache.limit() // SHARE:
             _write(kind, evolve(record, too_large=True))
             return
-        await anyio.to_thread.run_sync(template_cache.keep, folder_of(kind, record), origin)
+        await finish(anyio.to_thread.run_sync(template_cache.keep, folder_of(kind, record), origin))

@@ -28,8 +28,10 @@ from pykata.errors import (
     SavedElsewhereError,
     VMError,
 )
-from pykata.guest import find_bundle
+from pykata.guest import Bundle, find_bundle
+from pykata.host import finish
 from pykata.hypervisors.base import VM
+from pykata.loading import loading
 from pykata.net.none import NoNetwork
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
@@ -85,9 +87,11 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
                 continue        # and what others load from there isn't held by us
             stack.push_async_exit(using.pop_all())
         try:
-            return await _attempt(stack, begun, origin)
+            return await _attempt(stack, begun, evolve(origin, bundle=kind.bundle))
         except BootTimeoutError:
             raise           # a busy host, and another boot would take longer
+        except SavedDamagedError as damaged:
+            template_cache.drop(folder, origin, damaged)
         except (VMError, AgentError) as error:
             template_cache.discard(folder, error)
         except HostError:
@@ -110,12 +114,12 @@ async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) ->
 
 
 async def _from_snapshot(stack: AsyncExitStack, begun: Begun, folder: Path) -> Running:
-    there = await anyio.to_thread.run_sync(saved.identity, folder)
+    there = await finish(anyio.to_thread.run_sync(saved.identity, folder))
     options = _as_saved(begun.options, folder, there)
     check_memory(options.memory * MIB)
     begun = evolve(begun, options=options)
     _check_identity(folder, there, identity(options))
-    origin = await anyio.to_thread.run_sync(lambda: stack.enter_context(saved.opened(folder, "snapshot")))
+    origin = await stack.enter_async_context(loading(folder, "snapshot"))
     return await restored(stack, begun, origin)
 
 
@@ -159,6 +163,7 @@ class _Kind:
 
     options: Options
     folder: Path
+    bundle: Bundle      # to find it again takes a start some milliseconds
 
 
 def _kind(options: Options) -> _Kind:
@@ -171,13 +176,14 @@ def _kind(options: Options) -> _Kind:
     if options.network.strategy != NoNetwork() or options.network.hosts:
         raise ConfigError("a template has no network")
     options = evolve(options, hypervisor=hypervisor)
-    return _Kind(options, template_cache.folder_of(identity(options)))
+    bundle = find_bundle()
+    return _Kind(options, template_cache.folder_of(identity(options, bundle)), bundle)
 
 
-def identity(options: Options) -> dict[str, str]:
+def identity(options: Options, bundle: Bundle | None = None) -> dict[str, str]:
     """What must be the same for a saved guest to go on in a sandbox with these options."""
     sizes = {"cpus": str(options.cpus), "memory": str(options.memory)}
-    return {**options.hypervisor.identity(), **sizes, "bundle": find_bundle().hash}
+    return {**options.hypervisor.identity(), **sizes, "bundle": (bundle or find_bundle()).hash}
 
 
 async def _attempt(stack: AsyncExitStack, begun: Begun, origin: Origin) -> Running:
@@ -276,6 +282,6 @@ async def _keep(vm: VM, kind: _Kind, greeting: bytes, limit: int) -> None:
                 vm=state, greeting=greeting, parked=True, memory_limit=limit, start="template",
                 identity=identity(kind.options),
             )  # fmt: skip
-            await anyio.to_thread.run_sync(template_cache.keep, kind.folder, origin)
+            await finish(anyio.to_thread.run_sync(template_cache.keep, kind.folder, origin))
     except HostError as error:
         log.warning("no template was made: %s", error)

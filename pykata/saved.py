@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pykata.spec import ImageConfig, SavedVM, Start
 
 FORMAT = 2
 STATE = "state.json"
+PIECE = 64 * 1024           # bytes of memory that are written or not; each part costs a call to read
 _DAMAGE = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EIO}
 _verified: set[Stamp] = set()
 """The memory files whose hash this process has compared, by what tells one from another."""
@@ -68,10 +69,18 @@ def identity(folder: Path) -> Mapping[str, str]:
 
 @contextmanager
 def opened(folder: Path, start: Start) -> Iterator[Origin]:
-    """A saved guest from a directory, in memory while the block runs. Blocks for some 20 ms.
+    """A saved guest from a directory, in memory while the block runs. Blocks for some 50 ms.
 
     Raises SavedDamagedError for one that isn't whole, SavedMissingError if there is none.
     """
+    with begun(folder, start) as (origin, fill):
+        fill()
+        yield origin
+
+
+@contextmanager
+def begun(folder: Path, start: Start) -> Iterator[tuple[Origin, Callable[[], None]]]:
+    """The same, without what is in its memory: that is read by the function that comes with it, and raises as this."""
     with _explained(folder):
         state = _state(folder)
         devices = _content(folder / "devices")
@@ -79,8 +88,6 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
             raise ValueError("the devices aren't those that were saved")
     with memory_file(state["size"]) as memory, held(memory) as file:
         with _explained(folder):
-            _read_memory(folder / "memory", state["runs"], state["memory"], memory)
-            seal(memory)
             origin = Origin(
                 vm=SavedVM(file, devices, saved_disks.read(folder, state["disks"])),
                 greeting=bytes.fromhex(state["greeting"]), parked=state["parked"],
@@ -89,7 +96,13 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
                 main=state["main"], idle=state.get("idle", False), next_number=state["next_number"],
                 identity=state["identity"],
             )  # fmt: skip
-        yield origin
+
+        def fill() -> None:
+            with _explained(folder):
+                _read_memory(folder / "memory", state["runs"], state["memory"], memory)
+                seal(memory)
+
+        yield origin, fill
 
 
 def _container(saved: dict[str, Any]) -> SavedContainer:
@@ -123,11 +136,12 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _write_memory(path: Path, memory: int) -> tuple[list[tuple[int, int]], str]:
-    """Write what isn't a hole; returns where that was, and its hash."""
-    runs, digest = list(extents(memory)), hashlib.sha256()
+    """Write what isn't zero; returns where that was, and its hash."""
+    digest = hashlib.sha256()
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with mmap.mmap(memory, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+            runs = list(_filled(mapped, extents(memory)))
             for start, end in runs:
                 digest.update(view[start:end])
                 copy_range(memory, target, start, end)
@@ -136,18 +150,29 @@ def _write_memory(path: Path, memory: int) -> tuple[list[tuple[int, int]], str]:
     return runs, digest.hexdigest()
 
 
+def _filled(memory: mmap.mmap, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of these that aren't zero, by pieces of :data:`PIECE`.
+
+    A guest has many pages of zeros that its machine has memory for: a third, as that comes in huge pages.
+    """
+    nothing = bytes(PIECE)
+    for start, end in runs:
+        first = start           # of the part that hasn't ended yet
+        for at in range(start, end, PIECE):
+            if memory[at : (after := min(at + PIECE, end))] == nothing[: after - at]:
+                if first < at:
+                    yield first, at
+                first = after
+        if first < end:
+            yield first, end
+
+
 def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: int) -> None:
     source = _file(path)
     try:
         found = os.fstat(source)
         if found.st_size != sum(end - start for start, end in runs):
             raise ValueError(f"{path.name} has {found.st_size} bytes, which isn't what was saved")
-        mark = stamp(found)
-        if mark not in _verified:
-            with open(source, "rb", closefd=False) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise ValueError(f"{path.name} isn't what was saved")
-            _verified.add(mark)
         at = 0
         for start, end in runs:
             os.lseek(memory, start, os.SEEK_SET)
@@ -155,6 +180,19 @@ def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: i
             at += end - start
     finally:
         os.close(source)
+    mark = stamp(found)
+    if mark not in _verified:
+        if _hash(memory, runs) != digest:
+            raise ValueError(f"{path.name} isn't what was saved")
+        _verified.add(mark)
+
+
+def _hash(memory: int, runs: list[tuple[int, int]]) -> str:
+    digest = hashlib.sha256()
+    with mmap.mmap(memory, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+        for start, end in runs:
+            digest.update(view[start:end])
+    return digest.hexdigest()
 
 
 def _content(path: Path) -> bytes:

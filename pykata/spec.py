@@ -299,13 +299,15 @@ class SavedVM:
 
     ``file`` is a memfd that nobody can write to any more, ``memory`` its descriptor. Whoever made this closes it.
     ``slots`` are the disks that were plugged in, by the number of the slot. While it is still being saved, a machine
-    can be started that waits for the devices to come by ``stream``.
+    can be started that waits for the devices to come by ``stream``. While it is still being loaded, one can be started
+    that gets them when ``whole`` has returned: it waits for the memory, and raises SavedDamagedError.
     """
 
     file: HeldFile
     devices: bytes                      # what the VMM says of its devices
     slots: Mapping[int, Disk] = field(factory=dict)
     stream: socket.socket | None = None
+    whole: Callable[[], Awaitable[None]] | None = None
 
     @property
     def memory(self) -> int:

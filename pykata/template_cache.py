@@ -16,18 +16,18 @@ import os
 import shutil
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from anyio.lowlevel import RunVar
 from attrs import define, field
 
 from pykata import saved, saved_disks
 from pykata.boot import TemplateWarning
 from pykata.errors import HostError, SavedDamagedError
-from pykata.host import cache_dir, open_lock, size_in
+from pykata.host import cache_dir, finish, open_lock, size_in
+from pykata.loading import loading
 from pykata.origin import Origin
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class _Loaded:
     """A template in memory, for all sandboxes of this event loop that go on from it."""
 
     lock: anyio.Lock = field(factory=anyio.Lock)
-    stack: ExitStack = field(factory=ExitStack)
+    stack: AsyncExitStack = field(factory=AsyncExitStack)
     origin: Origin | None = None
     users: int = 0
 
@@ -78,7 +78,10 @@ _all: RunVar[dict[Path, _Loaded]] = RunVar("pykata_templates")
 
 @asynccontextmanager
 async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
-    """The template, in memory as long as someone uses it; None if there is none that is of use."""
+    """The template, in memory as long as someone uses it; None if there is none that is of use.
+
+    Its memory may still be on its way: who finds that it isn't what was saved says so to :func:`drop`.
+    """
     try:
         everyone = _all.get()
     except LookupError:
@@ -89,18 +92,18 @@ async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
     try:
         async with one.lock:
             if one.origin is None or is_stale(one.origin):
-                one.origin = await anyio.to_thread.run_sync(_load, folder, one.stack)
+                one.origin = await _load(folder, one.stack)
         yield one.origin
     finally:
         one.users -= 1
         if not one.users:
             del everyone[folder]
-            one.stack.close()
+            await finish(one.stack.aclose())
 
 
-def _load(folder: Path, stack: ExitStack) -> Origin | None:
+async def _load(folder: Path, stack: AsyncExitStack) -> Origin | None:
     try:
-        origin = stack.enter_context(saved.opened(folder, "template"))
+        origin = await stack.enter_async_context(loading(folder, "template"))
     except FileNotFoundError:
         return None
     except SavedDamagedError as damaged:
@@ -114,6 +117,14 @@ def _load(folder: Path, stack: ExitStack) -> Origin | None:
 def is_stale(origin: Origin) -> bool:
     """Whether a disk of a template in memory isn't there any more, or is another one."""
     return not saved_disks.are_unchanged(origin.vm.slots.values())
+
+
+def drop(folder: Path, origin: Origin, why: Exception) -> None:
+    """Remove a template whose memory isn't what was saved: once, however many have found out."""
+    one = _all.get({}).get(folder)
+    if one is not None and one.origin is origin:
+        one.origin = None
+        discard(folder, why)
 
 
 def discard(folder: Path, why: Exception) -> None:

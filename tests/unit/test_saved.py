@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from attrs import frozen
 
@@ -26,6 +30,7 @@ from pykata.errors import (
 )
 from pykata.host import file_hash, held, memory_file, seal
 from pykata.hypervisors.qemu import QEMU
+from pykata.loading import loading
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
 from pykata.spec import Disk, ImageConfig, SavedVM
@@ -92,6 +97,20 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
             os.pwrite(again.vm.memory, b"x", 0)
     with pytest.raises(SandboxClosedError, match="was left"):
         again.vm.memory  # noqa: B018  its number may be another file's by now
+
+
+def test_zeros_are_not_written(tmp_path: Path) -> None:
+    page = os.urandom(4096)
+    with memory_file(SIZE) as memory, held(memory) as file:
+        os.pwrite(memory, bytes(SIZE - 4096), 0)        # the last page is a hole
+        for at in (0, 3 * saved.PIECE - 4096, 5 * saved.PIECE):
+            os.pwrite(memory, page, at)
+        before = os.pread(memory, SIZE, 0)
+        vm = SavedVM(file, b"devices")
+        saved.write(tmp_path / "saved", Origin(vm=vm, greeting=b"", parked=True, memory_limit=1, start="template"))
+    assert (tmp_path / "saved" / "memory").stat().st_size == 3 * saved.PIECE
+    with saved.opened(tmp_path / "saved", "snapshot") as again:
+        assert os.pread(again.vm.memory, SIZE, 0) == before
 
 
 @pytest.mark.parametrize("name", ["memory", "devices", "state.json", "slot3"])
@@ -183,6 +202,60 @@ async def test_the_cache_keeps_and_discards(monkeypatch: pytest.MonkeyPatch, tmp
         async with template_cache.loaded(folder) as damaged:
             assert damaged is None
     assert not folder.exists()
+
+
+async def test_memory_that_is_damaged_is_found_while_a_machine_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path))
+    folder = template_cache.folder_of({"a": "1"})
+    with guest() as origin:
+        template_cache.keep(folder, origin)
+    data = bytearray((folder / "memory").read_bytes())
+    data[0] ^= 1
+    (folder / "memory").write_bytes(data)
+    async with template_cache.loaded(folder) as one, template_cache.loaded(folder) as other:
+        assert one is not None
+        assert one is other
+        assert one.vm.whole is not None
+        with pytest.raises(SavedDamagedError, match="memory isn't what was saved") as damaged:
+            await one.vm.whole()
+        with pytest.warns(TemplateWarning, match="memory isn't what was saved"):
+            template_cache.drop(folder, one, damaged.value)
+        template_cache.drop(folder, one, damaged.value)     # nor is there a second warning
+        async with template_cache.loaded(folder) as third:
+            assert third is None
+    assert not folder.exists()
+
+
+async def test_who_gives_up_while_memory_is_loaded_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entered, go_on, left = threading.Event(), threading.Event(), list[int]()
+
+    def slow(path: Path, runs: object, digest: str, memory: int) -> None:
+        entered.set()
+        go_on.wait()
+        left.append(os.fstat(memory).st_size)       # it is open still
+
+    async def load() -> None:
+        async with loading(tmp_path / "saved", "template") as origin:
+            assert origin.vm.whole is not None
+            await origin.vm.whole()
+
+    monkeypatch.setattr(saved, "_read_memory", slow)
+    with guest() as origin:
+        saved.write(tmp_path / "saved", origin)
+    task = asyncio.create_task(load())
+    await anyio.to_thread.run_sync(entered.wait)
+    for _ in range(3):
+        task.cancel()
+        await anyio.lowlevel.checkpoint()
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left == [SIZE]
 
 
 async def test_a_disk_that_goes_while_its_template_is_used_is_missed(

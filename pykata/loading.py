@@ -1,0 +1,43 @@
+"""Saved guests on their way from disk: a machine is started while a thread still reads what its memory was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio.to_thread
+from attrs import evolve
+
+from pykata import saved
+from pykata.host import finish
+from pykata.origin import Origin
+from pykata.spec import Start
+
+
+@asynccontextmanager
+async def loading(folder: Path, start: Start) -> AsyncIterator[Origin]:
+    """A saved guest from a directory, while the block runs. Its memory is whole when ``vm.whole()`` has returned.
+
+    Raises SavedDamagedError and SavedMissingError for all but the memory, for which ``vm.whole()`` does, and HostError.
+    """
+    with ExitStack() as stack:
+        # To the end, as with what comes after it: a thread can't be stopped, and uses what is closed here.
+        begin = anyio.to_thread.run_sync(lambda: stack.enter_context(saved.begun(folder, start)))
+        origin, fill = await finish(begin)
+        filling = asyncio.ensure_future(anyio.to_thread.run_sync(fill))
+
+        async def whole() -> None:
+            await asyncio.shield(filling)       # it is everybody's
+
+        try:
+            yield evolve(origin, vm=evolve(origin.vm, whole=whole))
+        finally:
+            await finish(_settled(filling))
+
+
+async def _settled(work: asyncio.Future[None]) -> None:
+    await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()        # seen: nobody has to wait for it
