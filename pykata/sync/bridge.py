@@ -7,13 +7,14 @@ for a call also runs the call's callbacks. If it is interrupted, the call is can
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from inspect import isawaitable
 from queue import SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -68,11 +69,6 @@ class Turn:
 
     # --- in the thread ---
 
-    @property
-    def has_begun(self) -> bool:
-        """The work was started."""
-        return self._loop is not None
-
     def next(self) -> Turn:
         """One after this, with the same callbacks."""
         return Turn(self._jobs)
@@ -109,23 +105,37 @@ def _answer(answer: Future[object], callback: Callable[..., object], args: tuple
         answer.set_exception(error)
 
 
+@contextmanager
+def _as_a_whole() -> Iterator[None]:
+    """Be interrupted after the block, and not in it: half of a loop's start would be waited for for ever."""
+    old = signal.getsignal(signal.SIGINT)
+    if not callable(old) or threading.current_thread() is not threading.main_thread():
+        yield       # nobody is interrupted by that
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+        if came:
+            old(*came[0])
+
+
 def call(work: Coroutine[Any, Any, T], turn: Turn | None = None) -> T:
     """Do the work in the loop, and wait for its result."""
     turn = turn or Turn()
+    future: Future[T] | None = None
     with ExitStack() as stack:
         try:
-            future = stack.enter_context(_loop).start_task_soon(turn.run, work)
-        except BaseException:
-            turn.abandon()
-            if not turn.has_begun:
-                work.close()
-            raise
-        try:
+            with _as_a_whole():
+                future = stack.enter_context(_loop).start_task_soon(turn.run, work)
             turn.serve()
-            result: T = future.result()
-            return result
+            return future.result()
         except BaseException:
-            if not future.done():       # it isn't the work's own failure: we were interrupted
+            if future is None:
+                work.close()
+            elif not future.done():     # it isn't the work's own failure: we were interrupted
                 turn.abandon()
                 turn.outlast()
             raise
@@ -144,13 +154,16 @@ class Held(Generic[T]):
         with ExitStack() as stack:
             self._entering, self._turn = Turn(), Turn()
             self._inside = False
-            future = stack.enter_context(_loop).start_task_soon(self._turn.run, self._hold())
+            future: Future[bool] | None = None
             try:
+                with _as_a_whole():
+                    loop = stack.enter_context(_loop)
+                    future = loop.start_task_soon(self._turn.run, self._hold())
                 self._entering.serve()
                 if not self._inside:
                     future.result()     # raises why
             except BaseException:
-                if not future.done():
+                if future is not None and not future.done():
                     self._turn.abandon()
                     self._turn.outlast()
                 raise

@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_type
 
 import pytest
+from anyio.from_thread import BlockingPortal, BlockingPortalProvider
 
 import pykata
 import pykata.sync
 from pykata import CommandFailedError, Completed, ConfigError, SandboxClosedError, VMDiedError
-from pykata.sync import Container, Process, Sandbox
+from pykata.sync import Container, Process, Sandbox, bridge
 from pykata.sync.facade import facade
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
 
@@ -309,6 +311,29 @@ def test_ctrl_c_while_it_boots(after: float) -> None:
     assert loops() == []
 
 
+def enter() -> None:
+    with sandbox():
+        pass
+
+
+@pytest.mark.parametrize("use", [enter, pykata.sync.list_images])
+def test_ctrl_c_while_its_loop_starts(use: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(BlockingPortalProvider):
+        def __enter__(self) -> BlockingPortal:
+            portal = super().__enter__()
+            signal.raise_signal(signal.SIGINT)
+            return portal
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(bridge, "_loop", Interrupted(backend="asyncio"))
+        with pytest.raises(KeyboardInterrupt):
+            use()
+    assert loops() == []
+    assert signal.getsignal(signal.SIGINT) is before
+    enter()
+
+
 # --- threads, and the end of the program ---
 
 
@@ -374,7 +399,7 @@ print("entered", flush=True)
 def test_what_is_open_at_the_end_of_the_program_is_left(ending: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + ending], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-        timeout=60, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
     assert done.stdout == b"entered\n"
     assert done.returncode == {"": 0, "import sys; sys.exit(3)": 3, "raise LookupError": 1}.get(ending, 0)
