@@ -21,8 +21,8 @@ from attrs import frozen
 Things = Mapping[str, str]
 """What there is of a kind: an identity that isn't used twice, and how to tell a reader what it is."""
 
-SETTLE = 3.0
-"""Seconds that something killed or told to stop may take to be gone; nothing else is given any time."""
+SETTLE = 60.0
+"""Seconds that something killed or told to stop may take to be gone on a busy machine; nothing else is given any."""
 
 FOR_GOOD = {".uids", ".lock", ".networks", ".slots"}
 """In the run and state directories for good: what matters of them is who holds a lock. Removing it would break that."""
@@ -85,15 +85,26 @@ def adopt_orphans() -> None:
 
 
 def processes(places: Places) -> Things:
-    """Descendants of this process that live. A zombie is dead: who should reap it may be slow."""
+    """Descendants of this process that live. A zombie is dead: who should reap it may be slow.
+
+    Unless only its first thread is: the others have what it has open, still.
+    """
     parents = {pid: stat for pid in _numbers("/proc") if (stat := _stat(pid))}
     ours = {os.getpid()}
     found: dict[str, str] = {}
     # A child may have a lower number than its parent: look until nothing is added.
     while new := {pid for pid, (_, parent, _) in parents.items() if parent in ours and pid not in ours}:
         ours |= new
-        found |= {f"{pid}/{parents[pid][2]}": f"{pid} {_command(pid)}" for pid in new if parents[pid][0] not in "ZX"}
+        living = [pid for pid in new if not _is_dead(pid, parents[pid][0])]
+        found |= {f"{pid}/{parents[pid][2]}": f"{pid} {_command(pid)}" for pid in living}
     return found
+
+
+def _is_dead(pid: int, state: str) -> bool:
+    try:
+        return state in "ZX" and len(_numbers(f"/proc/{pid}/task")) <= 1
+    except OSError:
+        return True
 
 
 def _stat(pid: int) -> tuple[str, int, str] | None:

@@ -105,7 +105,7 @@ class Left:
         self._machines.clear()
         self.checked += 1
         if n % 10 == 1:     # descriptors, processes, threads, mounts: slow to look at, and they accumulate
-            assert leaks.difference(self._before, leaks.snapshot(PLACES)) == [], where
+            assert leaks.left(self._before, PLACES) == [], where
 
 
 @pytest.mark.parametrize(
