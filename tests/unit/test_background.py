@@ -10,6 +10,7 @@ import pytest
 
 from pykata import AgentRefusedError, ConfigError, Container, Sandbox, SandboxClosedError, VMDiedError
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+from tests.settling import settled
 
 pytestmark = pytest.mark.usefixtures("guest")
 
@@ -68,7 +69,7 @@ async def test_signals(container: Container) -> None:
     for end, code in (("terminate", 143), ("kill", 137)):
         process = await container.start(["sleep", "infinity"], log=0)
         waiting = asyncio.create_task(process.wait())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         await getattr(process, end)()
         assert await waiting == code
         await process.kill()
@@ -85,7 +86,7 @@ async def test_a_wait_that_is_cancelled_costs_nothing(container: Container) -> N
 async def test_its_machine_dies(container: Container, vm: FakeVM) -> None:
     process = await container.start(["sleep", "infinity"])
     waiting = asyncio.create_task(process.wait())
-    await anyio.wait_all_tasks_blocked()
+    await settled()
     vm.die()
     with pytest.raises(VMDiedError):
         await waiting

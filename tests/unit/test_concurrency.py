@@ -14,6 +14,7 @@ import pytest
 
 from pykata.concurrency import alongside, boot_slots
 from tests.cancellation import cancel_everywhere
+from tests.settling import settled
 
 
 async def forever(log: list[str]) -> None:
@@ -116,7 +117,7 @@ async def test_boots_take_turns_in_the_order_they_came() -> None:
     async with anyio.create_task_group() as group:
         for number in range(4 * cores):
             group.start_soon(boot, number)
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         assert order == list(range(cores)), "more than the cores can take at once"
         release.set()
     assert order == list(range(4 * cores))
@@ -141,9 +142,9 @@ async def test_a_cancelled_boot_gives_its_turn_to_the_next() -> None:
 
             for _ in range(holders):
                 group.start_soon(hold)
-            await anyio.wait_all_tasks_blocked()
+            await settled()
             waiter = asyncio.create_task(boot())
-            await anyio.wait_all_tasks_blocked()
+            await settled()
             waiter.cancel()
             release.set()
             await asyncio.wait([waiter])

@@ -258,5 +258,5 @@ async def test_any_answers(
     which: Callable[[Container, Path], Awaitable[Any]],
 ) -> None:  # fmt: skip
     async with lying(says(*answers, code=code)) as box:
-        with anyio.fail_after(30), suppress(PykataError):
+        with anyio.fail_after(300), suppress(PykataError):
             await which(box, tmp_path_factory.mktemp("any") / "target")

@@ -237,7 +237,7 @@ async def test_giving_up_a_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     finding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await finding
-    assert await asyncio.to_thread(ended.wait, 10)
+    assert await asyncio.to_thread(ended.wait, 120)
 
 
 # --- builtin ---

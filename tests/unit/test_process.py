@@ -14,6 +14,7 @@ from pykata import ConfigError, GuestPanicError, Process, Sandbox, SandboxClosed
 from pykata.agent import v1
 from pykata.requests import WINDOW
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+from tests.settling import settled
 
 pytestmark = pytest.mark.usefixtures("guest")
 
@@ -130,8 +131,8 @@ async def test_input_goes_on_while_others_wait_for_output(sb: Sandbox, readers: 
         waits: list[Callable[[], Coroutine[Any, Any, Any]]] = [process.wait, process.stderr.read, process.wait]
         for wait in waits[:readers]:
             tasks.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(20):
+        await settled()
+        with anyio.fail_after(300):
             for _ in range(20):
                 await process.stdin.send(b"x" * PIECE)
             await process.stdin.aclose()
@@ -141,7 +142,7 @@ async def test_input_goes_on_while_others_wait_for_output(sb: Sandbox, readers: 
 async def test_a_stream_nobody_reads_stops_the_process_and_costs_bounded_memory(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["yes"]) as process:
         waiting = asyncio.create_task(process.wait())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         held = sum(len(piece) for piece in iter(process.stdout.take, b""))
         assert held == WINDOW
         # Room was made, so it goes on.
@@ -153,7 +154,7 @@ async def test_a_stream_nobody_reads_stops_the_process_and_costs_bounded_memory(
 async def test_unread_output_does_not_stop_another_process(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["yes"]) as stuck:
         waiting = asyncio.create_task(stuck.wait())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         assert (await sb.run(BUSYBOX, ["echo", "through"])).stdout == "through\n"
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -251,7 +252,7 @@ async def test_leaving_the_block_kills_it(sb: Sandbox, vm: FakeVM) -> None:
 async def test_leaving_the_block_wakes_who_still_reads(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["sleep", "infinity"]) as process:
         readers = [asyncio.create_task(use) for use in (process.wait(), process.stdout.read(), process.stderr.read())]
-        await anyio.wait_all_tasks_blocked()
+        await settled()
     done, _ = await asyncio.wait(readers)
     assert [type(task.exception()) for task in done] == [SandboxClosedError] * 3
 
@@ -259,7 +260,7 @@ async def test_leaving_the_block_wakes_who_still_reads(sb: Sandbox) -> None:
 async def test_leaving_the_block_wakes_who_waits_for_room(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["yes"]) as process:
         waiting = asyncio.create_task(process.wait())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
     await asyncio.wait([waiting])
     assert isinstance(waiting.exception(), SandboxClosedError)
 
@@ -292,7 +293,7 @@ async def test_the_machine_s_end_reaches_everybody(
             readers = [
                 asyncio.create_task(use) for use in (process.wait(), process.stdout.read(), process.stderr.read())
             ]
-            await anyio.wait_all_tasks_blocked()
+            await settled()
             getattr(vm, end)()
             done, _ = await asyncio.wait(readers)
             assert [type(task.exception()) for task in done] == [error] * 3

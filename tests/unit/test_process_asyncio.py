@@ -15,11 +15,12 @@ from pykata import ConfigError, Sandbox, SandboxClosedError
 from pykata.buffers import bytes_of
 from pykata.streams import MAX_WRITTEN
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess
+from tests.settling import settled
 
 pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
-GUARD = 30.0    # seconds; only a hang takes that long
+GUARD = 300.0    # seconds; only a hang takes that long
 
 
 async def deaf(process: FakeProcess) -> int:
@@ -138,7 +139,7 @@ async def test_a_reader_that_waits_already_gets_what_is_written_later(sb: Sandbo
             got.append(await process.stdout.readexactly(500_000))
 
         tasks.start_soon(read)
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         process.stdin.write(b"y" * 500_000)
         process.stdin.close()
     assert got == [b"y" * 500_000]
@@ -150,7 +151,7 @@ async def test_what_waits_is_bounded(sb: Sandbox) -> None:
         with pytest.raises(ConfigError, match="wait for the process"):
             process.stdin.write(b"more")
         draining = asyncio.create_task(process.stdin.drain())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         assert not draining.done()
         draining.cancel()
         await asyncio.wait([draining])
@@ -164,7 +165,7 @@ async def test_a_drain_that_is_cancelled_loses_nothing(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["cat"]) as process:
         process.stdin.write(data)
         draining = asyncio.create_task(process.stdin.drain())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         draining.cancel()
         await asyncio.wait([draining])
         process.stdin.write(b"the end")
@@ -269,7 +270,7 @@ async def test_who_reads_in_the_background_when_the_block_is_left(sb: Sandbox) -
     async with AsyncExitStack() as block:
         process = await block.enter_async_context(sb.process(BUSYBOX, ["deaf"]))
         reading = asyncio.create_task(read())
-        await anyio.wait_all_tasks_blocked()
+        await settled()
     await reading
     assert len(raised) == 1
     assert (await sb.run(BUSYBOX, ["echo", "after"])).stdout == "after\n"

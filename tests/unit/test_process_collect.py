@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("guest")
 
 BUSYBOX = "builtin:busybox"
 PIECE = 64 * 1024
-TIMEOUT = 0.2
+TIMEOUT = 1.0
 """Seconds after which a command that would run for ever is ended. Nothing depends on how long that takes."""
 
 
@@ -221,8 +221,8 @@ async def test_a_machine_that_dies_before_the_command_runs(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of the agent's calls that a test can wait for."""
     for call in ("setup", "create_container", "remove_container", "signal"):
-        monkeypatch.setitem(getattr(AgentClient, call).__kwdefaults__, "timeout", 4 * TIMEOUT)
-    monkeypatch.setattr(pykata.collect, "KILL_GRACE", 4 * TIMEOUT)
+        monkeypatch.setitem(getattr(AgentClient, call).__kwdefaults__, "timeout", 2 * TIMEOUT)
+    monkeypatch.setattr(pykata.collect, "KILL_GRACE", 2 * TIMEOUT)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -328,7 +328,7 @@ async def test_a_callback_that_is_cut_off_loses_no_output_that_came(run: Run) ->
         if calls == 3:
             await anyio.sleep_forever()
 
-    done = await run(["mixed", "12"], timeout=10 * TIMEOUT, on_stdout=slow)
+    done = await run(["mixed", "12"], timeout=2 * TIMEOUT, on_stdout=slow)
     whole = b"".join(bytes([number % 251]) * PIECE for number in range(12))
     assert done.stdout_bytes == whole[: len(done.stdout_bytes)]
     assert done.stderr_bytes == b"".join(bytes([number]) * 100 for number in range(12))[: len(done.stderr_bytes)]

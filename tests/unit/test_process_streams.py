@@ -17,6 +17,7 @@ from pykata.agent import v1
 from pykata.requests import WINDOW
 from pykata.streams import Output
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+from tests.settling import settled
 
 pytestmark = pytest.mark.usefixtures("guest")
 
@@ -104,7 +105,7 @@ async def test_input_does_not_hold_up_what_makes_room_for_output(sb: Sandbox) ->
 async def test_input_waits_with_the_sender(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["sleep", "infinity"]) as process:
         sending = asyncio.create_task(process.stdin.send(bytes(MUCH)))
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         assert not sending.done()
         await process.kill()
         assert await process.wait() == 137

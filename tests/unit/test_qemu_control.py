@@ -127,8 +127,8 @@ async def test_a_peer_that_breaks_the_protocol(said: bytes) -> None:
         else:
             peer.stream.close()
         with pytest.raises(VMError):
-            await asyncio.wait_for(asked, 5)
-        await asyncio.wait_for(qmp.closed(), 5)
+            await asyncio.wait_for(asked, 120)
+        await asyncio.wait_for(qmp.closed(), 120)
         with pytest.raises(QMPClosedError):
             await qmp.execute("query")
 
@@ -137,7 +137,7 @@ async def test_a_message_without_end() -> None:
     async with connected() as (qmp, peer, _):
         with pytest.raises((ConnectionError, BrokenPipeError)):
             await peer.say(b"x" * (LIMIT + 1_000_000))
-        await asyncio.wait_for(qmp.closed(), 5)
+        await asyncio.wait_for(qmp.closed(), 120)
 
 
 async def test_closing_tells_everyone_once() -> None:
@@ -269,12 +269,13 @@ async def test_a_qemu_that_does_not_answer_loses_its_connection(monkeypatch: pyt
             await stuck
         with pytest.raises(QMPClosedError, match="can't add-fd"):
             await waiting
+    monkeypatch.setattr("pykata.hypervisors.qemu.qmp.PATIENCE", 2.0)
     async with connected() as (qmp, peer, _):
         for name in ("one", "two"):
             answered = asyncio.ensure_future(qmp.execute(name))
             await peer.answer(**{"return": {}})
             await answered
-        await asyncio.sleep(0.1)        # longer than the patience: each answer has ended its own
+        await asyncio.sleep(2.5)        # longer than the patience: each answer has ended its own
         answered = asyncio.ensure_future(qmp.execute("three"))
         await peer.answer(**{"return": {}})
         assert await answered == {}

@@ -109,7 +109,7 @@ async def test_a_machine_that_takes_nothing_is_given_up() -> None:
     bundle: Any = object()
     machine: Any = object()
     ended: list[str] = []
-    with anyio.fail_after(60), nothing_yet() as coming:
+    with anyio.fail_after(300), nothing_yet() as coming:
         async with Ahead(Sandbox(FakeHypervisor(), boot_timeout=0.1).options, bundle) as one:
             stack = AsyncExitStack()
             stack.callback(ended.append, "it")
