@@ -373,11 +373,13 @@ mod tests {
         let (stdout, stderr) = (side(), side());
         answers.try_send(Ok(RunResponse { response: Some(Response::Bulk(stdout.end)) })).expect("room");
         let host = async {
-            tokio::time::sleep(2 * MOMENT).await;
+            while !stderr.told.load(Ordering::Relaxed) {
+                tokio::time::sleep(MOMENT).await; // what it took before would leave nothing to tell
+            }
             (rest.recv().await, rest.recv().await)
         };
         let work = both(&answers, [&stdout, &stderr], taken(&answers), async {});
-        let all = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(work, host).1 }).await;
+        let all = tokio::time::timeout(Duration::from_secs(300), async { tokio::join!(work, host).1 }).await;
         assert!(matches!(all, Ok((Some(Ok(_)), Some(Ok(_))))), "{all:?}");
     }
 }

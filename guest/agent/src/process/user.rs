@@ -285,9 +285,8 @@ mod tests {
     fn a_huge_file_costs_little() {
         let big = file(b"");
         rustix::fs::ftruncate(&big, 200 << 20).expect("truncate");
-        let start = std::time::Instant::now();
-        assert_eq!(find_user(Some(&big), "root"), None);
-        assert!(start.elapsed() < std::time::Duration::from_secs(2));
+        rustix::io::pwrite(&big, b"\nroot:x:0:0::/:/bin/sh\n", 2 * MAX_FILE as u64).expect("write");
+        assert_eq!(find_user(Some(&big), "root"), None, "only its beginning is read");
     }
 
     proptest! {
