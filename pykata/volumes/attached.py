@@ -12,8 +12,9 @@ from pykata.fs.block import Block
 from pykata.fs.ninep import directory
 from pykata.fs.virtiofs import served
 from pykata.spec import VOLUMES, Attachment, Disk, Image, Mount, Shared
-from pykata.volumes import CACHES, Bind, Checked, DiskImage, FsspecVolume, ImageVolume, Tmpfs
 from pykata.volumes.disk import disk
+from pykata.volumes.kinds import CACHES, Bind, DiskImage, FsspecVolume, ImageVolume, Tmpfs
+from pykata.volumes.places import Checked
 
 Find = Callable[[str], Awaitable[Image]]
 

@@ -6,17 +6,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import Attribute
 
 from pykata.errors import ConfigError
 from pykata.sizes import parse_size
 from pykata.spec import MIB
-
-if TYPE_CHECKING:
-    from pykata.volumes.kinds import Bind
-    from pykata.volumes.named import Named
 
 MOST_FILES = 2**31      # a filesystem counts them in 32 bits
 
@@ -84,7 +80,7 @@ def unlimited(instance: object, attribute: Attribute[None], value: object) -> No
                           hint="Named('NAME', size=, files=) and DiskImage(PATH, size=, files=) have one")
 
 
-def security(instance: Bind | Named, attribute: Attribute[str], value: object) -> None:
+def security(instance: Any, attribute: Attribute[str], value: object) -> None:
     """QEMU's security models."""
     if value == "passthrough":
         raise ConfigError("security='passthrough' is not offered: the VMM would need the right to give files away",

@@ -19,7 +19,7 @@ from pykata.images.qcow2 import MAGIC as QCOW2
 from pykata.images.qcow2 import Qcow2Error
 from pykata.images.superblock import block_size, filesystem_of
 from pykata.spec import PMEM_UNIT, VOLUMES, Attachment, Disk, Mount, Pmem
-from pykata.volumes import DiskImage
+from pykata.volumes.kinds import DiskImage
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ from pykata.errors import AgentError, AgentTimeoutError
 from pykata.fs.fuse.server import Server
 from pykata.fs.fuse.wire import DATA, MalformedError
 from pykata.spec import VOLUMES
-from pykata.volumes import Checked, FsspecVolume
+from pykata.volumes.kinds import FsspecVolume
+from pykata.volumes.places import Checked
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
