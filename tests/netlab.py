@@ -105,7 +105,7 @@ class Lab:
                 # The port is free again as soon as it is closed.
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 found.bind(("", sport))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 await asyncio.get_running_loop().sock_connect(found, (address, port))
         except BaseException:
             found.close()
@@ -119,7 +119,7 @@ class Lab:
             return await self.receive(found)
 
     async def receive(self, found: socket.socket) -> bytes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await asyncio.get_running_loop().sock_recv(found, 65536)
 
     async def datagram(self, address: str, port: int, data: bytes) -> bytes:
@@ -157,7 +157,7 @@ class Lab:
 
     async def event(self, **wanted: object) -> NetworkEvent:
         """The first event like that, among those that were and those that come."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             async for event in self.guard.events():
                 if all(getattr(event, name) == value for name, value in wanted.items()):
                     return event

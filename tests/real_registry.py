@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
+import re
 import subprocess
 import threading
 import time
@@ -34,10 +34,7 @@ SERVICE, ISSUER = "registry.test", "tokens.test"
 @contextmanager
 def registry(folder: Path, *, tls: Certificate | None = None, **auth: Mapping[str, Any]) -> Iterator[str]:
     """Run a registry with its data in ``folder``; yields its host and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    http: dict[str, Any] = {"addr": host, "net": "tcp"}
+    http: dict[str, Any] = {"addr": "127.0.0.1:0", "net": "tcp"}
     if tls is not None:
         http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +49,8 @@ def registry(folder: Path, *, tls: Certificate | None = None, **auth: Mapping[st
     drain = threading.Thread(target=process.stderr.read)
     try:
         for line in process.stderr:
-            if b"listening on" in line:
+            if said := re.search(rb"listening on (127\.0\.0\.1:\d+)", line):
+                host = said[1].decode()
                 break
         else:
             raise RuntimeError("the registry ended")

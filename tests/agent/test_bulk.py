@@ -23,7 +23,7 @@ from tests.agent.peer import OK_TRAILERS, Peer, data, facing
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
-GUARD = 60.0                    # seconds; only a hang takes that long
+GUARD = 300.0                    # seconds; only a hang takes that long
 WINDOW = 64 * 1024
 STARTED = RunResponse(started=Started(pid=1))
 BEGINS = RunResponse(bulk=EndedMessage(stdout=True))

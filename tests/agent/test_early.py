@@ -20,7 +20,7 @@ from tests.agent.peer import Peer, facing
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
-GUARD = 60.0                    # seconds; only a hang takes that long
+GUARD = 300.0                    # seconds; only a hang takes that long
 PREFACE = 24
 STARTED = RunResponse(started=Started(pid=1))
 EXITED = RunResponse(exited=ExitedMessage())

@@ -22,7 +22,7 @@ from pykata.agent import v1
 from pykata.agent.client import AgentClient, Exited, Stdout, connect
 from pykata.errors import AgentRefusedError
 
-GUARD = 30.0
+GUARD = 300.0
 
 
 class Codec(CodecBase):

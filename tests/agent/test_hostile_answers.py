@@ -13,7 +13,7 @@ from pykata.agent.v1 import Process, RunResponse, SetupRequest, SetupResponse, S
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, AgentRefusedError
 from tests.agent.peer import OK_HEADERS, OK_TRAILERS, Peer, Script, data, facing, reset
 
-GUARD = 30.0    # seconds; only a hang takes that long
+GUARD = 300.0    # seconds; only a hang takes that long
 START = Start(container_id="c", process=Process(id="p", args=["true"]))
 STATS = bytes(StatsResponse(agent_rss=1))
 STARTED = bytes(RunResponse(started=Started(pid=1)))

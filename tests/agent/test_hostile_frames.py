@@ -25,7 +25,7 @@ from pykata.agent.v1 import StatsResponse
 from pykata.errors import AgentLostError, AgentProtocolError
 from tests.agent.peer import Peer, continuation, data, facing
 
-GUARD = 30.0    # seconds; only a hang takes that long
+GUARD = 300.0    # seconds; only a hang takes that long
 
 
 def raw(kind: int, payload: bytes, stream: int = 0, flags: int = 0, length: int | None = None) -> bytes:

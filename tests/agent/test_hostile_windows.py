@@ -28,7 +28,7 @@ from tests.agent.peer import OK_TRAILERS, Peer, Script, data, facing
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
-GUARD = 60.0                    # seconds; only a hang takes that long
+GUARD = 300.0                    # seconds; only a hang takes that long
 WINDOW = 64 * 1024
 START = Start(container_id="c", process=Process(id="p", args=["true"]), window=WINDOW)
 STARTED = bytes(RunResponse(started=Started(pid=1)))

@@ -12,7 +12,7 @@ from pykata import Process, Sandbox
 pytestmark = pytest.mark.vm
 
 IMAGE = "builtin:busybox"
-GUARD = 120.0   # seconds; only a hang takes that long
+GUARD = 300.0   # seconds; only a hang takes that long
 
 
 async def next_command_works(sb: Sandbox) -> None:

@@ -19,7 +19,7 @@ from tests.agent.peer import OK_TRAILERS, Peer, data, facing
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
-GUARD = 60.0                    # seconds; only a hang takes that long
+GUARD = 300.0                    # seconds; only a hang takes that long
 STARTED = RunResponse(started=Started(pid=7))
 HELLO = RunResponse(stdout=b"hello")
 EXITED = RunResponse(exited=ExitedMessage(exit_code=3))

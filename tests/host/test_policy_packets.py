@@ -38,7 +38,7 @@ def segment(seq: int, ack: int = 0, payload: bytes = b"", *, ttl: int = 64, dpor
 async def answer(seen: socket.socket, flags: int) -> tuple[int, int]:
     """The numbers of the next segment to port 7777 with just these flags: its own, and what it acknowledges."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             found = await loop.sock_recv(seen, 65536)
             if found[12:14] == b"\x08\0" and found[23] == TCP and found[36:38] == struct.pack("!H", 7777) \
