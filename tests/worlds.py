@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from pykata.errors import ToolFailedError
 from pykata.host import find_tool, run_tool
 from pykata.net import netns
 from pykata.net.netlink import netlink
@@ -39,7 +40,7 @@ async def world(path: Path, *, mtu: int = 1500, interfaces: int = 1) -> AsyncIte
         yield inside, outside
 
 
-async def run(inside: Netns, *argv: str, timeout: float = 30.0, input: bytes | None = None) -> str:
+async def run(inside: Netns, *argv: str, timeout: float = 120.0, input: bytes | None = None) -> str:
     """Run a program in a namespace, and return what it said."""
     program = find_tool(argv[0], package="iproute2")
     enter = [str(find_tool("nsenter", package="util-linux")), f"--net=/proc/self/fd/{inside.fd}", str(program)]
@@ -47,5 +48,9 @@ async def run(inside: Netns, *argv: str, timeout: float = 30.0, input: bytes | N
 
 
 async def ping(where: Netns, address: str, size: int = 56) -> str:
-    """What ping says."""
-    return await run(where, "busybox", "ping", "-c", "2", "-W", "5", "-s", str(size), address)
+    """What ping says when it is answered. On a busy machine that may be too late for it, or for ARP."""
+    argv = ["busybox", "ping", "-c", "1", "-W", "10", "-s", str(size), address]
+    for _ in range(5):
+        with suppress(ToolFailedError):
+            return await run(where, *argv)
+    return await run(where, *argv)

@@ -262,7 +262,7 @@ def fsync() -> object:
 
 
 def attempt(function: Callable[[], object]) -> str:
-    signal.alarm(60)
+    signal.alarm(300)
     try:
         return "yes" if function() else "no"
     except OSError as exc:

@@ -64,7 +64,7 @@ async def tried(image: str, fs: str, volumes: Mapping[str, Any], places: Sequenc
     program = {"/mnt/program.py": Bind(PROGRAM, readonly=True)}
     options: dict[str, Any] = {"fs": fs, "volumes": {**volumes, **program}, "memory": "512M", "template": "off"}
     async with Sandbox(isolation="emulated", **options) as sb:
-        done = await sb.run(image, ["python3", "/mnt/program.py", *places], timeout=300)
+        done = await sb.run(image, ["python3", "/mnt/program.py", *places], timeout=900)
     assert done.exit_code == 0, done.stderr
     results: Results = json.loads(done.stdout)
     return results

@@ -45,7 +45,7 @@ class Guest:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self.stream, line.encode() + b"\n")
         said = bytearray()
-        with anyio.fail_after(60):
+        with anyio.fail_after(300):
             while not (end := re.search(rb"=(\d+)=\n$", said)):
                 data = await loop.sock_recv(self.stream, 65536)
                 assert data, f"the guest went away: {self.vm.console()}"

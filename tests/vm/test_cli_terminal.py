@@ -20,7 +20,7 @@ import pytest
 from attrs import define
 
 RUN = [sys.executable, "-m", "pykata_cli", "run", "--isolation", "emulated", "-it", "builtin:busybox", "--"]
-PATIENCE = 60.0
+PATIENCE = 600.0
 
 
 @define

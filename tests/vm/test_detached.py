@@ -43,7 +43,7 @@ def detached(*cmd: str, name: str = "worker", options: tuple[str, ...] = ()) -> 
         pykata("rm", name)
 
 
-def dead(pid: int, patience: float = 20) -> bool:
+def dead(pid: int, patience: float = 300) -> bool:
     """Wait for the end of a process that isn't our child."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -66,7 +66,7 @@ def test_a_life_on_the_command_line() -> None:
         listed = pykata("ps").stdout.decode().splitlines()
         assert listed[0].split() == ["NAME", "STATUS", "AGE", "IMAGE", "COMMAND"]
         assert listed[1].startswith("worker  running  ")
-        assert pykata("stop", name).stdout == b"worker\n"
+        assert pykata("stop", "-t", "300", name).stdout == b"worker\n"
         assert pykata("ps").stdout.count(b"\n") == 1
         (ended,) = json.loads(pykata("ps", "--all", "--format", "json").stdout)
         assert (ended["name"], ended["phase"], ended["exit_code"]) == ("worker", "ended", 5)
@@ -294,7 +294,7 @@ def test_the_program_that_started_it_may_be_killed() -> None:
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False)
     try:
         assert done.returncode == -signal.SIGKILL
-        assert dead(int(done.stdout), 5), "its own machine ends with it"
+        assert dead(int(done.stdout)), "its own machine ends with it"
         assert pykata("exec", "worker", "echo", "alive").stdout == b"alive\n"
     finally:
         pykata("stop", "-t", "0", "worker")

@@ -18,7 +18,7 @@ from pykata.images.layers import write_layers
 from pykata.images.limits import DEFAULT_LIMITS
 
 BUSYBOX = "builtin:busybox"
-GUARD = 60.0
+GUARD = 300.0
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ TELL = "cat /file /run/pykata/generation; hostname; until [ -s /told ]; do sleep
 async def goes_on(container: Container, log: str) -> None:
     """What writes numbered lines into this file has written another one."""
     wait = f"last=$(tail -n 1 {log}); until [ \"$(tail -n 1 {log})\" != \"$last\" ]; do sleep 0.1; done"
-    await container.run(["sh", "-c", wait], timeout=60, check=True)
+    await container.run(["sh", "-c", wait], timeout=600, check=True)
 
 
 ENV = "echo $SECRET.$OWN"
@@ -44,7 +44,8 @@ async def test_processes_go_on_in_all(template: str) -> None:
         sandbox(template=template) as parent, parent.container(BUSYBOX) as c,
         c.process(["sh", "-c", COUNTING]) as counting, AsyncExitStack() as stack,
     ):  # fmt: skip
-        await anext(counting.stdout)
+        lines = aiter(counting.stdout.lines())
+        seen = [int(await anext(lines))]
         await c.run(["sh", "-c", "echo parents > /file"])
         children = await parent.fork(2, signal=10)
         for child in children:
@@ -61,10 +62,9 @@ async def test_processes_go_on_in_all(template: str) -> None:
         assert (await c.run(["ls", "/told"])).exit_code != 0        # nobody told the parent's
         last = int((await c.run(["tail", "-n", "1", "/count"])).stdout)
         # Its output is the parent's still, and whole.
-        seen = ""
-        while not seen.endswith(f"\n{last}\n"):
-            seen += (await anext(counting.stdout)).decode()
-        assert seen.split() == [str(number) for number in range(2, last + 1)][-len(seen.split()):]
+        while seen[-1] < last:
+            seen.append(int(await anext(lines)))
+        assert seen == list(range(1, last + 1))
 
 
 async def test_a_child_outlives_its_parent_and_has_children() -> None:
@@ -145,7 +145,7 @@ async def test_a_copy_executes_nothing_before_its_clock_is_right(tmp_path: Path)
     async with sandbox() as sb, sb.container(BUSYBOX) as c, c.process(["sh", "-c", LOGGING]):
         await c.run(["sh", "-c", "until [ -s /log ]; do sleep 0.1; done"])
         await sb.snapshot(tmp_path / "saved")
-        await anyio.sleep(3)
+        await anyio.sleep(5)
         logged = (await c.run(["cat", "/log"])).stdout.splitlines()
     async with Sandbox.restore(tmp_path / "saved", isolation="emulated") as again:
         await goes_on(again.containers[c.id], "/log")
@@ -156,7 +156,8 @@ async def test_a_copy_executes_nothing_before_its_clock_is_right(tmp_path: Path)
         _, up, now = line.split()
         return int(now) - float(up)
 
-    late = [line for line in copied if started(line) > started(copied[0]) + 2]
+    # Between a line's two times its shell may have waited, on a busy machine, but not in each of them.
+    late = [line for line in copied if started(line) > min(map(started, logged)) + 2]
     assert late
     # What was written by the old clock was so before it was saved.
     assert set(copied) - set(late) <= set(logged)

@@ -61,7 +61,7 @@ async def test_tcp_and_names_out(sb: Sandbox, beyond: Outside) -> None:
 async def test_megabytes_pass_whole_both_ways(sb: Sandbox, beyond: Outside) -> None:
     # A client that closed its side would get all but the end.
     script = f"mkfifo /f; nc {beyond.address} 8000 < /f & exec 3> /f; echo all >&3; wait"
-    done = await sb.shell(BUSYBOX, script, timeout=120, max_output=len(CONTENT) + 1)
+    done = await sb.shell(BUSYBOX, script, timeout=600, max_output=len(CONTENT) + 1)
     assert done.stdout_bytes == CONTENT
     send = f"(echo count; dd if=/dev/zero bs=64k count=64 2> /dev/null) | nc {beyond.address} 8000"
     assert await told(sb, send) == str(64 << 16)
@@ -83,7 +83,7 @@ async def test_a_server_in_the_guest_is_reached_through_ports(sb: Sandbox) -> No
     async with sb.container(BUSYBOX) as container:
         await container.run(["sh", "-c", "mkdir /w && echo from the guest > /w/index.html"], check=True)
         async with container.process(["httpd", "-f", "-p", "80", "-h", "/w"]):
-            await container.run(["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"], timeout=60)
+            await container.run(["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"], timeout=600)
             for port in sb.network.ports:
                 assert (await got(port)).endswith(b"from the guest\n")
 

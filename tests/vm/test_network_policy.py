@@ -73,11 +73,11 @@ class Attempts:
 
     async def make(self, *attempts: Mapping[str, object]) -> list[object]:
         lines = "".join(json.dumps(each) + "\n" for each in attempts)
-        done = await self.box.run(["python3", "-c", PROGRAM], input=lines, check=True, timeout=300)
+        done = await self.box.run(["python3", "-c", PROGRAM], input=lines, check=True, timeout=900)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     async def event(self, **wanted: object) -> NetworkEvent:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             async for event in self.sb.network.events():
                 if all(getattr(event, name) == value for name, value in wanted.items()):
                     return event

@@ -20,7 +20,7 @@ async def served_through(strategy: NetworkStrategy) -> bytes:
         async with sb.container(BUSYBOX) as container:
             await container.run(["sh", "-c", "mkdir /w && echo from the guest > /w/index.html"], check=True)
             async with container.process(["httpd", "-f", "-p", "80", "-h", "/w"]):
-                await container.run(["sh", "-c", UNTIL], timeout=60)
+                await container.run(["sh", "-c", UNTIL], timeout=600)
                 return await got(port)
 
 

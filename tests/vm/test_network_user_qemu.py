@@ -50,7 +50,7 @@ async def test_out_with_names(sb: Sandbox, beyond: Outside) -> None:
 
 
 async def test_megabytes_pass_whole_both_ways(sb: Sandbox, beyond: Outside) -> None:
-    done = await sb.shell(BUSYBOX, f"echo all | nc {beyond.address} 8000", timeout=120, max_output=len(CONTENT) + 1)
+    done = await sb.shell(BUSYBOX, f"echo all | nc {beyond.address} 8000", timeout=600, max_output=len(CONTENT) + 1)
     assert done.stdout_bytes == CONTENT
     send = f"(echo count; dd if=/dev/zero bs=64k count=64 2> /dev/null) | nc {beyond.address} 8000"
     assert await told(sb, send) == str(64 << 16)
@@ -83,7 +83,7 @@ async def test_a_route_to_the_loopback_leads_nowhere(sb: Sandbox, beyond: Outsid
         port = server.getsockname()[1]
         # UDP to a group, to everybody, and to the gateway: QEMU would deliver them here.
         there = ["10.0.2.2", "255.255.255.255", "224.0.0.1"]
-        await sb.run(demo_image, ["python3", "-c", SEND, str(port), *there], timeout=120, check=True)
+        await sb.run(demo_image, ["python3", "-c", SEND, str(port), *there], timeout=600, check=True)
         assert "192.0.2.77" in await told(sb, "nslookup db.example")     # what was sent before has been judged
         with pytest.raises(BlockingIOError):
             server.recv(100)
@@ -94,7 +94,7 @@ async def test_a_server_in_the_guest_is_reached_through_ports(sb: Sandbox) -> No
     async with sb.container(BUSYBOX) as container:
         await container.run(["sh", "-c", "mkdir /w && echo from the guest > /w/index.html"], check=True)
         async with container.process(["httpd", "-f", "-p", "80", "-h", "/w"]):
-            await container.run(["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"], timeout=60)
+            await container.run(["sh", "-c", "until nc 127.0.0.1 80 < /dev/null; do :; done 2> /dev/null"], timeout=600)
             assert (await got(port)).endswith(b"from the guest\n")
 
 
@@ -146,7 +146,7 @@ from pykata import Sandbox
 async def main():
     async with Sandbox(isolation="emulated", network="user") as sb:
         print(sb.network.via)
-        print((await sb.shell("builtin:busybox", f"echo hi | nc {sys.argv[1]} 8000", timeout=60)).stdout, end="")
+        print((await sb.shell("builtin:busybox", f"echo hi | nc {sys.argv[1]} 8000", timeout=600)).stdout, end="")
 
 asyncio.run(main())
 """

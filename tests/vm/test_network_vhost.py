@@ -12,6 +12,7 @@ import pytest
 from pykata import Sandbox, ShareLostError, VhostUser
 from pykata.guest import Bundle
 from pykata.host import PIPE, HostProcess, find_tool, spawn
+from tests.vm.conftest import until
 
 BUSYBOX = "builtin:busybox"
 SERVE = "mkdir /www && echo over the switch > /www/index.html && httpd -p 80 -h /www"
@@ -44,7 +45,7 @@ async def test_two_guests_at_a_switch(bundle: Bundle, tmp_path: Path) -> None:
         server.container(BUSYBOX) as box,
     ):
         await box.shell(SERVE, check=True)
-        done = await client.run(BUSYBOX, ["wget", "-q", "-O", "-", "http://10.3.0.2/"], timeout=60)
+        done = await client.shell(BUSYBOX, until("wget -q -O - http://10.3.0.2/"), timeout=600)
         assert done.stdout == "over the switch\n", done.stderr
         assert "02:00:00:00:00:0b" in (await client.run(BUSYBOX, ["ip", "neigh"])).stdout
         assert client.network.addresses == ("10.3.0.1",)

@@ -119,5 +119,5 @@ async def test_nothing_that_we_ask_of_it_is_on_its_way_out(machine: Machine, tmp
 async def test_user_network(via: Literal["qemu", "slirp4netns"]) -> None:
     network = Network(UserNetwork(via=via))
     async with outside() as beyond, beyond.tcp(serve, 8000), Sandbox(isolation="emulated", network=network) as sb:
-        done = await sb.shell(BUSYBOX, f"echo hi | nc {beyond.address} 8000", timeout=120)
+        done = await sb.shell(BUSYBOX, f"echo hi | nc {beyond.address} 8000", timeout=600)
     assert done.stdout == "hello from outside\n"

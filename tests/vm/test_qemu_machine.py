@@ -42,7 +42,7 @@ def qemu(machine: Machine = "microvm", **options: object) -> QEMU:
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what no event tells."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(300):
         while not true():       # noqa: ASYNC110
             await anyio.sleep(0.02)
 
@@ -108,7 +108,7 @@ async def test_console_is_bounded_and_printable(bundle: Bundle, ramdisk: Path) -
 async def test_panic(machine: Machine, bundle: Bundle, ramdisk: Path) -> None:
     async with booted(qemu(machine), bundle.kernel, ramdisk) as guest:
         asyncio.get_running_loop().call_soon(guest.stream.send, b"exit 3\n")
-        with anyio.fail_after(30):
+        with anyio.fail_after(300):
             error = await guest.vm.died()
         assert isinstance(error, GuestPanicError)
         assert "Attempted to kill init! exitcode=0x00000300" in str(error)
@@ -120,7 +120,7 @@ async def test_panic(machine: Machine, bundle: Bundle, ramdisk: Path) -> None:
 async def test_reboot_ends_it(machine: Machine, bundle: Bundle, ramdisk: Path) -> None:
     async with booted(qemu(machine), bundle.kernel, ramdisk) as guest:
         await asyncio.get_running_loop().sock_sendall(guest.stream, b"reboot -f\n")
-        with anyio.fail_after(30):
+        with anyio.fail_after(300):
             error = await guest.vm.died()
         assert type(error) is VMDiedError
         assert str(error) == "the guest switched its machine off (guest-reset)"
@@ -131,7 +131,7 @@ async def test_killed(bundle: Bundle, ramdisk: Path) -> None:
         waiting = [asyncio.ensure_future(guest.vm.died()) for _ in range(3)]
         await anyio.lowlevel.checkpoint()
         os.kill(guest.vm.pid, signal.SIGKILL)
-        with anyio.fail_after(10):
+        with anyio.fail_after(300):
             errors = await asyncio.gather(*waiting)
             assert {error.message for error in errors} == {"QEMU was killed by SIGKILL"}
             # Its end closes the stream to the agent, too.
@@ -145,7 +145,7 @@ async def test_paused(bundle: Bundle, ramdisk: Path) -> None:
         # The event comes before the answer: QEMU may be ended for it by then.
         with suppress(QMPClosedError):
             await guest.vm._qmp.execute("stop")
-        with anyio.fail_after(10):
+        with anyio.fail_after(300):
             assert str(await guest.vm.died()) == "QEMU could not run the machine any further"
 
 

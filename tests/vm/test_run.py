@@ -14,6 +14,7 @@ import pytest
 
 import pykata
 from pykata import AgentRefusedError, CommandFailedError, Container, Process, Sandbox
+from tests.vm.conftest import cut_off, idle
 
 BUSYBOX = "builtin:busybox"
 MIB = 1024 * 1024
@@ -218,20 +219,19 @@ async def test_a_timeout_keeps_the_output_and_kills_the_tree(sb: Sandbox) -> Non
     script = "echo so far; echo so bad >&2; setsid sh -c 'trap \"\" TERM HUP INT; sleep 1001 & sleep 1002' & sleep 1003"
     async with sb.container(BUSYBOX) as container:
         before = time.monotonic()
-        done = await container.run(sh(script), timeout=2)
-        assert time.monotonic() - before >= 2
+        done = await cut_off(lambda seconds: container.run(sh(script), timeout=seconds), "so far\n", "so bad\n")
+        assert time.monotonic() - before >= 1
         assert (done.reason, done.exit_code, done.signal) == ("timeout", 137, signal.SIGKILL)
-        assert (done.stdout, done.stderr) == ("so far\n", "so bad\n")
         assert await processes(container) == set()
-        assert (await container.run(["echo", "usable"], timeout=60)).stdout == "usable\n"
+        assert (await container.run(["echo", "usable"], timeout=600)).stdout == "usable\n"
 
 
 async def test_what_a_command_leaves_behind_does_not_keep_it(sb: Sandbox) -> None:
     # Its output is still held open by another process when it has ended.
-    done = await sb.run(BUSYBOX, sh("sleep 1000 & echo started"), timeout=120)
+    done = await sb.run(BUSYBOX, sh("sleep 1000 & echo started"), timeout=600)
     assert (done.reason, done.exit_code, done.stdout) == ("exit", 0, "started\n")
     async with sb.container(BUSYBOX) as container:
-        done = await container.run(sh("sleep 1000 & echo started"), timeout=120)
+        done = await container.run(sh("sleep 1000 & echo started"), timeout=600)
         assert (done.reason, done.exit_code, done.stdout) == ("exit", 0, "started\n")
         assert await processes(container) == {"sleep"}, "in a container that stays, a daemon may live on"
 
@@ -265,10 +265,9 @@ async def test_terminate_and_kill(sb: Sandbox) -> None:
 async def test_orphans_are_reaped(sb: Sandbox) -> None:
     async with sb.container(BUSYBOX) as container:
         # Each sleep loses its parent at once and becomes init's.
-        await container.run(sh("for i in $(seq 20); do (sleep 0.01 &) ; done; sleep 0.5"), check=True)
-        states = (await container.run(["ps", "-o", "stat,comm"], check=True)).stdout
-        assert "Z" not in states.replace("STAT", "")
-        assert await processes(container) == set()
+        await container.run(sh("for i in $(seq 20); do (sleep 0.01 &) ; done"), check=True)
+        while await processes(container):       # a zombie is among them
+            pass
 
 
 # --- containers ---
@@ -336,15 +335,16 @@ async def test_the_agent_keeps_nothing_of_what_has_ended(sb: Sandbox) -> None:
     running = sb._running
     assert running is not None
     await sb.run(BUSYBOX, ["true"])
-    before = await running.agent.stats()
+    before = await idle(sb)
     async with sb.container(BUSYBOX) as container:
         for _ in range(10):
             await container.run(["true"])
             await sb.run(BUSYBOX, ["true"])
             async with sb.process(BUSYBOX, ["sleep", "1000"]):
                 pass
-    after = await running.agent.stats()
-    assert after.open_files == before.open_files
+    # What the last one had is closed when nobody waits.
+    while (after := await running.agent.stats()).open_files > before.open_files:
+        pass
     assert after.containers == {}
 
 

@@ -11,7 +11,7 @@ from tests.vm.conftest import BUSYBOX
 
 async def waiting(sb: Sandbox) -> str:
     """The one that waits, once it is there."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(300):
         while True:
             async with sb._open.making:
                 if found := [one.id for one in sb._open.containers.values() if one.fresh]:
