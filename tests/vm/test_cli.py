@@ -101,8 +101,7 @@ def test_the_second_interrupt_kills() -> None:
 def test_a_signal_during_the_boot() -> None:
     with subprocess.Popen([*PYKATA, "run", "-v", "builtin:busybox"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        while b"spawn" not in process.stderr.readline():
-            pass
+        assert any(b"spawn" in line for line in process.stderr)
         process.terminate()
         process.stderr.read()
         assert process.wait() == 128 + signal.SIGTERM

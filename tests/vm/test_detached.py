@@ -261,8 +261,7 @@ def test_ctrl_c_at_the_start_leaves_nothing() -> None:
     argv = [*PYKATA, "run", "-v", "--detach", "--name", "worker", BUSYBOX]
     with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        while b"start: " not in process.stderr.readline():
-            pass
+        assert any(b"start: " in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait() == 128 + signal.SIGINT
@@ -306,8 +305,7 @@ def test_the_log_is_bounded() -> None:
     with detached("sh", "-c", "head -c 20000000 /dev/zero | tr '\\0' x; echo; echo the end; sleep 1000") as name:
         with subprocess.Popen([*PYKATA, "logs", "-f", name], stdout=subprocess.PIPE) as follower:
             assert follower.stdout is not None
-            while not follower.stdout.readline().endswith(b"the end\n"):
-                pass
+            assert any(line.endswith(b"the end\n") for line in follower.stdout)
             follower.terminate()
         folder = Path(os.environ["PYKATA_STATE"], "sandboxes", name)
         assert sum(file.stat().st_size for file in folder.glob("log*")) <= 16 * 1024 * 1024
