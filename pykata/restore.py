@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -41,8 +40,6 @@ from pykata.spec import MIB, Attachment, SerialTransport, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
-
-log = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE = 0.0005
 """By what share the clock rates of two hosts may differ: as much makes a guest's clock wrong by 2 s in an hour."""
@@ -259,23 +256,26 @@ async def _making(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
     """A sandbox that is booted, and on the way to its first command leaves a template behind."""
     machine = await attached(stack, begun.options)
 
-    async def talk(vm: VM) -> tuple[AgentClient, int]:
+    async def talk(vm: VM) -> tuple[AgentClient, int, str]:
         # Nothing of this sandbox's is in the guest yet: no name, no entropy that it will use, no environment.
         async with connected(vm, _port(machine).host.dup()) as first:
             answer = await set_up(vm, first, evolve(begun.options, hostname=NOBODY), Attachment())
             greeting = await first.park()
-        await _keep(vm, kind, greeting, memory_limit(answer))
+        why = await _keep(vm, kind, greeting, memory_limit(answer))
         agent = await stack.enter_async_context(connected(vm, _port(machine).host, greeting=greeting, parked=True))
         await _another(vm, machine, agent, begun.options)
-        return agent, memory_limit(answer)
+        return agent, memory_limit(answer), why
 
-    slot, vm, (agent, limit) = await up(stack, begun.options, machine, talk)
-    timings = evolve(_timings(begun, slot, vm), why="there was no template of its kind")
+    slot, vm, (agent, limit, why) = await up(stack, begun.options, machine, talk)
+    timings = evolve(_timings(begun, slot, vm), why=why)
     return _running(begun, machine, vm, agent, limit, timings)
 
 
-async def _keep(vm: VM, kind: _Kind, greeting: bytes, limit: int) -> None:
-    """Put the machine as it is now into the cache. Where that can't be done the sandbox goes on without."""
+async def _keep(vm: VM, kind: _Kind, greeting: bytes, limit: int) -> str:
+    """Put the machine as it is now into the cache. Where that can't be done the sandbox goes on without.
+
+    Returns why the sandbox has booted.
+    """
     try:
         async with vm.saved() as state:
             origin = Origin(
@@ -284,4 +284,5 @@ async def _keep(vm: VM, kind: _Kind, greeting: bytes, limit: int) -> None:
             )  # fmt: skip
             await finish(anyio.to_thread.run_sync(template_cache.keep, kind.folder, origin))
     except HostError as error:
-        log.warning("no template was made: %s", error)
+        return template_cache.unusable(error)
+    return "there was no template of its kind"

@@ -74,7 +74,7 @@ def remove_volume(name: str) -> None:
         volume.path.unlink()        # who uses it goes on with what is nobody else's then
         return
     path = volume.path
-    # Out of the way first: who comes now gets a new one. What can't be removed then goes with the next removal.
+    # Out of the way first: who comes now gets a new one.
     gone = path.with_name(f".{name}-{os.urandom(4).hex()}")
     try:
         path.rename(gone)

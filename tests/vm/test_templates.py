@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -18,7 +19,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pykata import Sandbox, SandboxClosedError, Template, TemplateWarning
+from pykata import Sandbox, SandboxClosedError, Template, TemplateWarning, saved
 from pykata.errors import CommandFailedError, ConfigError
 from pykata.host import cache_dir
 from pykata.hypervisors.qemu import QEMU
@@ -222,6 +223,23 @@ async def test_a_maker_that_was_killed_is_no_hindrance(tmp_path: Path) -> None:
             assert sb.timings.start == start
             assert (await sb.run(BUSYBOX, ["echo", "fine"])).stdout == "fine\n"
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.usefixtures("empty")
+async def test_where_a_template_does_not_fit_the_sandbox_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, origin: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(saved, "write", full)
+    sb = sandbox()
+    with pytest.warns(TemplateWarning, match="templates can't be kept: .*No space left"):
+        await sb.__aenter__()
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(sb)
+        assert sb.timings.start == "boot"
+        assert "No space left" in sb.timings.why
+        assert (await sb.run(BUSYBOX, ["echo", "fine"])).stdout == "fine\n"
+    assert not kept()
 
 
 @pytest.mark.slow
