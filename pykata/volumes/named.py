@@ -68,7 +68,10 @@ def list_volumes() -> list[str]:
 
 
 def remove_volume(name: str) -> None:
-    """Remove a named volume and all that is in it. Raises ConfigError if there is none."""
+    """Remove a named volume and all that is in it. Raises ConfigError if there is none.
+
+    A sandbox that uses it isn't asked: a directory is empty then, while a disk is there for as long as somebody has it.
+    """
     volume = Named(name).found()
     if isinstance(volume, DiskImage):
         volume.path.unlink()        # who uses it goes on with what is nobody else's then
