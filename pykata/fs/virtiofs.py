@@ -19,7 +19,7 @@ from pykata.fs.shelf import SHELF, SharedRoot, shelf_socket
 from pykata.spec import VOLUMES, Attachment, Mount, Shared, VhostFs
 
 CACHES = ("auto", "always", "none")
-
+NAMED = 3           # shares that a message names
 
 
 def _known(instance: object, attribute: object, value: object) -> None:
@@ -75,13 +75,20 @@ async def served(
             given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
                 command, stderr=host.PIPE, pass_fds=given, cwd=Path("/"), env=host.TOOL_ENV, kill=host.KILL))
-        said = host.LastWords(process, "virtiofsd")
+        said = host.LastWords(process, f"virtiofsd for {_named(shares)}")
         stack.push_async_callback(said.stop)
         yield Attachment(
             devices=(VhostFs(tag, connection),),
             mounts=(Mount(tag, "virtiofs", f"{VOLUMES}/{tag}", ("nosuid", "nodev")),),
             lost=(said.ended,),
         )
+
+
+def _named(shares: Sequence[Shared]) -> str:
+    """What its end is told with: who has several wants to know which is meant."""
+    paths = [str(share.path) for share in shares[:NAMED]]
+    more = len(shares) - len(paths)
+    return ", ".join(paths) + (f" and {more} more" if more else "") if paths else "images"
 
 
 def _connected(path: Path) -> tuple[socket.socket, socket.socket]:

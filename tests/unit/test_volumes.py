@@ -301,7 +301,8 @@ async def test_a_daemon_that_cant_start_says_why(tmp_path: Path) -> None:
     shares = (Shared("0", tmp_path / "gone"),)
     async with served("tag", shares, "auto", tmp_path) as attachment:
         (lost,) = attachment.lost
-        assert await lost() == f"virtiofsd exited with code 1: {tmp_path}/gone: No such file or directory"
+        gone = f"{tmp_path}/gone"
+        assert await lost() == f"virtiofsd for {gone} exited with code 1: {gone}: No such file or directory"
     assert not (tmp_path / "tag.sock").exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 from pykata import (
     Bind,
     BootError,
+    CommandFailedError,
     ConfigError,
     DiskImage,
     ImageNotFoundError,
@@ -188,13 +189,23 @@ async def test_a_daemon_that_is_killed_ends_the_machine(
     tmp_path: Path, daemon: str, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
+    def kill(output: bytes) -> None:
+        os.kill(sorted(daemons())[which], signal.SIGKILL)
+
+    why = rf"was ended, because virtiofsd for {tmp_path} .*"
     async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
-        async with sb.process(BUSYBOX, sh("echo begun; while :; do echo x > /v/file; cat /v/file; done")) as process:
-            assert (await anext(process.stdout)).startswith(b"begun\n")
-            os.kill(sorted(daemons())[which], signal.SIGKILL)
-            with pytest.raises(ShareLostError):
+        async with sb.process(BUSYBOX, sh("echo beside; exec sleep 10000")) as process:
+            assert await anext(process.stdout) == b"beside\n"
+            script = sh("dd if=/dev/zero of=/v/file bs=1k count=1; echo begun; "
+                        "while :; do echo x > /v/file; cat /v/file > /dev/null; done")
+            done = await sb.run(BUSYBOX, script, on_stdout=kill)
+            assert (done.reason, done.stdout) == ("vm_died", "begun\n"), "what it wrote is kept"
+            assert isinstance(done.error, ShareLostError)
+            with pytest.raises(CommandFailedError, match=why):
+                done.check()
+            with pytest.raises(ShareLostError, match=why):
                 await process.wait()
-        with pytest.raises(ShareLostError, match=r"was ended, because virtiofsd .*"):
+        with pytest.raises(ShareLostError, match=why):
             await sb.run(BUSYBOX, ["true"])
 
 
@@ -203,7 +214,7 @@ async def test_a_directory_that_went_before_the_start(tmp_path: Path) -> None:
     gone.mkdir()
     sandbox = Sandbox(isolation="emulated", volumes={"/v": gone})
     gone.rmdir()
-    with pytest.raises(BootError, match=r"virtiofsd exited with code 1: .*gone: No such file or directory"):
+    with pytest.raises(BootError, match=r"virtiofsd for .*/gone exited with code 1: .*gone: No such file or directory"):
         async with sandbox:
             pass
 
