@@ -117,7 +117,18 @@ if TYPE_CHECKING:
     from pykata.stats import ContainerStats, Stats
     from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
-    from pykata.volumes import Bind, DiskImage, FsspecVolume, ImageVolume, Named, Tmpfs, list_volumes, remove_volume
+    from pykata.volumes import (
+        Bind,
+        DiskImage,
+        FsspecVolume,
+        ImageVolume,
+        Named,
+        StoredVolume,
+        Tmpfs,
+        describe_volumes,
+        list_volumes,
+        remove_volume,
+    )
     from pykata.workshop import build_image, load_image, push_image, save_image
 
 __all__ = [
@@ -220,6 +231,7 @@ __all__ = [
     "ShareLostError",
     "Stats",
     "StoredImage",
+    "StoredVolume",
     "TCFilter",
     "Template",
     "TemplateWarning",
@@ -242,6 +254,7 @@ __all__ = [
     "build_image",
     "check",
     "collect_garbage",
+    "describe_volumes",
     "find_bundle",
     "find_detached",
     "list_detached",
@@ -292,7 +305,9 @@ _HOMES = {
     "pykata.stats": "ContainerStats Stats",
     "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
-    "pykata.volumes": "Bind DiskImage FsspecVolume ImageVolume Named Tmpfs list_volumes remove_volume",
+    "pykata.volumes": (
+        "Bind DiskImage FsspecVolume ImageVolume Named StoredVolume Tmpfs describe_volumes list_volumes remove_volume"
+    ),
     "pykata.workshop": "build_image load_image push_image save_image",
 }
 

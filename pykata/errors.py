@@ -169,7 +169,8 @@ class SavedElsewhereError(HostError):
 
 
 class VolumeInUseError(HostError):
-    """Another sandbox, in whatever process, or this machine itself has the disk, and one of them would write to it."""
+    """Another sandbox, in whatever process, or this machine itself has the disk, and one of them would write to it; or
+    a sandbox has the named volume that was to be removed."""
 
 
 class BundleError(PykataError):

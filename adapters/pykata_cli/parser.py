@@ -12,6 +12,7 @@ from pykata_cli.network_parser import add_network
 from pykata_cli.parser_detached import add_detached
 from pykata_cli.parser_shared import add_identity, add_stdio, add_verbose, seconds
 from pykata_cli.printing import show
+from pykata_cli.volume_parser import add_volumes
 
 EXITS = f"""\
 exit codes:
@@ -77,6 +78,7 @@ def make_parser() -> Parser:
     _add_check(commands)
     _add_guest(commands)
     add_image_commands(commands)
+    add_volumes(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ from pykata_cli.pull import registries
 from pykata_cli.signals import Relay, relayed
 from pykata_cli.streams import Streams, environment, forward_stdin
 from pykata_cli.terminal import size
-from pykata_cli.volumes import volumes
+from pykata_cli.volume_option import volumes
 
 log = logging.getLogger("pykata.cli")
 

@@ -1,23 +1,51 @@
-"""Volumes on the command line."""
+"""``pykata volumes``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+import time
+
+from attrs import asdict
 
 import pykata
+from pykata_cli import exits
+from pykata_cli.complaint import one_line
+from pykata_cli.printing import say, show
+from pykata_cli.tables import age, print_table, size
+
+HEADER = ("NAME", "SIZE", "LIMIT", "CHANGED", "USED")
 
 
-def volumes(given: Sequence[str]) -> dict[str, pykata.Bind | pykata.Named]:
-    """What ``--volume SOURCE:PLACE[:ro]`` says, by place. A source with a slash is a path, another one a name."""
-    found: dict[str, pykata.Bind | pykata.Named] = {}
-    for text in given:
-        rest, readonly = (text.removesuffix(":ro"), True) if text.endswith(":ro") else (text, False)
-        source, _, place = rest.rpartition(":")
-        if not source or not place.startswith("/"):
-            raise pykata.ConfigError(f"--volume {text!r} is not SOURCE:PLACE",
-                                     hint="such as ./data:/data or cache:/c:ro")
-        if place in found:
-            raise pykata.ConfigError(f"--volume {place} is there twice")
-        is_path = "/" in source or source in (".", "..")
-        found[place] = pykata.Bind(source, readonly) if is_path else pykata.Named(source, readonly)
-    return found
+async def command(arguments: argparse.Namespace) -> int:
+    """List the named volumes, or remove some."""
+    if arguments.verb == "rm":
+        return _remove(arguments.names, force=arguments.force)
+    volumes = await pykata.describe_volumes()
+    if arguments.format == "json":
+        show(json.dumps([asdict(volume) for volume in volumes], indent=2))
+    else:
+        print_table([HEADER, *(row(volume) for volume in volumes)])
+    return 0
+
+
+def row(volume: pykata.StoredVolume) -> tuple[str, ...]:
+    """A volume in the table."""
+    limit = "-" if volume.limit is None else size(volume.limit)
+    used = "yes" if volume.in_use else "-"
+    return volume.name, size(volume.size), limit, f"{age(time.time() - volume.changed)} ago", used
+
+
+def _remove(names: list[str], *, force: bool) -> int:
+    for name in names:
+        pykata.Named(name)          # one that is no name at all is refused before anything is removed
+    code = 0
+    for name in names:
+        try:
+            pykata.remove_volume(name, force=force)
+        except pykata.PykataError as error:
+            say(one_line(error))
+            code = exits.NOT_ALL
+        else:
+            show(name)
+    return code

@@ -13,10 +13,11 @@ import struct
 _FLOCK = struct.Struct("hhqqi4x")       # l_type, l_whence, l_start, l_len, l_pid
 
 
-def lock_byte(descriptor: int, byte: int = 0) -> bool:
-    """Lock a byte of the file, or say that someone else has."""
+def lock_byte(descriptor: int, byte: int = 0, *, shared: bool = False) -> bool:
+    """Lock a byte of the file, or say that someone else has; several can share a lock."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
     except (BlockingIOError, PermissionError):      # EAGAIN or EACCES: fcntl(2)
         return False
     return True

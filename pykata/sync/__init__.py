@@ -35,6 +35,7 @@ __all__ = [
     "build_image",
     "check",
     "collect_garbage",
+    "describe_volumes",
     "find_bundle",
     "find_detached",
     "list_detached",
@@ -62,6 +63,7 @@ build_bundle = function(pykata.build_bundle)
 build_image = function(pykata.build_image)
 check = function(pykata.check)
 collect_garbage = function(pykata.collect_garbage)
+describe_volumes = function(pykata.describe_volumes)
 find_bundle = function(pykata.find_bundle)
 find_detached = function(pykata.find_detached)
 list_detached = function(pykata.list_detached)

@@ -27,11 +27,12 @@ from pykata.spec import Accel, BuildEvent, Features, Image, Isolation, NetworkEv
 from pykata.stats import Stats
 from pykata.stock import StoredImage
 from pykata.volumes import Volume
+from pykata.volumes.stored import StoredVolume
 from types import TracebackType
 from typing import Any, Self
 from typing_extensions import Buffer
 
-__all__ = ["Background", "Container", "Detached", "Files", "Input", "Output", "Pool", "Process", "Sandbox", "Template", "build_bundle", "build_image", "check", "collect_garbage", "find_bundle", "find_detached", "list_detached", "list_images", "list_volumes", "load_image", "pull_image", "push_image", "remove_image", "remove_volume", "save_image"]
+__all__ = ["Background", "Container", "Detached", "Files", "Input", "Output", "Pool", "Process", "Sandbox", "Template", "build_bundle", "build_image", "check", "collect_garbage", "describe_volumes", "find_bundle", "find_detached", "list_detached", "list_images", "list_volumes", "load_image", "pull_image", "push_image", "remove_image", "remove_volume", "save_image"]
 
 class Background:
     @property
@@ -504,6 +505,8 @@ def check(hypervisor: Hypervisor | str=...) -> CheckReport: ...
 
 def collect_garbage() -> list[Path]: ...
 
+def describe_volumes() -> list[StoredVolume]: ...
+
 def find_bundle(path: Path | None=...) -> Bundle: ...
 
 def find_detached(name: str) -> Detached: ...
@@ -530,6 +533,6 @@ def push_image(name: str, to: str | None=..., *, registries: Registries | None=.
 
 def remove_image(name: str) -> int: ...
 
-def remove_volume(name: str) -> None: ...
+def remove_volume(name: str, *, force: bool=...) -> None: ...
 
 def save_image(name: str, path: str | Path) -> None: ...

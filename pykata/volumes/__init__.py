@@ -3,6 +3,7 @@
 from pykata.volumes.kinds import CACHES, Bind, DiskImage, FsspecVolume, ImageVolume, Tmpfs
 from pykata.volumes.named import Named, list_volumes, remove_volume
 from pykata.volumes.places import Checked, Volume, check_volumes
+from pykata.volumes.stored import StoredVolume, describe_volumes
 
 __all__ = [
     "CACHES",
@@ -12,9 +13,11 @@ __all__ = [
     "FsspecVolume",
     "ImageVolume",
     "Named",
+    "StoredVolume",
     "Tmpfs",
     "Volume",
     "check_volumes",
+    "describe_volumes",
     "list_volumes",
     "remove_volume",
 ]

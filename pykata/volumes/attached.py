@@ -14,6 +14,8 @@ from pykata.fs.virtiofs import served
 from pykata.spec import VOLUMES, Attachment, Disk, Image, Mount, Shared
 from pykata.volumes.disk import disk
 from pykata.volumes.kinds import CACHES, Bind, DiskImage, FsspecVolume, ImageVolume, Tmpfs
+from pykata.volumes.marks import marked
+from pykata.volumes.named import is_named
 from pykata.volumes.places import Checked
 
 Find = Callable[[str], Awaitable[Image]]
@@ -64,6 +66,8 @@ async def attached(volumes: Mapping[str, Checked], run_dir: Path, find: Find) ->
                 found = await find(volume.image)
                 made = await stack.enter_async_context(Block().rootfs(found, run_dir))
                 attachment += _as_volume(made, f"image{number}")
+            if isinstance(volume, Bind | DiskImage) and is_named(volume.path):
+                stack.enter_context(marked(volume.path))
         for cache in CACHES:
             shared = tuple(
                 Shared(str(number), volume.path, volume.readonly) for number, volume in enumerate(volumes.values())

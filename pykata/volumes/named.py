@@ -7,11 +7,12 @@ from pathlib import Path
 
 from attrs import field, frozen, validators
 
-from pykata.errors import ConfigError, HostError
+from pykata.errors import ConfigError, HostError, VolumeInUseError
 from pykata.host import state_dir
 from pykata.spec import Security
 from pykata.volumes import checks
 from pykata.volumes.kinds import CACHES, VIAS, Bind, Cache, DiskImage, Via
+from pykata.volumes.marks import is_marked
 
 DISKS = ".disks"        # beside the named volumes: those that have a size
 
@@ -63,16 +64,29 @@ class Named:
 
 def list_volumes() -> list[str]:
     """The names of the volumes that this user has."""
-    folders = (_folder(), _folder() / DISKS)
-    return sorted(path.name for folder in folders for path in folder.glob("*") if not path.name.startswith("."))
+    return [path.name for path in named_paths()]
 
 
-def remove_volume(name: str) -> None:
+def named_paths() -> list[Path]:
+    """Where the named volumes are, by name: directories and disks."""
+    found = [path for folder in _folders() for path in folder.glob("*") if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: path.name)
+
+
+def is_named(path: Path) -> bool:
+    """Whether it is one of the named volumes. For any other path nothing is made or asked: there may be no home."""
+    return path.parent.name in ("volumes", DISKS) and path.parent in _folders()
+
+
+def remove_volume(name: str, *, force: bool = True) -> None:
     """Remove a named volume and all that is in it. Raises ConfigError if there is none.
 
     A sandbox that uses it isn't asked: a directory is empty then, while a disk is there for as long as somebody has it.
+    With ``force=False`` a volume that a sandbox of this machine uses is a VolumeInUseError, and stays.
     """
     volume = Named(name).found()
+    if not force and is_marked(volume.path):
+        raise VolumeInUseError(f"a sandbox uses the volume {name!r}", hint="end it first, or remove by force")
     if isinstance(volume, DiskImage):
         volume.path.unlink()        # who uses it goes on with what is nobody else's then
         return
@@ -88,8 +102,12 @@ def remove_volume(name: str) -> None:
 
     try:
         shutil.rmtree(gone)
-    except OSError as exc:
+    except (OSError, RecursionError) as exc:        # a guest may make directories in directories without end
         raise HostError(f"volume {name!r} can't be removed whole: {exc}", hint=f"remove {gone}") from exc
+
+
+def _folders() -> tuple[Path, Path]:
+    return _folder(), _folder() / DISKS
 
 
 def _folder() -> Path:

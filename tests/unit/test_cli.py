@@ -359,7 +359,8 @@ def test_a_wrong_option_names_the_help_of_its_command(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("command", [
     "run", "exec", "ps", "stop", "kill", "logs", "cp", "stats", "rm", "gc", "check", "guest", "guest build",
-    "guest info", "pull", "images", "rmi", "build", "push", "save", "load",
+    "guest info", "pull", "images", "rmi", "build", "push", "save", "load", "volumes",
+    "volumes rm",
 ])
 def test_each_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -335,13 +335,15 @@ async def test_a_named_volume_with_a_size(tmp_path: Path) -> None:
         assert 40 <= int(count) <= 80
         assert "No space left" in done.stderr
         assert rest == ["x"], "its neighbour goes on"
+        with pytest.raises(VolumeInUseError, match="a sandbox uses the volume 'free'"):
+            remove_volume("free", force=False)
         with pytest.raises(VolumeInUseError):
             async with Sandbox(isolation="emulated", volumes={"/v": Named("free")}):
                 pass
     async with Sandbox(isolation="emulated", volumes={"/v": Named("free", readonly=True)}) as sb:
         assert (await sb.run(BUSYBOX, ["cat", "/v/f"])).stdout == "x\n"
-    remove_volume("full")
-    remove_volume("free")
+    remove_volume("full", force=False)
+    remove_volume("free", force=False)
 
 
 async def test_an_image_as_a_volume(tmp_path: Path) -> None:
