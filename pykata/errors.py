@@ -196,6 +196,8 @@ class BundleBuildError(BundleError):
 class ImageError(PykataError):
     """Something is wrong with an image. ``reference`` is the image as the caller named it."""
 
+    reference: str = ""
+
     def __init__(self, message: str, *, reference: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reference = reference
@@ -216,9 +218,15 @@ class ImageCorruptError(ImageError):
         super().__init__(message, reference=reference, hint=hint)
         self.digest = digest
 
+    def __str__(self) -> str:
+        return _of_image(self.reference, super().__str__())
+
 
 class ImageUnsupportedError(ImageError):
     """The image is valid, but we can't run it: another platform, an unknown compression."""
+
+    def __str__(self) -> str:
+        return _of_image(self.reference, super().__str__())
 
 
 class ImageInUseError(ImageError):
@@ -400,6 +408,12 @@ class CommandFailedError(PykataError):
     def __init__(self, message: str, *, completed: Completed, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.completed = completed
+
+
+def _of_image(reference: str, text: str) -> str:
+    """What was found in an image, by who reads it: without the image's name nobody knows which one is meant."""
+    named = reference in text or reference.partition(":")[2] in text.split() if reference else True
+    return text if named else f"{reference[:200]}: {text}"
 
 
 def last_line(text: str, limit: int = 300) -> str:

@@ -179,7 +179,8 @@ def find(name: str) -> Directory:
 
 def every() -> list[Directory]:
     """All detached sandboxes, alive or not, by name."""
-    return [Directory(path) for path in sorted(_root().iterdir()) if not path.name.startswith(".")]
+    # What else lies there, a file of an editor or a file manager, is none, and hides none.
+    return [Directory(path) for path in sorted(_root().iterdir()) if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
 def remove(directory: Directory, *, alive: bool = False) -> None:

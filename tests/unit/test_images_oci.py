@@ -344,3 +344,20 @@ def test_what_skopeo_makes_of_it(tmp_path: Path) -> None:
         image = anyio.run(find, reference)
         assert (image.digest, files(image)) == (expected.digest, files(expected))
         assert image.config == expected.config
+
+
+async def test_an_error_of_what_is_in_an_image_names_the_image(tmp_path: Path) -> None:
+    reference = f"oci:{tmp_path}/l"
+    layout_of(tmp_path / "l", [BASE], config=config_of([BASE], config={"Env": {"A": "1"}}))
+    with pytest.raises(ImageCorruptError) as caught:
+        await find(reference)
+    assert str(caught.value) == f"{reference}: {caught.value.message}"
+    layout_of(tmp_path / "m", [BASE])
+    with pytest.raises(ImageUnsupportedError, match="/m: it is for linux/"):
+        await find(f"{tmp_path}/m", architecture="aarch64")
+
+
+def test_an_image_is_named_once() -> None:
+    for said in ("oci:/a is nothing", "/a is nothing"):
+        assert str(ImageCorruptError(said, reference="oci:/a", hint="x")) == f"{said} (x)"
+    assert str(ImageCorruptError("it is nothing")) == "it is nothing"
