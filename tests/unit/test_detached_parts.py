@@ -181,9 +181,12 @@ def test_a_claim_is_seen_as_alive_and_then_as_lost() -> None:
 
 def test_what_else_lies_among_the_sandboxes_is_none(claim: Claim) -> None:
     beside = claim.directory.path.parent
-    (beside / "notes").write_text("of the user's")
-    (beside / "a b").mkdir()
+    stray, odd = beside / "notes", beside / "a b"
+    stray.write_text("of the user's")
+    odd.mkdir()
     assert [one.name for one in directories.every()] == [claim.directory.name]
+    stray.unlink()
+    odd.rmdir()
 
 
 def test_one_that_was_killed_half_way_is_cleaned_up() -> None:

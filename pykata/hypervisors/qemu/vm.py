@@ -282,7 +282,7 @@ async def _started(
         small = accel == "tcg" and spec.saved is not None
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
-                             env=_env(spec), identity=identity, through=through, small_pages=small, kill=host.KILL)
+                             identity=identity, through=through, small_pages=small, kill=host.KILL)
         process = await stack.enter_async_context(spawned)
     # Else our own copy would keep the stream open when QEMU ends.
     (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
@@ -300,15 +300,6 @@ async def _started(
     if patience.cancelled_caught:
         raise BootTimeoutError(f"QEMU didn't answer within {spec.boot_timeout:g} s", console=vm.console())
     return vm
-
-
-def _env(spec: VMSpec) -> Mapping[str, str]:
-    """What tells the C library how to give out memory (mallopt(3)).
-
-    A thread's own arena grows by a call for each page, and a guest's only CPU is such a thread, which needs some memory
-    for each block of code that it translates.
-    """
-    return {"MALLOC_ARENA_MAX": "1", "MALLOC_TOP_PAD_": str(MIB)} if spec.cpus == 1 else host.NO_ENV
 
 
 @asynccontextmanager
