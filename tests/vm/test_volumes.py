@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from pykata import (
+    AgentRefusedError,
     Bind,
     BootError,
     CommandFailedError,
@@ -207,6 +208,17 @@ async def test_a_daemon_that_is_killed_ends_the_machine(
                 await process.wait()
         with pytest.raises(ShareLostError, match=why):
             await sb.run(BUSYBOX, ["true"])
+
+
+async def test_what_the_image_has_at_the_place_of_a_volume_is_of_the_same_kind(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    for volumes, why in (
+        ({"/bin/busybox": tmp_path}, "mount a directory over a file: /bin/busybox: ENOTDIR"),
+        ({"/etc": tmp_path / "file"}, "mount a file over a directory: /etc: EISDIR"),
+    ):
+        async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+            with pytest.raises(AgentRefusedError, match=why):
+                await sb.run(BUSYBOX, ["true"])
 
 
 async def test_a_directory_that_went_before_the_start(tmp_path: Path) -> None:

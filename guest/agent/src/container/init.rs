@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::config::{Config, ContainerMount, IdMaps, MountKind, Namespaces, VOLUMES};
 use super::filesystems::Found;
@@ -118,7 +119,7 @@ fn assemble(plan: &Plan<'_>, opened: Opened) -> Result<Vec<OwnedFd>, Failed> {
     let kernel = |(mount, source): (&ContainerMount, Option<OwnedFd>)| match (&mount.what, source) {
         (MountKind::Kernel(kind), _) => kernel(kind, &mount.options, &config.namespaces),
         (_, Some(source)) => Ok(source),
-        (_, None) => Err(Failed::new("mount", &mount.destination, rustix::io::Errno::INVAL)),
+        (_, None) => Err(Failed::new("mount", &mount.destination, Errno::INVAL)),
     };
     let sources: Vec<OwnedFd> = config.mounts.iter().zip(opened.sources).map(kernel).collect::<Result<_, _>>()?;
     let generation = shared(identity::GENERATION)?;
@@ -207,14 +208,21 @@ fn attach(root: BorrowedFd<'_>, mount: &ContainerMount, source: &OwnedFd) -> Res
 
 /// /proc and /sys must be plain directories: a symlink there would make later steps (masking) go astray.
 fn target(root: BorrowedFd<'_>, destination: &str, mount: &OwnedFd) -> Result<OwnedFd, Failed> {
-    let stat = rustix::fs::fstat(mount).step("stat", destination)?;
-    let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-        rustix::fs::FileType::Directory => Kind::Dir,
-        _ => Kind::File,
-    };
+    let kind = kind_of(mount).step("stat", destination)?;
     let made = inside::make(root, destination, kind)?;
+    match (kind, kind_of(&made).step("stat", destination)?) {
+        (Kind::Dir, Kind::File) => Err(Errno::NOTDIR).step("mount a directory over a file", destination)?,
+        (Kind::File, Kind::Dir) => Err(Errno::ISDIR).step("mount a file over a directory", destination)?,
+        _ => (),
+    }
     let exact = ["/proc", "/sys", "/dev"].iter().any(|top| destination.starts_with(top));
     if exact { inside::find_exact(root, destination).step("mount target is a link", destination) } else { Ok(made) }
+}
+
+fn kind_of(file: &OwnedFd) -> Result<Kind, Errno> {
+    let stat = rustix::fs::fstat(file)?;
+    let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+    Ok(if is_dir { Kind::Dir } else { Kind::File })
 }
 
 fn kernel(kind: &str, options: &mounts::Options, own: &Namespaces) -> Result<OwnedFd, Failed> {
