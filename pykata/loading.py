@@ -26,7 +26,8 @@ async def loading(folder: Path, start: Start) -> AsyncIterator[Origin]:
         # To the end, as with what comes after it: a thread can't be stopped, and uses what is closed here.
         begin = anyio.to_thread.run_sync(lambda: stack.enter_context(saved.begun(folder, start)))
         origin, fill = await finish(begin)
-        filling = asyncio.ensure_future(anyio.to_thread.run_sync(fill))
+        # No task: those are cancelled together when a loop ends, and the thread would go on without its descriptors.
+        filling = asyncio.get_running_loop().run_in_executor(None, fill)
 
         async def whole() -> None:
             await asyncio.shield(filling)       # it is everybody's

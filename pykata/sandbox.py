@@ -160,6 +160,8 @@ class Sandbox(OpenSandbox):
         if self.options.snapshot is not None:
             self.options = running.options
         self._inherited = {one.id: one for one in inherited(running)}
+        for container in self._inherited.values():
+            self._stack.push_async_callback(container.leave)      # before the machine, which goes whatever happens here
         self._main = self._inherited.get(running.main)
         return self
 
@@ -167,8 +169,6 @@ class Sandbox(OpenSandbox):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running = None
-        for container in self._inherited.values():
-            await container.leave()
         try:
             await self._stack.__aexit__(kind, error, trace)
         finally:

@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,16 @@ def opened(folder: Path, start: Start) -> Iterator[Origin]:
 @contextmanager
 def begun(folder: Path, start: Start) -> Iterator[tuple[Origin, Callable[[], None]]]:
     """The same, without what is in its memory: that is read by the function that comes with it, and raises as this."""
-    with _explained(folder):
-        state = _state(folder)
-        devices = _content(folder / "devices")
-        if hashlib.sha256(devices).hexdigest() != state["devices"]:
-            raise ValueError("the devices aren't those that were saved")
-    with memory_file(state["size"]) as memory, held(memory) as file:
+    with ExitStack() as stack:
+        with _explained(folder):
+            state = _state(folder)
+            devices = _content(folder / "devices")
+            if hashlib.sha256(devices).hexdigest() != state["devices"]:
+                raise ValueError("the devices aren't those that were saved")
+            source = _file(folder / "memory")       # all of it is there, also if it is removed meanwhile
+            stack.callback(os.close, source)
+        memory = stack.enter_context(memory_file(state["size"]))
+        file = stack.enter_context(held(memory))
         with _explained(folder):
             origin = Origin(
                 vm=SavedVM(file, devices, saved_disks.read(folder, state["disks"])),
@@ -99,7 +103,7 @@ def begun(folder: Path, start: Start) -> Iterator[tuple[Origin, Callable[[], Non
 
         def fill() -> None:
             with _explained(folder):
-                _read_memory(folder / "memory", state["runs"], state["memory"], memory)
+                _read_memory(source, state["runs"], state["memory"], memory)
                 seal(memory)
 
         yield origin, fill
@@ -153,7 +157,7 @@ def _write_memory(path: Path, memory: int) -> tuple[list[tuple[int, int]], str]:
 def _filled(memory: mmap.mmap, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The parts of these that aren't zero, by pieces of :data:`PIECE`.
 
-    A guest has many pages of zeros that its machine has memory for: a third, as that comes in huge pages.
+    A guest has many pages of zeros that its machine has memory for: a fourth, as that comes in huge pages.
     """
     nothing = bytes(PIECE)
     for start, end in runs:
@@ -167,23 +171,19 @@ def _filled(memory: mmap.mmap, runs: Iterable[tuple[int, int]]) -> Iterator[tupl
             yield first, end
 
 
-def _read_memory(path: Path, runs: list[tuple[int, int]], digest: str, memory: int) -> None:
-    source = _file(path)
-    try:
-        found = os.fstat(source)
-        if found.st_size != sum(end - start for start, end in runs):
-            raise ValueError(f"{path.name} has {found.st_size} bytes, which isn't what was saved")
-        at = 0
-        for start, end in runs:
-            os.lseek(memory, start, os.SEEK_SET)
-            copy_range(source, memory, at, at + end - start)
-            at += end - start
-    finally:
-        os.close(source)
+def _read_memory(source: int, runs: list[tuple[int, int]], digest: str, memory: int) -> None:
+    found = os.fstat(source)
+    if found.st_size != sum(end - start for start, end in runs):
+        raise ValueError(f"memory has {found.st_size} bytes, which isn't what was saved")
+    at = 0
+    for start, end in runs:
+        os.lseek(memory, start, os.SEEK_SET)
+        copy_range(source, memory, at, at + end - start)
+        at += end - start
     mark = stamp(found)
     if mark not in _verified:
         if _hash(memory, runs) != digest:
-            raise ValueError(f"{path.name} isn't what was saved")
+            raise ValueError("memory isn't what was saved")
         _verified.add(mark)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pykata
 from pykata_cli.bars import bars
-from pykata_cli.printing import show
+from pykata_cli.printing import show, tell
 from pykata_cli.pull import registries
 
 DOCKERFILE = "Dockerfile"
@@ -58,12 +58,11 @@ def find_recipe(arguments: argparse.Namespace) -> pykata.Recipe:
 def told(event: pykata.BuildEvent) -> None:
     """Say on stderr what is done, and what the commands write."""
     if event.status == "output":
-        sys.stderr.buffer.write(event.output)
-        sys.stderr.buffer.flush()
+        tell(sys.stderr, event.output)
     elif event.status in ("running", "cached"):
         text = "".join(c if c.isprintable() else " " for c in event.step)
         cached = " (made before)" if event.status == "cached" else ""
-        print(f"[{event.number}/{event.total}] {text}{cached}", file=sys.stderr, flush=True)
+        tell(sys.stderr, f"[{event.number}/{event.total}] {text}{cached}\n")
 
 
 def _pair(text: str) -> tuple[str, str]:

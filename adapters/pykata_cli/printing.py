@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 _STREAMS = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_WRONLY, "w"), ("stderr", os.O_WRONLY, "w"))
 
@@ -39,10 +40,20 @@ def show(text: str, end: str = "\n") -> None:
 
 def say(text: str) -> None:
     """A line on stderr. If that can't be written, nobody can be told, and nothing else fails of it."""
+    tell(sys.stderr, f"pykata: {text}\n")
+
+
+def tell(out: TextIO, text: str | bytes) -> None:
+    """The same, of something else than what we have to say, where ``out`` is mostly stderr."""
     try:
-        print(f"pykata: {text}", file=sys.stderr, flush=True)
+        if isinstance(text, bytes):
+            out.buffer.write(text)
+        else:
+            out.write(text)
+        out.flush()
     except OSError:
-        _give_up("stderr")
+        if out is sys.stderr:
+            _give_up("stderr")
 
 
 def _give_up(name: str) -> None:

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from attrs import define, field
 
+from pykata_cli.printing import tell
+
 Report = Callable[[str, int, int, str], None]
 """Called with a step, how much of it is done, of how much (0: unknown), and what is being done."""
 
@@ -26,8 +28,7 @@ def progress(out: TextIO) -> Iterator[Report]:
     try:
         yield line
     finally:
-        out.write(CLEAR)
-        out.flush()
+        tell(out, CLEAR)
 
 
 @define
@@ -41,8 +42,7 @@ class ChangingLine:
         self._steps[step] = percent(done, total)
         line = "  ".join(f"{name} {how_far}".strip() for name, how_far in self._steps.items())
         width = shutil.get_terminal_size().columns - 1
-        self.out.write(CLEAR + f"{line}  {text}"[:width])
-        self.out.flush()
+        tell(self.out, CLEAR + f"{line}  {text}"[:width])
 
 
 @define
@@ -60,8 +60,7 @@ class Lines:
             return
         self._shown[step] = now
         seconds = time.monotonic() - self._began
-        self.out.write(f"{seconds:5.0f} s  {step} {percent(done, total)}  {text}\n")
-        self.out.flush()
+        tell(self.out, f"{seconds:5.0f} s  {step} {percent(done, total)}  {text}\n")
 
 
 def percent(done: int, total: int) -> str:

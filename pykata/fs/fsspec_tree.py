@@ -369,10 +369,19 @@ def _stat_of(info: Any) -> Stat:
     size, is_directory = info.get("size"), info.get("type") == "directory"
     is_sized = isinstance(size, int | float) and 0 <= size < math.inf
     when = next((info[key] for key in ("mtime", "modified", "LastModified", "created") if info.get(key)), 0.0)
-    when = when.timestamp() if isinstance(when, datetime) else when
     return Stat(
         is_directory=is_directory,
         size=int(size) if is_sized else 0,
-        mtime=float(when) if isinstance(when, int | float) and math.isfinite(when) else 0.0,
+        mtime=_seconds(when),
         is_sized=is_sized or is_directory,
     )
+
+
+def _seconds(when: object) -> float:
+    """Since 1970; 0 for what is no time."""
+    try:
+        when = when.timestamp() if isinstance(when, datetime) else when
+        seconds = float(when) if isinstance(when, int | float) else 0.0
+    except (ValueError, OverflowError, OSError):        # the year 1 of a zone, a number that no float has
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

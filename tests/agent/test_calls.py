@@ -183,7 +183,7 @@ async def test_stdin_cut_off_goes_on_where_it_was() -> None:
                     got += event.data
         assert event == Exited(0)
     assert got == b"a" * (len(got) - 100_000) + b"b" * 100_000
-    assert len(got) > 300_000
+    assert 300_000 < len(got) < 5_000_000
 
 
 async def test_signals() -> None:

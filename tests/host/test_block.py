@@ -246,6 +246,7 @@ def other_process(tar: Path) -> Iterator[subprocess.Popen[str]]:
             assert process.stdout is not None
             assert process.stdout.readline() == "converting\n"
             while not any(name.endswith(".part") for name in left(host.cache_dir() / "rootfs")):
+                assert process.poll() is None
                 time.sleep(0.01)        # the tool makes its file when it has read 256 KiB
             yield process
         finally:

@@ -17,7 +17,7 @@ import pykata_cli
 import pytest
 from attrs import field, frozen
 from pykata_cli.parser import parse
-from pykata_cli.progress import CLEAR, ChangingLine, Lines
+from pykata_cli.progress import CLEAR, ChangingLine, Lines, progress
 from pykata_cli.run import sandbox_options
 from pykata_cli.streams import environment
 
@@ -306,7 +306,8 @@ def test_options_that_exclude_each_other(argv: tuple[str, ...], capsys: pytest.C
 def cli(*argv: str, redirected: str, unbuffered: bool = False) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, its descriptors as the shell has them after ``redirected``."""
     program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "pykata_cli", *argv]
-    return subprocess.run(["sh", "-c", f'exec "$@" {redirected}', "sh", *program], capture_output=True, text=True)
+    return subprocess.run(["sh", "-c", f'exec "$@" {redirected}', "sh", *program], capture_output=True, text=True,
+                          timeout=600)
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
@@ -323,8 +324,19 @@ def test_stdout_that_nobody_reads(argv: list[str], unbuffered: bool) -> None:
     os.close(reader)
     program = [sys.executable, *(["-u"] if unbuffered else []), "-m", "pykata_cli", *argv]
     with os.fdopen(writer) as out:
-        done = subprocess.run(program, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(program, stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=600)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_progress_that_nobody_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "w")))
+    monkeypatch.setattr(sys, "stderr", full)
+    with progress(full) as show:
+        show("kernel", 1, 2, "CC mm/slub.o")
+        show("kernel", 2, 2, "linked")
+    sys.stderr.close()      # something else that may be written
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "<&- 2>&-"])

@@ -185,7 +185,9 @@ ITEMS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(items=st.lists(ITEMS, max_size=8), at=st.integers(0, 5000), byte=st.integers(0, 255), clean=st.booleans())
 def test_nothing_gets_out(
     tmp_path_factory: pytest.TempPathFactory, items: list[Item], at: int, byte: int, clean: bool

@@ -251,7 +251,9 @@ OPERATIONS: list[Callable[[Container, Path], Awaitable[Any]]] = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(answers=st.lists(ANSWERS, max_size=4), code=st.integers(0, 5), which=st.sampled_from(OPERATIONS))
 async def test_any_answers(
     tmp_path_factory: pytest.TempPathFactory, answers: list[bytes], code: int,

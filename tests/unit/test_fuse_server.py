@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,12 @@ async def test_a_file_whose_size_nobody_knows_is_read_to_its_end() -> None:
             return 0
 
     class Unsized(Memory):
-        strange: float | None
+        strange: float | None   # as its size and as its time
 
         def info(self, path: str, **more: Any) -> dict[str, Any]:
             found = super().info(path, **more)
-            return found if found["type"] == "directory" else {**found, "size": self.strange, "mtime": self.strange}
+            strange = {"size": self.strange, "mtime": self.strange or datetime.min}
+            return found if found["type"] == "directory" else {**found, **strange}
 
         def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
             return [self.info(entry["name"]) for entry in super().ls(path, detail=True, **more)]
@@ -192,7 +194,7 @@ async def test_a_file_whose_size_nobody_knows_is_read_to_its_end() -> None:
             return super()._open(path, mode, **more) if "w" in mode else Stream(self.store[path].getvalue())
 
     fs = Unsized()
-    for fs.strange in (None, float("inf"), float("nan"), -1):
+    for fs.strange in (None, float("inf"), float("nan"), -1, -(10**400)):
         fs.pipe({"/top/a": b"content" * 1000})
         async with peer(FsspecTree(fs, "/top", readonly=True, buffer=1 << 20)) as guest:
             assert await guest.list("") == ["a"]
@@ -421,7 +423,7 @@ def test_what_is_written_while_it_is_renamed_is_kept(moved: tuple[str, str, str]
         """While one moves a file, which is to copy and to remove it, somebody else is at it."""
 
         def rm(self, path: Any, **more: Any) -> None:
-            others.append(threading.Thread(target=other))
+            others.append(threading.Thread(target=other, daemon=True))
             others[0].start()
             others[0].join(0.2)         # it waits for the move, or else it is done by then
             super().rm(path, **more)
@@ -439,7 +441,8 @@ def test_what_is_written_while_it_is_renamed_is_kept(moved: tuple[str, str, str]
     opened = tree.open("d/f", write=True, create=False, exclusive=False, truncate=False)
     opened.write(0, b"behind")
     tree.rename(old, new)
-    others[0].join()
+    others[0].join(300)
+    assert not others[0].is_alive()
     assert fs.cat_file(f"/top/{then}") == b"behind"
     assert not fs.exists("/top/d/f")
     assert not tree._nodes

@@ -9,6 +9,7 @@ from threading import Event
 import anyio
 
 from pykata.files.handover import LIMIT, OVERHEAD, Handover
+from tests.settling import settled
 
 PIECE = 1024 * 1024
 
@@ -59,7 +60,7 @@ async def test_who_is_ahead_waits() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(put)
-            await anyio.wait_all_tasks_blocked()
+            await settled()
             assert (ahead, got) == (LIMIT // PIECE, [])
             go.set()
     assert (ahead, len(got)) == (20, 20)

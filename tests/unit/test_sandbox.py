@@ -28,6 +28,7 @@ from pykata.agent import v1
 from pykata.host import run_root
 from pykata.spec import MIB
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, FakeVM
+from tests.settling import settled
 
 pytestmark = pytest.mark.usefixtures("guest")
 
@@ -297,7 +298,7 @@ async def test_a_sandbox_is_entered_once_at_a_time(hypervisor: FakeHypervisor) -
     async with anyio.create_task_group() as group:
         group.start_soon(enter)
         group.start_soon(enter)
-        await anyio.wait_all_tasks_blocked()
+        await settled()
         group.cancel_scope.cancel()
     assert sorted(outcomes) == ["entered", "refused"]
     assert len(hypervisor.machines) == 1

@@ -228,12 +228,23 @@ async def test_memory_that_is_damaged_is_found_while_a_machine_starts(
     assert not folder.exists()
 
 
+async def test_what_is_removed_while_it_is_loaded_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    with guest() as origin:
+        saved.write(folder, origin)
+    async with template_cache.loaded(folder) as one:
+        assert one is not None
+        assert one.vm.whole is not None
+        shutil.rmtree(folder)
+        await one.vm.whole()
+
+
 async def test_who_gives_up_while_memory_is_loaded_leaves_no_thread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     entered, go_on, left = threading.Event(), threading.Event(), list[int]()
 
-    def slow(path: Path, runs: object, digest: str, memory: int) -> None:
+    def slow(source: int, runs: object, digest: str, memory: int) -> None:
         entered.set()
         go_on.wait()
         left.append(os.fstat(memory).st_size)       # it is open still
@@ -247,12 +258,14 @@ async def test_who_gives_up_while_memory_is_loaded_leaves_no_thread(
     with guest() as origin:
         saved.write(tmp_path / "saved", origin)
     task = asyncio.create_task(load())
-    await anyio.to_thread.run_sync(entered.wait)
-    for _ in range(3):
-        task.cancel()
-        await anyio.lowlevel.checkpoint()
-    assert not task.done()
-    go_on.set()
+    try:
+        assert await anyio.to_thread.run_sync(entered.wait, 300)
+        for _ in range(3):
+            task.cancel()
+            await anyio.lowlevel.checkpoint()
+        assert not task.done()
+    finally:
+        go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert left == [SIZE]

@@ -233,10 +233,16 @@ def test_on_the_command_line(bundle: Bundle, beyond: Outside, tmp_path: Path) ->
     ]  # fmt: skip
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        while not log.exists() or "denied" not in log.read_text():      # it ends when it is told so
-            assert process.poll() is None
-            time.sleep(0.05)
-        said, complaints = process.communicate("\n")
+        try:
+            end = time.monotonic() + 600
+            while not log.exists() or '"port": 8001' not in log.read_text():      # it ends when it is told so
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            said, complaints = process.communicate("\n", timeout=600)
+        except BaseException:
+            process.kill()
+            raise
     assert process.returncode == 0, complaints
     assert said == "10.0.0.5\tdb\n"
     assert re.search(r"pykata: 127\.0\.0\.1:[0-9]+ -> 80/tcp", complaints)

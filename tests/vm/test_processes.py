@@ -336,7 +336,7 @@ async def in_a_row(sb: Sandbox, count: int) -> None:
         while (after := await idle(sb)).open_files > before[2].open_files:
             pass
         # A page for each command would be more.
-        assert after.agent_rss <= before[2].agent_rss + 3 * count * 1024 + MIB // 4
+        assert after.agent_rss <= before[2].agent_rss + 2 * count * 1024 + MIB // 4
         assert after.memory_available >= before[2].memory_available - 16 * MIB
         assert len(os.listdir("/proc/self/fd")) == before[1]
         assert rss() <= before[0] + 32 * MIB
