@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
-from attrs import asdict
-
 import pykata
-from pykata_cli.printing import show
-from pykata_cli.tables import age, print_table, size
+from pykata_cli.tables import age, print_list, size
 
 HEADER = ("NAME", "DIGEST", "ARCH", "SIZE", "USED")
 
@@ -18,10 +14,7 @@ HEADER = ("NAME", "DIGEST", "ARCH", "SIZE", "USED")
 async def command(arguments: argparse.Namespace) -> int:
     """Print the images that were pulled, those first that were used last."""
     images = await pykata.list_images()
-    if arguments.format == "json":
-        show(json.dumps([asdict(image) for image in images], indent=2))
-    else:
-        print_table([HEADER, *(row(image) for image in images)])
+    print_list(images, arguments.format, HEADER, row)
     return 0
 
 

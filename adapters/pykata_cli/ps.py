@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 
-import attrs
-
 import pykata
-from pykata_cli.printing import show
-from pykata_cli.tables import age, print_table
+from pykata_cli.tables import age, print_list
 
 HEADER = ("NAME", "STATUS", "AGE", "IMAGE", "COMMAND")
 COMMAND = 40        # characters of a command that are shown
@@ -20,10 +16,7 @@ COMMAND = 40        # characters of a command that are shown
 async def command(arguments: argparse.Namespace) -> int:
     """List what there is."""
     found = [one for one in pykata.list_detached() if arguments.all or one.phase != "ended"]
-    if arguments.format == "json":
-        show(json.dumps([attrs.asdict(one) for one in found], indent=2))
-    else:
-        print_table([HEADER, *(row(one) for one in found)])
+    print_list(found, arguments.format, HEADER, row)
     return 0
 
 

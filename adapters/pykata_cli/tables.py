@@ -1,10 +1,26 @@
-"""What is printed for people: tables, and sizes and ages in them."""
+"""What lists print: tables for people, with sizes and ages in them, and JSON for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from attrs import asdict
 
 from pykata_cli.printing import show
+
+Thing = TypeVar("Thing", bound=Any)      # of attrs
+
+
+def print_list(
+    things: Sequence[Thing], kind: str, header: Sequence[str], row: Callable[[Thing], Sequence[str]]
+) -> None:
+    """As ``--format`` says: ``json``, or a table of these rows."""
+    if kind == "json":
+        show(json.dumps([asdict(thing) for thing in things], indent=2))
+    else:
+        print_table([header, *map(row, things)])
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
