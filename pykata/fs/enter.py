@@ -80,7 +80,9 @@ def enter_namespaces(ids: int) -> None:
     ready, go = os.pipe(), os.pipe()
     if uid == 0 and os.fork() == 0:
         # Root's guests have the ids that they have: as with Docker. Only who stays outside can write such a map.
-        os.read(ready[0], 1)
+        os.close(ready[1])
+        if os.read(ready[0], 1) != b"x":        # whom it is for was killed
+            os._exit(1)
         me = os.getppid()
         for kind in ("uid", "gid"):
             with open(f"/proc/{me}/{kind}_map", "w") as file:

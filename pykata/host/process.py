@@ -23,6 +23,7 @@ from pykata.errors import HostError, ToolMissingError
 from pykata.host import pages
 from pykata.host.cleanup import finish
 from pykata.host.identity import Identity
+from pykata.host.orphans import path_unless_orphaned, unless_orphaned
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.tools import find_tool
 
@@ -142,20 +143,25 @@ async def spawn(
     identity: Identity | None = None,
     through: Sequence[str] = (),
     small_pages: bool = False,
+    quick: bool = False,
     kill: KillPolicy = TERM,
 ) -> AsyncIterator[HostProcess]:
     """Run a program for as long as the block runs, then end it by the ``kill`` policy and reap it.
 
     It leads a session of its own (Ctrl-C at the terminal is ours to handle), gets no environment but ``env`` and no
     descriptors but stdio and ``pass_fds``. ``through`` is a command that becomes the one after it, before privileges
-    are given up; ``small_pages``: see :mod:`.pages`. Raises :class:`~pykata.errors.ToolMissingError`; what goes wrong
-    later in starting it is an exit code of 126 or 127.
+    are given up; ``small_pages``: see :mod:`.pages`; ``quick``: 0.5 ms sooner, for a program that doesn't mind an odd
+    path to it as its ``argv[0]``. It isn't executed, or killed, if our thread ends. Raises
+    :class:`~pykata.errors.ToolMissingError`; what goes wrong later in starting it is an exit code of 126 or 127.
     """
-    program = shutil.which(argv[0])
+    program = shutil.which(str(argv[0]))
     if program is None:
         raise ToolMissingError(f"{argv[0]} is not a program")
-    command = [*through, *_setpriv(identity), str(program), *map(str, argv[1:])]
-    log.debug("spawn: %s", shlex.join(command))
+    before, arguments = [*through, *_setpriv(identity)], [*map(str, argv[1:])]
+    log.debug("spawn: %s", shlex.join([*before, program, *arguments]))
+    other_user = identity is not None and identity.uid is not None
+    checked = path_unless_orphaned(program, other_user=other_user) if quick else unless_orphaned(program)
+    command = [*before, *checked, *arguments]
     # There is no await between here and the try: a process that isn't owned never exists. Popen blocks for the ~1 ms
     # of a vfork and execve.
     try:
@@ -183,7 +189,7 @@ def _setpriv(identity: Identity | None) -> list[str]:
 
     A child of ours could call prctl itself only in a ``preexec_fn``, which is unsafe beside threads and rules vfork
     out. setpriv sets the parent-death signal last, so it survives the change of uid, which clears it. If we end in
-    the millisecond before, nothing tells the process: its run directory is then found by ``abandoned_run_dirs``.
+    the millisecond before, nothing tells the process: so it looks itself afterwards, see :mod:`.orphans`.
     """
     setpriv = [str(_find_setpriv())]
     if identity is not None:

@@ -129,12 +129,12 @@ def memory(pid: int, where: int, length: int) -> bytes:
 
 def become_owner_of(pid: int) -> None:
     """Run as whoever COMMAND has become, who may look into it: root without CAP_SYS_PTRACE may not."""
-    owner = os.stat(f"/proc/{pid}")
+    owner, parent = os.stat(f"/proc/{pid}"), os.getppid()
     if os.geteuid() == 0 != owner.st_uid:
         os.setgroups([])
         os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
         os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
-        end_with(os.getppid())      # the change of credentials cleared it
+        end_with(parent)            # the change of credentials cleared it
 
 
 # --- the process that is judged ---

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -176,6 +177,65 @@ def test_it_dies_with_the_parent(identity: str, tmp_path: Path) -> None:
     pid, path = done.stdout.decode().split()
     assert eventually(lambda: not alive(int(pid)))
     assert host.abandoned_run_dirs() == [Path(path)]
+
+
+ORPHANED = """
+    import asyncio, os, sys
+    from pykata import host
+    from pykata.host import orphans
+    orphans._hides_processes = lambda: {hidden}
+    async def main():
+        wait = 'echo $$ > "$0/new" && mv "$0/new" "$0/pid" && read line < "$0/go"; exec "$@"'
+        with host.ephemeral_identity() as who:
+            async with host.spawn(["/bin/sleep", "1000"], through=["/bin/sh", "-c", wait, sys.argv[1]],
+                                  env=host.TOOL_ENV, identity={identity}, quick={quick}) as process:
+                await process.wait()
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.parametrize(("quick", "hidden"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("identity", ["None", pytest.param("who", marks=root)])
+def test_it_is_not_executed_for_a_parent_that_has_ended(
+    identity: str, quick: bool, hidden: bool, reaped: bool, tmp_path: Path
+) -> None:
+    """Killed before the process could ask the kernel to be killed with it."""
+    os.mkfifo(tmp_path / "go")
+    script = textwrap.dedent(ORPHANED.format(identity=identity, quick=quick, hidden=hidden))
+    parent = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=Path(host.__file__).parents[1])
+    assert eventually((tmp_path / "pid").exists)
+    orphan = int((tmp_path / "pid").read_text())
+    ended = os.pidfd_open(orphan)
+    parent.kill()
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+    (tmp_path / "go").write_text("go\n")
+    try:
+        assert select.select([ended], [], [], 300)[0] == [ended]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+        os.close(ended)
+        with suppress(ChildProcessError):
+            parent.wait()
+
+
+@root
+def test_it_is_found_where_processes_are_hidden() -> None:
+    """By a user who can't see our process in /proc."""
+    script = """
+        import asyncio
+        from pykata import host
+        async def main():
+            with host.ephemeral_identity() as who:
+                async with host.spawn(["/bin/echo", "found"], stdout=host.PIPE, identity=who, quick=True) as process:
+                    print((await process.stdout.receive()).decode(), end="")
+        asyncio.run(main())
+    """
+    mounted = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, cwd=Path(host.__file__).parents[1])
+    assert done.stdout == b"found\n"
 
 
 def test_run_dir_goes_whatever_happened() -> None:

@@ -282,7 +282,8 @@ async def _started(
         small = accel == "tcg" and spec.saved is not None
         # Killed, not asked: no disk of ours has a write cache, and nobody waits for a guest to shut down.
         spawned = host.spawn(argv, stdout=host.PIPE, stderr=host.PIPE, pass_fds=given.all(), cwd=Path("/"),
-                             identity=identity, through=through, small_pages=small, kill=host.KILL)
+                             identity=identity, through=through, small_pages=small, quick=True,
+                             kill=host.KILL)
         process = await stack.enter_async_context(spawned)
     # Else our own copy would keep the stream open when QEMU ends.
     (spec.transport.vmm if isinstance(spec.transport, SerialTransport) else spec.transport.device).close()
