@@ -97,6 +97,25 @@ async def test_no_two_are_alike() -> None:
         assert int(each[5]) > 0
 
 
+async def test_containers_that_were_not_used_yet_have_the_names_of_their_guest() -> None:
+    """They are written when something is started there, in a guest that may have become another one twice by then."""
+    names = f"cat /etc/hosts /etc/hostname /etc/machine-id {BOOT_ID} /run/pykata/generation; hostname"
+    async with Template(BUSYBOX, setup=[["true"]], isolation="emulated") as template, template.sandbox() as parent:
+        (child,) = await parent.fork()
+        async with child:
+            told = []
+            for sb in (child, parent):
+                runs = sb.run(BUSYBOX, ["sh", "-c", names]), sb.main.run(["sh", "-c", names]), sb.shell(BUSYBOX, names)
+                said = {(await run).stdout for run in runs}
+                assert len(said) == 1
+                told.append(said.pop().splitlines())
+    for one in told:
+        *hosts, hostname, _, _, generation, same = one
+        assert hostname == same == hosts[-1].split()[-1]
+        assert int(generation) > 0
+    assert [a == b for a, b in zip(*told, strict=True)][-5:] == [False] * 5
+
+
 async def test_options_hold_in_one_from_a_template() -> None:
     async with sandbox(), sandbox(hostname="named", env={"A": "1", "B": "2"}, disk="8M", timeout=30) as sb:
         assert sb.timings.start == "template"

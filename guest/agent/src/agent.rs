@@ -15,6 +15,7 @@ use crate::process::patience::Patience;
 use crate::process::slots::Slots;
 use crate::reaper::Reaper;
 use crate::setup::Ready;
+use crate::setup::late::Unwritten;
 use crate::sys;
 
 pub struct Agent {
@@ -23,6 +24,8 @@ pub struct Agent {
     pub slots: Arc<Slots>,
     pub pipes: Spare,
     pub patience: Patience,
+    /// Of the guest that it has become.
+    pub unwritten: Unwritten,
     /// How often the guest was cloned.
     generation: AtomicU64,
     /// It runs before everybody else who wants to.
@@ -85,6 +88,7 @@ impl Agent {
             slots,
             pipes: Spare::default(),
             patience,
+            unwritten: Unwritten::default(),
             generation: AtomicU64::new(0),
             is_first: AtomicBool::default(),
             state: Mutex::default(),

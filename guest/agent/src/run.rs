@@ -23,6 +23,7 @@ use crate::process::{self, Kind, Plan, Running, Spawned, Streams};
 use crate::proto::run_response::Response;
 use crate::proto::{Exited, Process, RunResponse, Start, Started};
 use crate::reaper::Exit;
+use crate::setup::late;
 use crate::stdio::{self, Input};
 use crate::transport::Beside;
 use crate::validate::{self, Invalid};
@@ -151,6 +152,7 @@ pub fn begin(
     if container.processes.has(&plan.id) {
         return Err(Status::already_exists(format!("process {}: exists already in {}", plan.id, container.id)));
     }
+    late::catch_up(agent, container)?;
     let kind = kind(&plan);
     let before = container.take_kills_before();
     let (oom_kills, spawned) = match become_process(agent, container, &plan, kind) {

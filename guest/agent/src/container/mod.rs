@@ -38,6 +38,7 @@ use crate::process::waiting::Waiting;
 use crate::proto;
 use crate::reaper::Exit;
 use crate::seccomp::Filter;
+use crate::setup::Ready;
 use crate::stdio::{self, Report};
 use crate::sys::{self, Cloned};
 use config::{Config, MountKind, Namespaces};
@@ -79,6 +80,8 @@ pub struct Container {
     waiting: Mutex<Option<Waiting>>,
     /// What is rewritten when the guest becomes another one.
     name_files: Mutex<Option<NameFiles>>,
+    /// What its files say the guest is, where that was another one.
+    former: Mutex<Option<Arc<Ready>>>,
 }
 
 /// A request whose devices are all there: the rest takes no waiting for the host.
@@ -180,6 +183,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             serial: AtomicU64::new(0),
             waiting: Mutex::default(),
             name_files: Mutex::default(),
+            former: Mutex::default(),
         })),
         Err(status) => {
             let _ = sys::kill(init, libc::SIGKILL);
@@ -323,6 +327,20 @@ impl Container {
     fn is_idle(&self) -> bool {
         let most = 1 + self.count_stems() as u64;
         self.processes.is_quiet() && self.cgroup.number("pids.current").is_some_and(|pids| pids <= most)
+    }
+
+    /// Nothing has run in here since the guest was saved, and nothing ran then: who would see what it finds, isn't there.
+    pub fn is_known_idle(&self) -> bool {
+        self.name_files().is_some_and(|files| files.is_some())
+    }
+
+    /// Its files stay as they are until something is started in here, while the guest isn't what it `was` any more.
+    pub fn set_former(&self, was: &Arc<Ready>) {
+        lock(&self.former).get_or_insert_with(|| was.clone());
+    }
+
+    pub fn take_former(&self) -> Option<Arc<Ready>> {
+        lock(&self.former).take()
     }
 
     fn name_files(&self) -> Option<MutexGuard<'_, Option<NameFiles>>> {

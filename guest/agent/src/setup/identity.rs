@@ -17,23 +17,21 @@ pub const BOOT_ID: &str = "/run/pykata/boot_id";
 /// Bytes of randomness that make a machine-id, and a boot id.
 pub const ID: usize = 16;
 
-/// A new machine-id (machine-id(5)), from the guest's own randomness.
-pub fn machine_id() -> Result<String, Failed> {
+/// What such an id is made of.
+pub type Random = [u8; ID];
+
+/// A new one, from the guest's own randomness.
+pub fn random() -> Result<Random, Failed> {
     let mut id = [0u8; ID];
     // SAFETY: writes at most that many bytes to the array.
     if unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) } != ID as isize {
-        return Err(Failed::new("getrandom", "machine-id", errno::last()));
+        return Err(Failed::new("getrandom", "id", errno::last()));
     }
-    Ok(text_of(id))
+    Ok(id)
 }
 
-/// One of the host's randomness.
-pub fn machine_id_of(random: &[u8]) -> Result<String, Failed> {
-    random.try_into().map(text_of).map_err(|_| Failed::new("make", "machine-id", rustix::io::Errno::INVAL))
-}
-
-/// A version 4 UUID, as systemd makes it.
-fn text_of(mut id: [u8; ID]) -> String {
+/// A machine-id (machine-id(5)): a version 4 UUID, as systemd makes it.
+pub fn machine_id(mut id: Random) -> String {
     id[6] = id[6] & 0x0f | 0x40;
     id[8] = id[8] & 0x3f | 0x80;
     let digit = |four: u8| char::from(b"0123456789abcdef"[usize::from(four)]);
@@ -47,9 +45,9 @@ pub fn set_generation(generation: u64) -> Result<(), Failed> {
 }
 
 /// Writes the boot id, which is made like a machine-id, as the kernel does.
-pub fn set_boot_id(id: &str) -> Result<(), Failed> {
+pub fn set_boot_id(id: Random) -> Result<(), Failed> {
     static FILE: OnceLock<OwnedFd> = OnceLock::new();
-    write(&FILE, BOOT_ID, &with_hyphens(id))
+    write(&FILE, BOOT_ID, &with_hyphens(&machine_id(id)))
 }
 
 /// RFC 9562, section 4.
@@ -76,13 +74,11 @@ mod tests {
 
     #[test]
     fn a_machine_id_is_a_version_4_uuid() {
-        assert_eq!(machine_id_of(&[0xff; ID]).expect("good"), "ffffffffffff4fffbfffffffffffffff");
-        assert_eq!(machine_id_of(&[0; ID]).expect("good"), "00000000000040008000000000000000");
-        assert!(machine_id_of(&[0; 15]).is_err());
+        assert_eq!(machine_id([0xff; ID]), "ffffffffffff4fffbfffffffffffffff");
+        assert_eq!(machine_id([0; ID]), "00000000000040008000000000000000");
     }
     #[test]
     fn a_boot_id_is_that_with_hyphens() {
-        let id = machine_id_of(&[0xff; ID]).expect("good");
-        assert_eq!(with_hyphens(&id), "ffffffff-ffff-4fff-bfff-ffffffffffff\n");
+        assert_eq!(with_hyphens(&machine_id([0xff; ID])), "ffffffff-ffff-4fff-bfff-ffffffffffff\n");
     }
 }

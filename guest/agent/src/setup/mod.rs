@@ -4,6 +4,7 @@ mod clock;
 pub mod clone;
 mod entropy;
 pub mod identity;
+pub mod late;
 pub mod names;
 pub mod net;
 mod netlink;
@@ -98,8 +99,8 @@ pub async fn apply(mut request: proto::SetupRequest) -> Result<Ready, Status> {
     entropy::add(&request.entropy)?;
     names::set_hostname(&request.hostname)?;
     identity::set_generation(0)?;
-    identity::set_boot_id(&identity::machine_id()?)?;
-    let names = plan.names.of_another("", identity::machine_id()?);
+    identity::set_boot_id(identity::random()?)?;
+    let names = plan.names.of_another("", identity::random()?);
     if !plan.interfaces.is_empty() {
         net::apply(&plan.interfaces).await?;
     }

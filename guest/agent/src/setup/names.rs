@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use super::identity::{self, Random};
 use crate::errno::{Failed, Step};
 use crate::validate::{self, Invalid, shown};
 
@@ -18,7 +19,7 @@ pub struct Names {
     address: Option<IpAddr>,
     resolv_conf: String,
     hosts: String,
-    machine_id: String,
+    machine_id: Random,
 }
 
 impl Names {
@@ -51,7 +52,7 @@ impl Names {
         }
         lines.sort();
         let hosts = lines.concat();
-        Ok(Self { hostname: hostname.to_owned(), address, resolv_conf, hosts, machine_id: String::new() })
+        Ok(Self { hostname: hostname.to_owned(), address, resolv_conf, hosts, machine_id: Random::default() })
     }
 
     pub fn hostname(&self) -> &str {
@@ -59,7 +60,7 @@ impl Names {
     }
 
     /// The same for a guest with another name, if there is one, and another machine-id.
-    pub fn of_another(&self, hostname: &str, machine_id: String) -> Self {
+    pub fn of_another(&self, hostname: &str, machine_id: Random) -> Self {
         let hostname = if hostname.is_empty() { &self.hostname } else { hostname };
         Self { hostname: hostname.to_owned(), machine_id, ..self.clone() }
     }
@@ -74,7 +75,7 @@ impl Names {
             (hosts, format!("{localhost}{own}\t{hostname}\n{}", self.hosts)),
             (name, format!("{hostname}\n")),
             (resolv, self.resolv_conf.clone()),
-            (machine, format!("{}\n", self.machine_id)),
+            (machine, format!("{}\n", identity::machine_id(self.machine_id))),
         ]
     }
 }
