@@ -1,14 +1,15 @@
 """Many sandboxes of one template alive at once: what they take of the host, and what of it is this program's own.
 
 Each answers a command. The CPU's idle share is that of the whole machine, so it says something only if nothing else
-runs on it; below it is what the sandboxes themselves use. Memory is what the host has less than before (MemAvailable),
-which counts all: the machines, the template, this program, the kernel's own. They keep little translated code, as in
-docs/guides/density.md.
+runs on it. What the sandboxes themselves use of it, this program included, is below: that doesn't depend on the load.
+Memory is what the host has less than before (MemAvailable), which counts all: the machines, the template, this program,
+the kernel's own. They keep little translated code, as in docs/guides/density.md.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from benchmarks.memory import pss
 from pykata.hypervisors.qemu import QEMU
 
 IMAGE = "builtin:busybox"
-IDLE = 10.0
+IDLE = 20.0
 """Seconds that idling is watched."""
 SETTLING = 5.0
 """Seconds between the last command and that."""
@@ -45,10 +46,9 @@ def machine_ticks() -> tuple[int, int]:
     return times[3] + times[4], sum(times)
 
 
-def ticks(pid: int) -> int:
-    """What a process has used of the CPUs."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def used(pid: int) -> float:
+    """Seconds that the threads of a process have used of the CPUs (sched-stats.rst); ticks are too coarse for that."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
 async def started(stack: AsyncExitStack, template: pykata.Template, count: int) -> list[pykata.Sandbox]:
@@ -84,13 +84,14 @@ async def answers(sandboxes: list[pykata.Sandbox]) -> int:
 
 
 async def idling(pids: list[int]) -> tuple[float, float]:
-    """Shares of the CPUs, in percent: what is idle of the machine, and what these processes use."""
+    """Shares of the CPUs, in percent: what is idle of the machine, and what these processes and this program use."""
     await anyio.sleep(SETTLING)
-    idle, all_of_it, used = *machine_ticks(), sum(map(ticks, pids))
+    pids = [*pids, os.getpid()]
+    idle, all_of_it, theirs, began = *machine_ticks(), sum(map(used, pids)), time.monotonic()
     await anyio.sleep(IDLE)
-    idle_then, all_then, used_then = *machine_ticks(), sum(map(ticks, pids))
-    whole = all_then - all_of_it
-    return 100 * (idle_then - idle) / whole, 100 * (used_then - used) / whole
+    idle_then, all_then, theirs_then, ended = *machine_ticks(), sum(map(used, pids)), time.monotonic()
+    cores = len(os.sched_getaffinity(0))
+    return 100 * (idle_then - idle) / (all_then - all_of_it), 100 * (theirs_then - theirs) / (ended - began) / cores
 
 
 async def measure(count: int) -> list[Row]:
@@ -105,7 +106,7 @@ async def measure(count: int) -> list[Row]:
         sandboxes = await started(stack, template, count)
         pids = [sandbox._open.vm.pid for sandbox in sandboxes]
         rows.append(row("this program's own, for each", "KiB", [(own_memory() - own) * 1024 / count]))
-        await idling(pids)
+        await anyio.sleep(SETTLING)
         rows.append(row("PSS of QEMU, idle", "MiB", [pss(pid) for pid in pids]))
         rows.append(row("memory of the host, all together", "MiB", [before - available()]))
         rows.append(row("sandboxes that answered a command", "", [await answers(sandboxes)]))
@@ -113,7 +114,7 @@ async def measure(count: int) -> list[Row]:
         rows.append(row("  PSS after it", "MiB", [pss(pid) for pid in pids]))
         rows.append(row("  memory of the host, all together", "MiB", [before - available()]))
         rows.append(row("idle CPU of the machine", "%", [idle]))
-        rows.append(row("  CPU of all sandboxes", "%", [theirs]))
+        rows.append(row("  used by all sandboxes", "%", [theirs]))
     return rows
 
 
