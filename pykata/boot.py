@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 
 from pykata.admission import BOOTED, RESTORED, admitted
 from pykata.concurrency import alongside
-from pykata.errors import AgentError, BootError, BootTimeoutError, SandboxClosedError, VMError
+from pykata.errors import AgentError, BootError, BootTimeoutError, SandboxClosedError, VMDiedError, VMError
 from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
@@ -64,6 +64,9 @@ async def boot(options: Options) -> AsyncIterator[Running]:
         finally:
             # What another task still does in it ends with this rather than with the connection's end.
             running.broken = SandboxClosedError("this sandbox was left", hint="use it inside its 'async with' block")
+            # Nothing is asked of its guest any more. One that runs on until the rest is undone would execute, for the
+            # first time, what there is to do when the connection ends.
+            running.vm.end(VMDiedError("the sandbox was left"))
 
 
 @frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ from pykata.errors import DiskFullError, HostError, NotPermittedError
 from pykata.host.cleanup import finish
 
 log = logging.getLogger(__name__)
+
+OWNER = "owner"
 
 
 def cache_dir() -> Path:
@@ -92,11 +95,12 @@ async def run_dir() -> AsyncIterator[Path]:
     try:
         with _explained(root, "PYKATA_RUN"):
             fresh.mkdir(mode=0o700)
-            (fresh / "owner").write_text(json.dumps(_identify(os.getpid())))
+            (fresh / OWNER).write_text(_ourselves(os.getpid()))
             fresh.rename(path)      # by now it has an owner: a gc never sees it without one
         yield path
     finally:
-        await finish(asyncio.to_thread(_remove, fresh, path))
+        if not _remove_empty(path):
+            await finish(asyncio.to_thread(_remove, fresh, path))
 
 
 @contextmanager
@@ -119,20 +123,20 @@ def abandoned_run_dirs() -> list[Path]:
 
 def owner_of(path: Path) -> int | None:
     """The process that has a run directory; None if it has ended, or never had one."""
-    return int(json.loads((path / "owner").read_text())["pid"]) if _has_owner(path) and _owned(path) else None
+    return int(json.loads((path / OWNER).read_text())["pid"]) if _has_owner(path) and _owned(path) else None
 
 
 def _has_owner(path: Path) -> bool:
     # One that is being made is hidden, and for a moment without an owner.
-    return not path.name.startswith(".") or (path / "owner").exists()
+    return not path.name.startswith(".") or (path / OWNER).exists()
 
 
 def _owned(path: Path) -> bool:
     try:
-        owner = json.loads((path / "owner").read_text())
+        owner = json.loads((path / OWNER).read_text())
         return bool(owner == _identify(int(owner["pid"])))
     except FileNotFoundError:
-        return not (path / "owner").parent.is_dir()     # being removed by its owner right now
+        return not (path / OWNER).parent.is_dir()     # being removed by its owner right now
     except (ValueError, TypeError, KeyError, ProcessLookupError):
         return False
 
@@ -147,6 +151,15 @@ def short_name(directory: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
+@functools.cache
+def _ourselves(pid: int) -> str:
+    return json.dumps(_identify(pid))
+
+
+# Who is another process, one day perhaps by the same pid.
+os.register_at_fork(after_in_child=_ourselves.cache_clear)
+
+
 def _identify(pid: int) -> dict[str, str | int]:
     """What tells this process from a later one with the same pid. Raises ProcessLookupError."""
     try:
@@ -158,6 +171,16 @@ def _identify(pid: int) -> dict[str, str | int]:
         raise ProcessLookupError(pid)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {"pid": pid, "start": int(fields[19]), "boot": boot}
+
+
+def _remove_empty(path: Path) -> bool:
+    """Remove a directory in which there is nothing but its owner, which takes less than to have a thread do it."""
+    try:
+        os.unlink(path / OWNER)
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
 
 
 def _remove(*paths: Path) -> None:

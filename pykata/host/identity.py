@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def ephemeral_identity(*, groups: Collection[int] = ()) -> Iterator[Identity | N
         os.close(lock)
 
 
+@functools.cache        # it is written once (user_namespaces(7))
 def _mapped(first: int, count: int) -> bool:
     ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     return any(inside <= first and first + count <= inside + length for inside, _, length in ranges)

@@ -158,7 +158,8 @@ async def spawn(
     if program is None:
         raise ToolMissingError(f"{argv[0]} is not a program")
     before, arguments = [*through, *_setpriv(identity)], [*map(str, argv[1:])]
-    log.debug("spawn: %s", shlex.join([*before, program, *arguments]))
+    if log.isEnabledFor(logging.DEBUG):     # to quote all of it takes a while
+        log.debug("spawn: %s", shlex.join([*before, program, *arguments]))
     other_user = identity is not None and identity.uid is not None
     checked = path_unless_orphaned(program, other_user=other_user) if quick else unless_orphaned(program)
     command = [*before, *checked, *arguments]
