@@ -33,6 +33,8 @@ from tests.vm.qemu_guest import booted, initrd
 IMAGE = "builtin:busybox"
 STARTED = 100
 """Sandboxes that are started one after the other, two at a time, for how many that are in a second."""
+CHANGED = 100
+"""MiB that a sandbox has changed before it is forked."""
 ALIVE = 20
 """Sandboxes that are there at once, for what each takes of memory."""
 
@@ -141,7 +143,10 @@ def watch_pauses(vm: VM, pauses: list[float]) -> None:
 
 
 async def forked(parent: pykata.Sandbox, container: str, calls: list[float]) -> float:
-    """Milliseconds from asking for a fork to the first output of a command in the child."""
+    """Milliseconds from asking for a fork to the first output of a command in the child.
+
+    Returns when what the next fork will find is ready, so that what is measured next has the processors.
+    """
     began = time.perf_counter()
     (child,) = await parent.fork()
     calls.append((time.perf_counter() - began) * 1000)
@@ -149,7 +154,28 @@ async def forked(parent: pykata.Sandbox, container: str, calls: list[float]) -> 
         await anext(process.stdout)
         elapsed = (time.perf_counter() - began) * 1000
         await process.wait()
+    assert parent._open.next_fork
+    await parent._open.next_fork.filled()
     return elapsed
+
+
+async def forked_once(template: pykata.Template) -> float:
+    """The same of a sandbox that wasn't forked before."""
+    async with template.sandbox() as parent:
+        assert parent.main
+        return await forked(parent, parent.main.id, [])
+
+
+async def pauses_when_large(template: pykata.Template, rounds: int) -> list[float]:
+    """Milliseconds that a sandbox stands still which has much to be copied."""
+    pauses = list[float]()
+    async with template.sandbox() as parent:
+        assert parent.main
+        await parent.main.shell(f"dd if=/dev/zero of=/dev/shm/large bs=1M count={CHANGED}", check=True)
+        watch_pauses(parent._open.vm, pauses)
+        for _ in range(rounds):
+            await parent.fork()
+    return pauses
 
 
 async def acquired(pool: pykata.Pool) -> float:
@@ -224,10 +250,14 @@ async def measure(rounds: int) -> list[Row]:
         async def fork() -> float:
             return await forked(parent, parent.main.id, calls)
 
+        async def first_fork() -> float:
+            return await forked_once(template)
+
         await interleaved(first_image.IN_A_ROW + 1, floor, from_template, automatic, fork)
         for each in (calls, pauses, blocks, auto_blocks):
             each.clear()
-        at_best, ours, auto, forks = await interleaved(rounds, floor, from_template, automatic, fork)
+        ways = floor, from_template, automatic, fork, first_fork
+        at_best, ours, auto, forks, first_forks = await interleaved(rounds, *ways)
         rows.append(row("template to first output", "ms", ours, at_best))
         rows.append(row("  blocks translated by then", "", blocks))
         blocks.clear()
@@ -238,6 +268,9 @@ async def measure(rounds: int) -> list[Row]:
         rows.append(row("fork to first output in the child", "ms", forks))
         rows.append(row("  until fork() has returned", "ms", calls))
         rows.append(row("  the parent stands still", "ms", pauses))
+        large = await pauses_when_large(template, max(rounds // 3, 1))
+        rows.append(row(f"  with {CHANGED} MiB changed", "ms", large))
+        rows.append(row("fork of a sandbox that wasn't forked before", "ms", first_forks))
         best, ours = [await per_second(floor)], [await per_second(enter)]
         with_output = [await per_second(from_template)]
         best.append(await per_second(floor))

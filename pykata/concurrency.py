@@ -33,6 +33,21 @@ async def alongside(work: Coroutine[object, object, object]) -> AsyncIterator[No
         raise failure
 
 
+async def together(work: Coroutine[object, object, object], beside: Coroutine[object, object, object]) -> None:
+    """Run both to their end, at the same time. One that fails has the other cancelled, and its failure is raised."""
+    ended = anyio.Event()
+
+    async def run() -> None:
+        try:
+            await beside
+        finally:
+            ended.set()
+
+    async with alongside(run()):
+        await work
+        await ended.wait()
+
+
 async def _cancelled(task: asyncio.Task[object]) -> None:
     # More than once: an anyio scope in the work takes a cancellation that comes while it is cancelled itself for its
     # own, and swallows it.

@@ -23,6 +23,7 @@ from pykata.spec import Disk, Image, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
+    from pykata.ahead import NextFork
     from pykata.spares import Spares
     from pykata.waiting import Waiting
 
@@ -58,6 +59,8 @@ class Running:
     """Those that stay for several commands, by id, and those that wait for a first one."""
     ahead: Spares | None = None
     """The machine that was started for the last fork, if no child has taken it."""
+    next_fork: NextFork | None = None
+    """What is kept for the next one, once there was one."""
     is_paused: bool = False
     """The guest's CPUs stand still, so it answers nothing."""
     main: str = ""
@@ -125,7 +128,7 @@ class Running:
         if self.timings.first_output is None:
             self.timings = evolve(self.timings, first_output=time.monotonic() - self.entered)
             if self.options.spares is not None:
-                self.options.spares.refill()
+                self.options.spares.replace()
 
     async def why(self, error: AgentError) -> PykataError:
         """What is behind an error of the agent: the end of its virtual machine, if it ended. The sandbox is broken."""

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import anyio
@@ -16,10 +16,11 @@ from attrs import evolve
 
 from pykata import saved
 from pykata.admission import giving
-from pykata.ahead import Ahead
+from pykata.ahead import Ahead, NextFork, forking
+from pykata.concurrency import together
 from pykata.errors import AgentError, ConfigError, DiskFullError, HostError
 from pykata.host import finish, open_lock, try_lock
-from pykata.hypervisors.base import Meanwhile
+from pykata.hypervisors.base import Coming
 from pykata.net.none import NoNetwork
 from pykata.options import Options, forked
 from pykata.origin import Origin
@@ -43,19 +44,28 @@ def origin(
 
 
 @asynccontextmanager
-async def as_it_is(running: Running, start: Start, meanwhile: Meanwhile | None = None) -> AsyncIterator[Origin]:
-    """The sandbox with all that runs in it, as long as the block runs. ``meanwhile`` is as in :meth:`VM.saved`."""
+async def as_it_is(
+    running: Running, start: Start, begun: Coming | None = None, ahead: Ahead | None = None
+) -> AsyncIterator[Origin]:
+    """The sandbox with all that runs in it, as long as the block runs.
+
+    ``begun`` is what was begun of saving it, and ``ahead`` the machine that goes on from there.
+    """
     running.check()
     check_savable(running)
     async with AsyncExitStack() as stack:
         async with running.making:
             running.check()         # it may have been paused while this waited
-            try:
-                async with running.explained():
-                    await running.agent.hold(True)
-                vm = await stack.enter_async_context(running.vm.saved(meanwhile))
-            finally:
-                await finish(_let_go(running))
+            coming = begun if begun is not None else await stack.enter_async_context(running.vm.coming())
+            async with ahead.starting(coming.vm) if ahead else nullcontext():
+                try:
+                    async with running.explained():
+                        await together(running.agent.hold(True), coming.prepare())
+                    vm = await stack.enter_async_context(running.vm.saved(coming))
+                    if ahead is not None:
+                        ahead.complete(vm)
+                finally:
+                    await finish(_let_go(running))
             found = origin(running, vm, start, running.agent.greeting)
         yield found
 
@@ -81,14 +91,20 @@ async def _let_go(running: Running) -> None:
 
 async def fork(stack: AsyncExitStack, running: Running) -> Options:
     """What goes on from the sandbox as it is has these options; what that takes of memory is on its ``stack``."""
+    running.check()
+    check_savable(running)
+    if running.next_fork is None:
+        following = forking(running.vm, running.options, running.bundle)
+        running.next_fork = await stack.enter_async_context(following)
     async with AsyncExitStack() as making:
-        async with Ahead(running.options, running.bundle) as ahead:
-            found = await making.enter_async_context(as_it_is(running, "fork", ahead.starting))
+        coming, machine = await _begun(making, running, running.next_fork)
+        async with machine as ahead:
+            found = await making.enter_async_context(as_it_is(running, "fork", coming, ahead))
             options = forked(running.options, found)
-            spares = Spares(options, found, 0)
+            spares = Spares(options, found, 0, running.next_fork.want)
             making.push_async_callback(lambda: finish(spares.drain()))
             making.enter_context(giving(spares.give_up))
-            if (first := await ahead.complete(found.vm)) is not None:
+            if (first := ahead.take()) is not None:
                 spares.add(first)
         # Children that are entered late, or never, shall not have many machines wait for them.
         last, running.ahead = running.ahead, spares
@@ -96,6 +112,15 @@ async def fork(stack: AsyncExitStack, running: Running) -> Options:
             await finish(last.drain())
         stack.push_async_exit(making.pop_all())
     return evolve(options, spares=spares)
+
+
+async def _begun(making: AsyncExitStack, running: Running, following: NextFork) -> tuple[Coming, Ahead]:
+    """What was begun for this fork when the last one was over, or is begun now."""
+    if (waiting := following.take()) is not None:
+        making.push_async_exit(waiting.stack)
+        return waiting.coming, waiting.ahead
+    coming = await making.enter_async_context(running.vm.coming())
+    return coming, Ahead(running.options, running.bundle)
 
 
 async def snapshot(running: Running, path: str | os.PathLike[str]) -> None:

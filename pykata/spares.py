@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Generic, TypeVar
 
 import anyio
 from attrs import evolve, frozen
@@ -51,42 +52,33 @@ class Spare:
         return vm is not None and not vm.has_ended and not (agent and agent.is_lost)
 
 
-class Spares:
-    """Up to ``count`` machines that go on from ``origin``, for sandboxes with these options."""
+One = TypeVar("One", bound=Spare)
 
-    def __init__(self, options: Options, origin: Origin, count: int) -> None:
-        self._options = evolve(options, hostname=NOBODY, env={})
-        self._origin = origin
+
+class Ready(Generic[One]):
+    """Up to ``count`` machines that are kept ready, and how one is made."""
+
+    def __init__(self, count: int) -> None:
         self._count = count
-        self._ready: deque[Spare] = deque()
-        self._bad: list[Spare] = []
+        self._ready: deque[One] = deque()
+        self._bad: list[One] = []
         self._is_short = False
         """One was given up for want of memory, and nobody has wanted one since."""
         self._wanted = anyio.Event()
         self._arrived = anyio.Event()
 
-    def take(self, saved: SavedVM) -> Spare | None:
-        """One that goes on from just this. It is the caller's from now on, who leaves its stack."""
-        while saved is self._origin.vm and self._ready:
-            spare = self._ready.popleft()
-            if spare.is_good:
-                return spare
-            self._bad.append(spare)
+    async def _started(self) -> One:
+        """One more. Raises PykataError and OSError where that can't be."""
+        raise NotImplementedError
+
+    def _next(self) -> One | None:
+        """The next that is good. It is the caller's from now on, who leaves its stack."""
+        while self._ready:
+            one = self._ready.popleft()
+            if one.is_good:
+                return one
+            self._bad.append(one)
         return None
-
-    def add(self, spare: Spare) -> None:
-        """One more, that goes on from just this."""
-        self._ready.append(spare)
-
-    @contextmanager
-    def replacing(self) -> Iterator[None]:
-        """Around a sandbox: what it took is replaced, but not while its start needs the processors."""
-        later = asyncio.get_running_loop().call_later(PATIENCE, self.refill)
-        try:
-            yield
-        finally:
-            later.cancel()
-            self.refill()
 
     def refill(self) -> None:
         """Start what is missing."""
@@ -140,6 +132,45 @@ class Spares:
             if fits:
                 self._ready.append(await self._started())
                 self._arrived.set()
+
+
+class Spares(Ready[Spare]):
+    """Up to ``count`` machines that go on from ``origin``, for sandboxes with these options.
+
+    ``then`` is called when a sandbox doesn't need the processors any more for its start.
+    """
+
+    def __init__(
+        self, options: Options, origin: Origin, count: int, then: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(count)
+        self._options = evolve(options, hostname=NOBODY, env={})
+        self._origin = origin
+        self._then = then
+
+    def take(self, saved: SavedVM) -> Spare | None:
+        """One that goes on from just this. It is the caller's from now on, who leaves its stack."""
+        return self._next() if saved is self._origin.vm else None
+
+    def add(self, spare: Spare) -> None:
+        """One more, that goes on from just this."""
+        self._ready.append(spare)
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """Around a sandbox: what it took is replaced, but not while its start needs the processors."""
+        later = asyncio.get_running_loop().call_later(PATIENCE, self.replace)
+        try:
+            yield
+        finally:
+            later.cancel()
+            self.replace()
+
+    def replace(self) -> None:
+        """A sandbox has had its start."""
+        self.refill()
+        if self._then is not None:
+            self._then()
 
     async def _started(self) -> Spare:
         options, origin = self._options, self._origin

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from pykata.errors import ConfigError, VMDiedError
 from pykata.spec import Accel, Disk, Features, SavedVM, Transport, VMSpec
 
-Meanwhile = Callable[[SavedVM], AbstractAsyncContextManager[object]]
+
+class Coming(ABC):
+    """A machine that will be saved: what can be done for that while it runs."""
+
+    vm: SavedVM
+    """The file that its memory will be in, and the disks that it has now. A machine that waits for its devices can be
+    started with it."""
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Do what is the same however long the machine runs on. Raises :class:`~pykata.errors.VMError`."""
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """Do what shall not have to be done while the machine stands still, which it soon will. Raises the same."""
 
 
 class VM(ABC):
@@ -60,11 +74,16 @@ class VM(ABC):
         raise ConfigError("this hypervisor can't pause a virtual machine")
 
     @asynccontextmanager
-    async def saved(self, meanwhile: Meanwhile | None = None) -> AsyncIterator[SavedVM]:
+    async def coming(self) -> AsyncIterator[Coming]:
+        """The beginning of what :meth:`saved` will yield, once and within the block. It runs on."""
+        raise ConfigError("this hypervisor can't save a virtual machine")
+        yield
+
+    @asynccontextmanager
+    async def saved(self, coming: Coming | None = None) -> AsyncIterator[SavedVM]:
         """The machine as it is now, for as long as the block runs. It stands still while it is being saved.
 
-        ``meanwhile`` is entered with what is known before: the file that the memory will be in, and the disks. It is
-        left when all is saved.
+        ``coming`` is what was begun of that before.
 
         Raises :class:`~pykata.errors.VMError`.
         """

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pykata.concurrency import alongside, boot_slots
+from pykata.concurrency import alongside, boot_slots, together
 from tests.cancellation import cancel_everywhere
 from tests.settling import settled
 
@@ -26,6 +26,29 @@ async def forever(log: list[str]) -> None:
 
 async def failing() -> None:
     raise OSError("the work failed")
+
+
+async def test_both_run_at_once_and_are_waited_for() -> None:
+    first, second = anyio.Event(), anyio.Event()
+
+    async def work(mine: anyio.Event, other: anyio.Event) -> None:
+        mine.set()
+        await other.wait()
+
+    await together(work(first, second), work(second, first))
+
+
+@pytest.mark.parametrize("fails_beside", [False, True])
+async def test_the_failure_of_one_of_both_is_raised(fails_beside: bool) -> None:
+    log: list[str] = []
+
+    async def short() -> None:
+        log.append("short")
+
+    works = (short(), failing()) if fails_beside else (failing(), forever(log))
+    with pytest.raises(OSError, match="the work failed"):
+        await together(*works)
+    assert log in (["short"], ["ended"], [])        # what was never begun has nothing to end
 
 
 async def test_work_is_cancelled_when_the_body_ends() -> None:

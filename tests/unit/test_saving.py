@@ -14,14 +14,15 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from pykata import Sandbox, ahead, saving
-from pykata.ahead import Ahead
+from pykata import Sandbox, ahead, saving, spares
+from pykata.ahead import Ahead, NextFork, Waiting
+from pykata.concurrency import alongside
 from pykata.errors import HostError
 from pykata.host import held, memory_file
 from pykata.hypervisors.qemu import state
 from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.spares import Spare
-from pykata.spec import SavedVM
+from pykata.spec import Disk, SavedVM
 from pykata.testing import FakeHypervisor
 
 SIZE = 1 << 20
@@ -65,7 +66,7 @@ def qemu() -> QemuVM:
         yield {}
 
     vm = object.__new__(QemuVM)
-    slots = SimpleNamespace(still=still)
+    slots = SimpleNamespace(still=still, now=dict)
     vars(vm).update(pid=0, _memory=SIZE, _started_from=None, _paused=True, _qmp=None, _slots=slots)
     return vm
 
@@ -114,9 +115,77 @@ async def test_a_machine_that_takes_nothing_is_given_up() -> None:
             stack = AsyncExitStack()
             stack.callback(ended.append, "it")
             one._spare = Spare(machine, stack)
-            assert await one.complete(SavedVM(coming.file, bytes(16 << 20))) is None
+            async with one.starting(coming):
+                one.complete(SavedVM(coming.file, bytes(16 << 20)))
+                await one._settled.wait()
+            assert one.take() is None
             assert not ended
     assert ended == ["it"]
+
+
+async def test_a_machine_that_has_other_disks_is_not_taken() -> None:
+    bundle: Any = object()
+    machine: Any = object()
+    ended: list[str] = []
+    with nothing_yet() as coming:
+        async with Ahead(Sandbox(FakeHypervisor()).options, bundle) as one:
+            stack = AsyncExitStack()
+            stack.callback(ended.append, "it")
+            one._spare = Spare(machine, stack)
+            async with one.starting(coming):
+                one.complete(SavedVM(coming.file, b"", {0: Disk("image", Path("/image"))}))
+                await one._settled.wait()
+            assert one.take() is None
+    assert ended == ["it"]
+
+
+class Next(NextFork):
+    """Its machines are of nothing; ``log`` says which came and went."""
+
+    def __init__(self) -> None:
+        nothing: Any = None
+        super().__init__(nothing, Sandbox(FakeHypervisor()).options, nothing)
+        self.log: list[str] = []
+
+    async def _started(self) -> Waiting:
+        number = sum(line.startswith("came") for line in self.log)
+        self.log.append(f"came {number}")
+        stack = AsyncExitStack()
+        stack.callback(self.log.append, f"went {number}")
+        vm = SimpleNamespace(has_ended=False, end=lambda why: self.log.append(f"ended {number}"))
+        machine: Any = SimpleNamespace(vm=vm, agent=None)
+        nothing: Any = None
+        return Waiting(machine, stack, nothing, nothing)
+
+
+async def test_a_machine_waits_for_the_next_fork_when_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def admitted_now(_: int) -> AsyncIterator[bool]:
+        yield True
+
+    monkeypatch.setattr(spares, "admitted_now", admitted_now)
+    with anyio.fail_after(300):
+        following = Next()
+        async with alongside(following.fill()):
+            await following.filled()
+            assert following.take() is None
+            following.want()
+            await following.filled()
+            first = following.take()
+            assert first is not None
+            assert first.is_good
+            await following.filled()        # no other comes before it is wanted
+            assert following.log == ["came 0"]
+            following.want()
+            await following.filled()
+            assert following.give_up()      # somebody needs its memory
+            assert not following.give_up()
+            assert following.take() is None
+            following.want()
+            await following.filled()
+        await following.drain()
+        await first.stack.aclose()
+    assert following.log == ["came 0", "came 1", "ended 1", "went 1", "came 2", "went 2", "went 0"]
 
 
 async def test_a_machine_ahead_has_the_bundle_of_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,5 +206,5 @@ async def test_a_machine_ahead_has_the_bundle_of_the_guest(monkeypatch: pytest.M
         async with Ahead(Sandbox(FakeHypervisor()).options, bundle) as one:
             async with one.starting(coming):
                 await one._settled.wait()
-            assert await one.complete(coming) is None
+            assert one.take() is None
     assert given == [bundle]

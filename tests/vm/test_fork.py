@@ -260,3 +260,37 @@ async def test_the_first_child_takes_the_machine_that_was_started_for_it() -> No
             os.waitid(os.P_PID, machine.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 it is killed already
         async with late:        # without it
             assert (await late.containers[c.id].run(["cat", "/file"])).stdout == "1\n"
+
+
+async def test_the_next_fork_finds_a_machine_that_waits() -> None:
+    async with sandbox() as parent, parent.container(BUSYBOX) as c:
+        async def forked(line: str) -> str:
+            """What a child reads that is forked when the parent has written one more line."""
+            await c.run(["sh", "-c", f"echo {line} >> /file"])
+            (child,) = await parent.fork()
+            async with child:
+                return (await child.containers[c.id].run(["cat", "/file"])).stdout.replace("\n", " ")
+
+        assert await forked("1") == "1 "
+        following = parent._open.next_fork
+        assert following is not None
+        await following.filled()
+        waiting = following._ready[0].machine.vm
+        assert waiting is not None
+        (child,) = await parent.fork()
+        ahead = parent._open.ahead
+        assert ahead is not None
+        assert [spare.machine.vm for spare in ahead._ready] == [waiting]
+        async with child:
+            assert (await child.containers[c.id].run(["cat", "/file"])).stdout == "1\n"
+        await following.filled()
+        assert await forked("2") == "1 2 "
+        await following.filled()
+        waiting = following._ready[0].machine.vm
+        assert waiting is not None
+        os.kill(waiting.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, waiting.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 it is killed already
+        assert await forked("3") == "1 2 3 "
+        await following.filled()
+        assert following.give_up()
+        assert await forked("4") == "1 2 3 4 "

@@ -92,7 +92,11 @@ class Slots:
     async def still(self) -> AsyncIterator[dict[int, Disk]]:
         """No disk comes or goes while the block runs; yields those that are there, by the number of their slot."""
         async with self._exchange:
-            yield {plugged.number: plugged.disk for plugged in self._plugged.values() if _is_in(plugged)}
+            yield self.now()
+
+    def now(self) -> dict[int, Disk]:
+        """The disks that are there, by the number of their slot."""
+        return {plugged.number: plugged.disk for plugged in self._plugged.values() if _is_in(plugged)}
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""

@@ -14,17 +14,20 @@ import mmap
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Self
+
+import anyio.to_thread
 
 from pykata import host
 from pykata.errors import HostError
+from pykata.hypervisors import base
 from pykata.hypervisors.qemu.qmp import QMP
 from pykata.hypervisors.qemu.reading import AT_ONCE, copy_in
+from pykata.spec import SavedVM
 
 PAGE = 4096
 MADV_POPULATE_WRITE = 23    # madvise(2)
@@ -39,34 +42,44 @@ _OWN = bytes(byte & 0xC0 != 0 and byte & 0x20 == 0 for byte in range(256))
 
 
 class Copy:
-    """The guest's memory of the process ``pid`` on its way to ``target``, a file of its size, while the block runs.
+    """The guest's memory of the process ``pid`` on its way to ``target``, a file of its size, until this is closed.
 
-    :meth:`prepare` does while the guest runs what :meth:`finish` then need not do while it stands still: to make the
-    pages of the file, and to map them, takes most of the time of a copy.
+    :meth:`begin` and :meth:`prepare` do while the guest runs what :meth:`finish` then need not do while it stands
+    still: to make the pages of the file, and to map them, takes most of the time of a copy.
     """
 
     def __init__(self, pid: int, size: int, started_from: int | None, target: int) -> None:
         self._pid = pid
         self._size = size
         self._started_from = started_from
-        """The file that the guest's memory is a private mapping of, if it is."""
+        """The file that the guest's memory is a private mapping of, if it is; closed with this."""
         self._target = target
+        self._has_begun = False
+        self._mapped: mmap.mmap | None = None
 
-    def __enter__(self) -> Self:
-        self._mapped = mmap.mmap(self._target, self._size)
-        return self
+    def close(self) -> None:
+        """Leave what the target holds by now. May be called again."""
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
+        if self._started_from is not None:
+            os.close(self._started_from)
+            self._started_from = None
 
-    def __exit__(self, *_: object) -> None:
-        self._mapped.close()
+    def begin(self) -> None:
+        """Copy what the machine was started from, if that isn't there yet."""
+        if self._started_from is not None and not self._has_begun:
+            host.copy_file(self._started_from, self._target)
+        self._has_begun = True
 
     def prepare(self) -> None:
-        """Copy what the machine was started from, and make room for what the guest has written since."""
-        if self._started_from is not None:
-            host.copy_file(self._started_from, self._target)
+        """Make room for what the guest has written since."""
+        self.begin()
+        mapped = self._open()
         with self._explained():
             for start, end in _own_pages(self._pid, self._address(), self._size):
                 with suppress(OSError):     # a kernel before 5.14
-                    self._mapped.madvise(MADV_POPULATE_WRITE, start, end - start)
+                    mapped.madvise(MADV_POPULATE_WRITE, start, end - start)
 
     def finish(self) -> None:
         """Copy the pages that are the guest's own. It must stand still."""
@@ -83,7 +96,12 @@ class Copy:
 
     def _read(self, at: int, pieces: list[tuple[int, int]]) -> None:
         for first in range(0, len(pieces), AT_ONCE):
-            copy_in(self._mapped, self._pid, at, pieces[first : first + AT_ONCE])
+            copy_in(self._open(), self._pid, at, pieces[first : first + AT_ONCE])
+
+    def _open(self) -> mmap.mmap:
+        if self._mapped is None:
+            self._mapped = mmap.mmap(self._target, self._size)
+        return self._mapped
 
     def _address(self) -> int:
         return _guest_memory(self._pid, self._size, self._started_from)
@@ -125,6 +143,32 @@ def _guest_memory(pid: int, size: int, started_from: int | None) -> int:
     if len(found) != 1:
         raise HostError(f"can't tell where QEMU (process {pid}) has the guest's memory")
     return found[0]
+
+
+class Coming(base.Coming):
+    """A machine of QEMU's that will be saved."""
+
+    def __init__(self, vm: SavedVM, copy: Copy) -> None:
+        self.vm = vm
+        self.copy = copy
+        self._is_prepared = False
+
+    async def begin(self) -> None:
+        await _to_the_end(self.copy.begin)
+
+    async def prepare(self) -> None:
+        if not self._is_prepared:
+            await _to_the_end(self.copy.prepare)
+            self._is_prepared = True
+
+    async def finish(self) -> None:
+        """Copy what is left. It must stand still."""
+        await _to_the_end(self.copy.finish)
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """In a thread, which can't be stopped, and uses what would be closed afterwards."""
+    await host.finish(anyio.to_thread.run_sync(work))
 
 
 class Incoming:

@@ -33,7 +33,8 @@ from pykata.errors import (
     VMDiedError,
     last_line,
 )
-from pykata.hypervisors.base import VM, Meanwhile
+from pykata.hypervisors import base
+from pykata.hypervisors.base import VM
 from pykata.hypervisors.qemu import accel as accels
 from pykata.hypervisors.qemu import aio as aios
 from pykata.hypervisors.qemu import state, version
@@ -115,41 +116,34 @@ class QemuVM(VM):
         self._paused = False
 
     @asynccontextmanager
-    async def saved(self, meanwhile: Meanwhile | None = None) -> AsyncIterator[SavedVM]:
+    async def coming(self) -> AsyncIterator[state.Coming]:
         with host.memory_file(self._memory) as memory, host.held(memory) as file:
-            async with AsyncExitStack() as stack:
-                started_from = stack.enter_context(self._first())
-                async with self._slots.still() as slots:
-                    if meanwhile is not None:
-                        await stack.enter_async_context(meanwhile(SavedVM(file, b"", slots)))
-                    with state.Copy(self.pid, self._memory, started_from, memory) as copy:
-                        # To the end: a thread can't be stopped, and uses what is closed here.
-                        await host.finish(anyio.to_thread.run_sync(copy.prepare))
-                        devices = await self._save(copy)
+            # Of its own, as this machine may be left meanwhile.
+            started_from = None if self._started_from is None else os.dup(self._started_from)
+            with closing(state.Copy(self.pid, self._memory, started_from, memory)) as copy:
+                yield state.Coming(SavedVM(file, b"", self._slots.now()), copy)
+
+    @asynccontextmanager
+    async def saved(self, coming: base.Coming | None = None) -> AsyncIterator[SavedVM]:
+        async with AsyncExitStack() as stack:
+            begun = coming or await stack.enter_async_context(self.coming())
+            assert isinstance(begun, state.Coming)
+            async with self._slots.still() as slots:
+                with closing(begun.copy):
+                    await begun.prepare()
+                    devices = await self._save(begun)
             # After it was mapped, too: what is private stays allowed.
-            host.seal(memory)
-            yield SavedVM(file, devices, slots)
+            host.seal(begun.vm.memory)
+            yield SavedVM(begun.vm.file, devices, slots)
 
-    @contextmanager
-    def _first(self) -> Iterator[int | None]:
-        """What the machine was started from, open until the block is left, whenever the machine is."""
-        if self._started_from is None:
-            yield None
-            return
-        descriptor = os.dup(self._started_from)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    async def _save(self, copy: state.Copy) -> bytes:
+    async def _save(self, coming: state.Coming) -> bytes:
         """Finish the copy of the guest's memory; returns the state of the devices. The machine is stopped for that."""
         was_paused = self._paused
         try:
             if not was_paused:
                 await self.pause()
             devices = await state.devices(self._qmp)
-            await host.finish(anyio.to_thread.run_sync(copy.finish))
+            await coming.finish()
             return devices
         finally:
             if not was_paused:
