@@ -6,8 +6,11 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from attrs import frozen
 
 from pykata.guest import find_bundle
 from pykata.guest.cpio import character_device, directory, newc, program
@@ -25,24 +28,45 @@ MOUNTS = {
 }
 INIT = """#!/bin/busybox sh
 busybox mount -t devtmpfs dev /dev; busybox mount -t proc proc /proc
-busybox --install -s /bin; export PATH=/bin; exec > /dev/ttyS0 2>&1
+busybox --install -s /bin; export PATH=/bin; exec < /dev/ttyS0 > /dev/ttyS0 2>&1; stty -echo
 {mount} || echo FAILED
-{before}; cd /m; echo BEGIN; read begin < /dev/ttyS0; {work}; echo END; cd /; umount /m; sync; reboot -f
+{before}; {loop}
+cd /; umount /m; sync; reboot -f
 """
+END = "END"     # a line that the guest's answers end with
 
 
-async def run(
-    way: str, place: Path, before: str, work: str, folder: Path, *, begin: Callable[[], None], memory: int = 512
-) -> str:
-    """What ``work`` prints in a guest that has ``place``, an ext4 image or a directory, by this way at /m.
+@frozen
+class Shell:
+    """A shell in a guest that reads lines and runs each, until there is an empty one."""
 
-    Ahead of it the guest does what is ``before``, and then calls us: ``begin``.
-    """
+    LOOP = f"echo {END}; while read -r line && [ -n \"$line\" ]; do eval \"$line\"; echo {END}; done"
+
+    send: Callable[[bytes], Awaitable[None]]
+    line: Callable[[], Awaitable[bytes]]
+
+    async def answer(self) -> list[str]:
+        """What it has written by the next END."""
+        said: list[str] = []
+        while (line := (await self.line()).decode(errors="replace")).strip() != END:
+            assert line, said
+            said.append(line.strip())
+        return said
+
+    async def run(self, script: str) -> list[str]:
+        """The lines that a script writes; it is one line itself."""
+        await self.send(script.encode() + b"\n")
+        return await self.answer()
+
+
+@asynccontextmanager
+async def guest(way: str, place: Path, before: str, folder: Path, *, memory: int = 512) -> AsyncIterator[Shell]:
+    """A shell that has done ``before`` in a guest. That has ``place``, ext4 or a directory, by this way at /m."""
     bundle = find_bundle()
     busybox = shutil.which("busybox")
     assert busybox is not None
     initrd = folder / "bare.cpio"
-    script = INIT.format(mount=MOUNTS[way], before=before, work=work)
+    script = INIT.format(mount=MOUNTS[way], before=before, loop=Shell.LOOP)
     initrd.write_bytes(newc([
         *(directory(name) for name in ("dev", "proc", "bin", "m", "tmp")), character_device("dev/console", 5, 1),
         program("bin/busybox", Path(busybox).read_bytes()), program("init", script.encode()),  # noqa: ASYNC240
@@ -50,27 +74,42 @@ async def run(
     daemon = await _daemon(way, place, folder) if way.startswith("virtio-fs") else None
     try:
         argv = _qemu(way, place, folder, memory, bundle.kernel, initrd)
-        process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE,
-                                                       stdout=asyncio.subprocess.PIPE)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe)
+        assert process.stdin is not None
         assert process.stdout is not None
-        heard = b""
-        while b"BEGIN" not in heard and (line := await process.stdout.readline()):
-            heard += line
-        begin()
-        said = (heard + (await process.communicate(b"begin\n"))[0]).decode(errors="replace").replace("\r", "")
+        try:
+            shell = Shell(_sends(process.stdin), process.stdout.readline)
+            assert "FAILED" not in await shell.answer()
+            yield shell
+            await shell.send(b"\n")
+            await process.communicate()
+        finally:
+            await _ended(process)
     finally:
-        if daemon is not None and daemon.returncode is None:
-            daemon.kill()
-            await daemon.wait()
-    assert "FAILED" not in said, said
-    assert "END\n" in said, said
-    return said.partition("BEGIN\n")[2].removeprefix("begin\n").partition("END\n")[0]
+        if daemon is not None:
+            await _ended(daemon)
+        (folder / "bare.sock").unlink(missing_ok=True)
+
+
+def _sends(stdin: asyncio.StreamWriter) -> Callable[[bytes], Awaitable[None]]:
+    async def send(data: bytes) -> None:
+        stdin.write(data)
+        await stdin.drain()
+
+    return send
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
 
 
 async def _daemon(way: str, place: Path, folder: Path) -> asyncio.subprocess.Process:
     cache = "cache=always,writeback" if "always" in way else "cache=auto"
     process = await asyncio.create_subprocess_exec(
-        VIRTIOFSD, "-f", f"--socket-path={folder}/bare.sock", "-o", f"source={place},{cache},xattr",
+        VIRTIOFSD, "-f", f"--socket-path={folder}/bare.sock", "-o", f"source={place},{cache},xattr,killpriv_v2",
         stderr=asyncio.subprocess.DEVNULL)
     while not (folder / "bare.sock").exists():      # noqa: ASYNC110  it says nothing when it listens
         await asyncio.sleep(0.01)
