@@ -58,7 +58,8 @@ class VirtioFS(SharedRoot):
 async def served(
     tag: str, shares: Sequence[Shared], cache: str, run_dir: Path, shelf: socket.socket | None = None
 ) -> AsyncIterator[Attachment]:
-    """A virtio-fs device ``tag`` with all of ``shares`` side by side, mounted below :data:`~pykata.spec.VOLUMES`.
+    """A virtio-fs device ``tag`` with all of ``shares``, each at its name in a directory ``tag`` below
+    :data:`~pykata.spec.VOLUMES`.
 
     Its daemon runs as long as the block; :attr:`~pykata.spec.Attachment.lost` tells if it doesn't. By a listening
     ``shelf`` more can be added. Raises :class:`~pykata.errors.HostError`.
@@ -70,7 +71,9 @@ async def served(
         listener, connection = _connected(run_dir / f"{tag}.sock")
         stack.callback(connection.close)
         with listener:
-            argv = [str(program), *options(listener.fileno(), root, cache, is_qemus=await _is_qemus(program))]
+            alone = _alone(shares) if shelf is None else None
+            source, target = (root / alone, f"{tag}/{alone}") if alone is not None else (root, tag)
+            argv = [str(program), *options(listener.fileno(), source, cache, is_qemus=await _is_qemus(program))]
             command = entered(root, shares, shelf, argv)
             given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
@@ -79,9 +82,18 @@ async def served(
         stack.push_async_callback(said.stop)
         yield Attachment(
             devices=(VhostFs(tag, connection),),
-            mounts=(Mount(tag, "virtiofs", f"{VOLUMES}/{tag}", ("nosuid", "nodev")),),
+            mounts=(Mount(tag, "virtiofs", f"{VOLUMES}/{target}", ("nosuid", "nodev")),),
             lost=(said.ended,),
         )
+
+
+def _alone(shares: Sequence[Shared]) -> str | None:
+    """The name of the only share, if it is a directory: the daemon serves nothing else then, rather than what it is in.
+
+    In a filesystem that the daemon announces within another one Linux forgets that the daemon takes privileges away
+    (``SB_NOSEC`` isn't inherited in fs/fuse/inode.c), and asks for them before each write again.
+    """
+    return shares[0].name if len(shares) == 1 and shares[0].path.is_dir() else None
 
 
 def _named(shares: Sequence[Shared]) -> str:
@@ -156,6 +168,9 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
             # Each share is a filesystem of its own in the guest, too: or files of two could look like one.
             "-o", "announce_submounts",
             "-o", "xattr",
+            # Else the guest asks before each write whether the file has capabilities that it must take away. This
+            # host's kernel does that, and takes setuid away, whenever the daemon writes: it has no capability here.
+            "-o", "killpriv_v2",
             "-o", "log_level=warn",
             "--rlimit-nofile=0",        # enter.py has set it
         ]  # fmt: skip
@@ -167,6 +182,7 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
         "--sandbox=namespace",
         "--announce-submounts",
         "--xattr",
+        "--killpriv-v2",
         "--log-level=warn",
         "--rlimit-nofile=0",
         # It hasn't the right to open files by handle, and would try it for each.

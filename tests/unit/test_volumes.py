@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 from itertools import pairwise
 from pathlib import Path
@@ -311,7 +312,18 @@ async def test_a_long_run_directory(tmp_path: Path) -> None:
     deep.mkdir()
     (tmp_path / "data").mkdir()
     async with served("tag", (Shared("0", tmp_path / "data"),), "auto", deep) as attachment:
-        assert [mount.target for mount in attachment.mounts] == [f"{VOLUMES}/tag"]
+        assert [mount.target for mount in attachment.mounts] == [f"{VOLUMES}/tag/0"]
+
+
+@pytest.mark.parametrize(("names", "target"), [(["a"], "tag/0"), (["f"], "tag"), (["a", "b"], "tag")])
+async def test_what_a_daemon_serves(tmp_path: Path, names: list[str], target: str) -> None:
+    """A directory alone is the whole of its filesystem; a file can't be, and several lie side by side."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "f").touch()
+    shares = [Shared(str(number), tmp_path / name) for number, name in enumerate(names)]
+    async with served("tag", shares, "auto", tmp_path) as attachment:
+        assert [mount.target for mount in attachment.mounts] == [f"{VOLUMES}/{target}"]
 
 
 async def test_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,4 +431,5 @@ def test_the_sandbox_of_a_daemon_is_never_off(tmp_path: Path, cache: str, is_qem
     said = " ".join(options(5, tmp_path, cache, is_qemus=is_qemus))
     assert "sandbox=namespace" in said
     assert "seccomp" not in said, "it is on by default"
+    assert re.search("-killpriv.v2| killpriv_v2", said), "no question before each write"
     assert ("cache=never" in said) == (cache == "none" and not is_qemus)

@@ -104,6 +104,23 @@ async def test_a_device_in_a_volume_is_none(tmp_path: Path) -> None:
     setuid.unlink()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("cache", ["auto", "always", "none"])
+async def test_who_writes_to_a_setuid_file_takes_that_away(tmp_path: Path, cache: Any, beside: bool) -> None:
+    for name in ("v", "w"):
+        (tmp_path / name).mkdir(mode=0o755)
+    volumes = {"/v": Bind(tmp_path / "v", cache=cache)}
+    if beside:          # each is a filesystem of its own within another one then
+        volumes["/w"] = Bind(tmp_path / "w", cache=cache)
+    async with Sandbox(isolation="emulated", volumes=volumes) as sb:
+        done = await sb.run(BUSYBOX, sh(
+            "cd /v; for f in appended cut; do echo old > $f; chmod 6777 $f; stat -c %a $f; done; "
+            "su -s /bin/sh nobody -c 'echo new >> appended; : > cut'; stat -c %a appended cut"))  # fmt: skip
+        assert done.stdout.split() == ["6777", "6777", "777", "777"], done
+    assert [(tmp_path / "v" / name).stat().st_mode & 0o7777 for name in ("appended", "cut")] == [0o777, 0o777]
+    assert (tmp_path / "v" / "appended").read_text() == "old\nnew\n"
+
+
 @pytest.mark.parametrize("via", ["virtiofs", "9p"])
 async def test_links_lead_nowhere_else(tmp_path: Path, via: Literal["virtiofs", "9p"]) -> None:
     secret = tmp_path / "secret"
