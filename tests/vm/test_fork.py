@@ -15,8 +15,10 @@ import pytest
 from attrs import evolve
 
 from pykata import Container, Sandbox, SandboxClosedError
+from pykata.ahead import Waiting
 from pykata.errors import ConfigError, HostError, SavedDamagedError, SavedMissingError
 from pykata.net.network import Network
+from pykata.running import Running
 from tests.cancellation import Way, cancel_everywhere
 from tests.vm.conftest import BUSYBOX, clocked
 
@@ -198,6 +200,33 @@ async def test_what_has_a_network_says_why_it_can_not_be_saved(tmp_path: Path) -
 @asynccontextmanager
 async def no_room(cost: int) -> AsyncIterator[bool]:
     yield False
+
+
+async def wait_for(running: Running, last: Waiting | None) -> Waiting | None:
+    """A machine waits for the next fork from now on. The last one that did is in use, if it was taken, or has ended."""
+    if (following := running.next_fork) is None:
+        return None
+    if last is not None and not following._ready:
+        assert running.ahead is not None
+        taken = [spare.machine.vm for spare in running.ahead._ready]
+        assert last.machine.vm in taken or not last.is_good
+    following.want()
+    await following.filled()
+    return following._ready[0]
+
+
+async def test_forks_that_are_cancelled_leave_no_machine_that_has_waited_for_them() -> None:
+    async with sandbox() as sb, sb.container(BUSYBOX) as c:
+        await c.run(["true"])
+        await sb.fork()
+        waiting = [await wait_for(sb._open, None)]
+        assert waiting[0] is not None
+
+        async def unchanged(n: int, way: Way) -> None:
+            waiting.append(await wait_for(sb._open, waiting.pop()))
+            assert (await c.run(["echo", "on"])).stdout == "on\n", f"cancelled at suspension {n} ({way})"
+
+        assert await cancel_everywhere(sb.fork, unchanged, step=4) > 4
 
 
 @pytest.mark.parametrize("ahead", [False, True])
