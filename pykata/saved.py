@@ -23,6 +23,7 @@ from pykata import saved_disks
 from pykata.errors import HostError, SavedDamagedError, SavedMissingError
 from pykata.host import Stamp, copy_range, extents, held, memory_file, seal, stamp
 from pykata.origin import Origin, SavedContainer
+from pykata.saved_state import checked
 from pykata.spec import ImageConfig, SavedVM, Start
 
 FORMAT = 2
@@ -89,7 +90,7 @@ def begun(folder: Path, start: Start) -> Iterator[tuple[Origin, Callable[[], Non
                 raise ValueError("the devices aren't those that were saved")
             source = _file(folder / "memory")       # all of it is there, also if it is removed meanwhile
             stack.callback(os.close, source)
-        memory = stack.enter_context(memory_file(state["size"]))
+            memory = stack.enter_context(memory_file(state["size"]))
         file = stack.enter_context(held(memory))
         with _explained(folder):
             origin = Origin(
@@ -121,7 +122,7 @@ def _state(folder: Path) -> dict[str, Any]:
     state = json.loads(text)
     if state["format"] != FORMAT:
         raise ValueError(f"it has format {state['format']}, not {FORMAT}")
-    return dict(state)
+    return checked(state)
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except OSError as exc:          # no descriptors are left, say
         kind = SavedDamagedError if exc.errno in _DAMAGE else HostError
         raise kind(f"can't read the saved guest {folder}: {exc.strerror}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise SavedDamagedError(f"the saved guest {folder} is damaged: {exc}") from exc
 
 

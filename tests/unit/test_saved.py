@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
+import json
 import os
 import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pykata import Sandbox, TemplateWarning, restore, saved, saved_disks, saving, template_cache
 from pykata.agent.parking import MOST_LEFT, Greeting, Parking
@@ -428,6 +434,64 @@ def test_a_snapshot_has_the_machine_that_was_saved(monkeypatch: pytest.MonkeyPat
         restore._check_identity(Path("/saved"), {"build": "1"}, {"build": "2"})
     with pytest.raises(ConfigError, match="fs: a snapshot has no 9p"):
         Sandbox.restore("/saved", fs="9p")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from([1 << 80, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "x"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def crafted(state: Any, data: st.DataObject) -> Any:
+    """The same, with anything in some place of it, or nothing."""
+    if isinstance(state, dict | list) and state and data.draw(st.booleans()):
+        state = state.copy()
+        key = data.draw(st.sampled_from(sorted(state) if isinstance(state, dict) else range(len(state))))
+        if data.draw(st.integers(0, 9)):
+            state[key] = crafted(state[key], data)
+        else:
+            del state[key]
+        return state
+    return data.draw(ANYTHING)
+
+
+@settings(max_examples=1000)
+@given(data=st.data())
+def test_no_crafted_snapshot_is_a_surprise(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QEMU, "accel_here", lambda self: "tcg")
+        folder = Path(name, "saved")
+        Path(name, "disk").write_bytes(QCOW2)
+        with guest(Path(name, "disk")) as origin:
+            saved.write(folder, evolve(origin, identity=THERE))
+        state = json.loads((folder / "state.json").read_text().partition("\n")[2])
+        text = json.dumps(crafted(state, data))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (folder / "state.json").write_text(f"{digest}\n{text}")
+        with suppress(SavedDamagedError, SavedElsewhereError, ConfigError):
+            there = saved.identity(folder)
+            options = restored_as(there)
+            restore._check_identity(folder, there, THERE | {"cpus": str(options.cpus)})
+            with saved.opened(folder, "snapshot") as origin:
+                next(itertools.count(origin.next_number + 1))
+                assert all(disk.path.parent == folder for disk in origin.vm.slots.values())
+                assert all(isinstance(each.id + each.config.user, str) for each in origin.containers)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("size", "1"), ("size", 1 << 80), ("next_number", None), ("identity", {"cpus": 2}), ("runs", [[0, SIZE + 4096]]),
+    ("runs", [[4096, 0]]), ("disks", [{"number": "/../../disk", "format": "raw", "size": 1, "sha256": ""}]),
+])  # fmt: skip
+def test_what_a_saved_guest_can_not_be_is_named(tmp_path: Path, field: str, value: object) -> None:
+    with guest() as origin:
+        saved.write(tmp_path / "saved", origin)
+    state = json.loads((tmp_path / "saved/state.json").read_text().partition("\n")[2])
+    text = json.dumps(state | {field: value})
+    (tmp_path / "saved/state.json").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    named = "memory beyond its size" if value == [[0, SIZE + 4096]] else f"no valid {field}"
+    with pytest.raises(SavedDamagedError, match=named), saved.opened(tmp_path / "saved", "snapshot"):
+        pass
 
 
 @pytest.mark.parametrize("wrong", [{"cpus": "two"}, {"memory": ""}, {"slots": "x"}, {"hypervisor": "other"}])
