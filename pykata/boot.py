@@ -189,11 +189,16 @@ async def up(
                 await stack.enter_async_context(ended_with(vm, machine.attachment))
                 return slot, vm, await talk(vm)
         except TimeoutError as late:
-            said = console[0].console() if console else ""
-            raise BootTimeoutError(
-                f"the guest's agent didn't answer within {options.boot_timeout:g} s", console=said,
-                hint="raise boot_timeout on a busy host; the error's console shows how far the guest came",
-            ) from late  # fmt: skip
+            raise _too_late(options, machine, console[0].console() if console else "") from late
+
+
+def _too_late(options: Options, machine: Machine, said: str) -> BootTimeoutError:
+    within = f"within {options.boot_timeout:g} s"
+    if machine.spec.saved is not None and machine.spec.saved.is_loading():
+        return BootTimeoutError(f"the memory of the saved guest wasn't read from disk {within}", console=said,
+                                hint="raise boot_timeout where the disk is that slow")
+    return BootTimeoutError(f"the guest's agent didn't answer {within}", console=said,
+                            hint="raise boot_timeout on a busy host; the error's console shows how far the guest came")
 
 
 async def _running(stack: AsyncExitStack, options: Options, machine: Machine) -> VM:

@@ -33,7 +33,7 @@ async def loading(folder: Path, start: Start) -> AsyncIterator[Origin]:
             await asyncio.shield(filling)       # it is everybody's
 
         try:
-            yield evolve(origin, vm=evolve(origin.vm, whole=whole))
+            yield evolve(origin, vm=evolve(origin.vm, whole=whole, is_loading=lambda: not filling.done()))
         finally:
             await finish(_settled(filling))
 

@@ -62,13 +62,25 @@ async def started(stack: AsyncExitStack, begun: Begun) -> Running:
     except OSError as exc:
         return await booted(stack, evolve(begun, why=template_cache.unusable(exc)))
     begun = evolve(begun, options=kind.options)
-    running = await _from_template(stack, begun, kind) or await _without_template(stack, begun, kind)
+    failed: list[tuple[Path, VMError | AgentError]] = []
+    running = await _from_template(stack, begun, kind, failed)
+    if running is None:
+        why = "its template failed" if failed else "its template is being made"
+        running = await _without_template(stack, begun, kind, why)
+    for folder, error in failed:
+        # Not before there is a machine without it: else it was the host that could run none.
+        template_cache.discard(folder, error)
     running.on_first_image = partial(first_image.note, kind.folder, begun.options)
     return running
 
 
-async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running | None:
-    """From the one with a container of the image that is likely to be run, else from the bare one. None: from none."""
+async def _from_template(
+    stack: AsyncExitStack, begun: Begun, kind: _Kind, failed: list[tuple[Path, VMError | AgentError]]
+) -> Running | None:
+    """From the one with a container of the image that is likely to be run, else from the bare one. None: from none.
+
+    Those whose machines ended are ``failed`` then.
+    """
     folders = [kind.folder]
     if (record := first_image.expected(kind.folder, begun.options)) is not None:
         with_image = first_image.folder_of(kind.folder, record)
@@ -90,7 +102,7 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
         except SavedDamagedError as damaged:
             template_cache.drop(folder, origin, damaged)
         except (VMError, AgentError) as error:
-            template_cache.discard(folder, error)
+            failed.append((folder, error))
         except HostError:
             if not template_cache.is_stale(origin):
                 raise
@@ -98,8 +110,7 @@ async def _from_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Ru
     return None
 
 
-async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind) -> Running:
-    why = "its template is being made"
+async def _without_template(stack: AsyncExitStack, begun: Begun, kind: _Kind, why: str) -> Running:
     with ExitStack() as turn:
         try:
             ours = turn.enter_context(template_cache.turn_to_make(kind.folder))

@@ -300,7 +300,8 @@ class SavedVM:
     ``file`` is a memfd that nobody can write to any more, ``memory`` its descriptor. Whoever made this closes it.
     ``slots`` are the disks that were plugged in, by the number of the slot. While it is still being saved, a machine
     can be started that waits for the devices to come by ``stream``. While it is still being loaded, one can be started
-    that gets them when ``whole`` has returned: it waits for the memory, and raises SavedDamagedError.
+    that gets them when ``whole`` has returned: it waits for the memory, and raises SavedDamagedError. Until then
+    ``is_loading`` says so.
     """
 
     file: HeldFile
@@ -308,6 +309,7 @@ class SavedVM:
     slots: Mapping[int, Disk] = field(factory=dict)
     stream: socket.socket | None = None
     whole: Callable[[], Awaitable[None]] | None = None
+    is_loading: Callable[[], bool] = bool       # False
 
     @property
     def memory(self) -> int:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from contextlib import AsyncExitStack
@@ -19,9 +22,9 @@ from typing import Any
 import anyio
 import pytest
 
-from pykata import Sandbox, SandboxClosedError, Template, TemplateWarning, saved
-from pykata.errors import CommandFailedError, ConfigError
-from pykata.host import cache_dir
+from pykata import Sandbox, SandboxClosedError, Template, TemplateWarning, boot, host, saved
+from pykata.errors import BootTimeoutError, CommandFailedError, ConfigError, VMError
+from pykata.host import cache_dir, file_hash
 from pykata.hypervisors.qemu import QEMU
 from pykata.net.network import Network
 from tests.vm.conftest import BUSYBOX, clocked
@@ -161,6 +164,52 @@ async def test_a_damaged_one_is_found_and_made_anew(how: str) -> None:
         warnings.simplefilter("error", TemplateWarning)
         async with sandbox() as sb:
             assert sb.timings.start == "template"
+
+
+@pytest.mark.usefixtures("empty")
+async def test_it_stays_where_the_host_can_run_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sandbox():
+        before = kept()
+    with monkeypatch.context() as patch:
+        limited, spawn = ["prlimit", "--as=200000000"], host.spawn
+        patch.setattr(host, "spawn", lambda *args, **given: spawn(*args, **given | {"through": limited}))
+        with pytest.raises(VMError, match="before it answered"):
+            async with sandbox():
+                pass
+    assert kept() == before
+    async with sandbox() as sb:
+        assert sb.timings.start == "template"
+
+
+@pytest.mark.usefixtures("empty")
+async def test_a_disk_that_is_too_slow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sandbox():
+        pass
+    refused, read = threading.Event(), saved._read_memory
+    monkeypatch.setattr(saved, "_read_memory", lambda *args: refused.wait() and read(*args))
+
+    def too_late(*args: Any, **given: Any) -> BootTimeoutError:
+        refused.set()
+        return BootTimeoutError(*args, **given)
+
+    monkeypatch.setattr(boot, "BootTimeoutError", too_late)
+    with pytest.raises(BootTimeoutError, match=r"the saved guest wasn't read from disk within 0\.5 s"):
+        async with sandbox(boot_timeout=0.5):
+            pass
+
+
+@pytest.mark.usefixtures("empty")
+async def test_one_that_no_machine_can_go_on_from_is_removed() -> None:
+    async with sandbox():
+        (folder,) = kept()
+    (folder / "devices").write_bytes(b"not what QEMU writes")
+    state = json.loads((folder / "state.json").read_text().partition("\n")[2])
+    text = json.dumps({**state, "devices": file_hash(folder / "devices")})
+    (folder / "state.json").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    with pytest.warns(TemplateWarning, match="template was removed"):
+        async with sandbox() as sb:
+            assert (sb.timings.start, sb.timings.why) == ("boot", "its template failed")
+    assert kept() == []
 
 
 @pytest.mark.usefixtures("empty")
