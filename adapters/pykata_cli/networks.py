@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,20 +86,26 @@ def _value(kind: str, value: str, text: str) -> Any:
 
 
 @asynccontextmanager
-async def logged(network: pykata.RunningNetwork, path: str | None) -> AsyncIterator[None]:
-    """While the block runs, the network's events are written to the file."""
-    if path is None:
-        yield
-        return
-    # No task group: it would wrap what goes wrong in the block, which has a message of its own.
-    task = asyncio.ensure_future(_log(network, Path(path)))
+async def logged(path: str | None) -> AsyncIterator[Callable[[pykata.RunningNetwork], None]]:
+    """What writes the events of a network to the file. They end with its sandbox, which is left before the block."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def log(network: pykata.RunningNetwork) -> None:
+        # No task group: it would wrap what goes wrong in the block, which has a message of its own.
+        if path is not None:
+            tasks.append(asyncio.ensure_future(_log(network, Path(path))))
+
     try:
-        yield
+        yield log
+        if tasks:
+            await asyncio.wait(tasks)
     finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled() and (failure := task.exception()) is not None:
-        raise failure
+        for task in tasks:
+            task.cancel()
+            await asyncio.wait([task])
+    for task in tasks:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure
 
 
 async def _log(network: pykata.RunningNetwork, path: Path) -> None:

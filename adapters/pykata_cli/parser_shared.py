@@ -33,10 +33,10 @@ def add_format(parser: Any, json: str) -> None:
     )
 
 
-def add_verbose(parser: Any) -> None:
-    """``-v``."""
+def add_verbose(parser: Any, **default: Any) -> None:
+    """``-v``. Below a command that has it, too, ``default=argparse.SUPPRESS`` keeps that one's."""
     parser.add_argument(
-        "-v", "--verbose", action="store_true",
+        "-v", "--verbose", action="store_true", **default,
         help="tell the whole story on stderr: programs started, timings, the guest's console, tracebacks",
     )
 

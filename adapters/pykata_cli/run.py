@@ -37,7 +37,8 @@ async def _in_sandbox(arguments: argparse.Namespace, relay: Relay) -> int:
         said = sandbox_options(arguments) | ({} if pulling is None else {"progress": pulling})
         sandbox = pykata.Sandbox(**said)
         command = sandbox.process(arguments.image, arguments.cmd or None, **options)    # it complains before we boot
-        async with sandbox, logged(sandbox.network, arguments.network_log):
+        async with logged(arguments.network_log) as log_events, sandbox:
+            log_events(sandbox.network)
             if arguments.publish:
                 _tell(sandbox.network.ports)
             async with command as process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from pykata_cli import exits
@@ -39,4 +40,4 @@ def add_volumes(commands: Any) -> None:
     )
     rm.add_argument("names", metavar="NAME", nargs="+", help="as in --volume NAME:PLACE")
     rm.add_argument("-f", "--force", action="store_true", help="remove those that a sandbox uses, too")
-    add_verbose(rm)
+    add_verbose(rm, default=argparse.SUPPRESS)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import anyio
 import pykata_cli
 import pytest
 from attrs import field, frozen
+from pykata_cli.networks import logged
 from pykata_cli.parser import parse
 from pykata_cli.progress import CLEAR, ChangingLine, Lines, progress
 from pykata_cli.run import sandbox_options
@@ -75,6 +76,50 @@ def test_volumes(tmp_path: Path) -> None:
             sandbox_options(parse(["run", "--volume", bad, "image"]))
     with pytest.raises(pykata.ConfigError, match="/c is there twice"):
         sandbox_options(parse(["run", "--volume", "a:/c", "--volume", "b:/c", "image"]))
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from pykata_cli import main
+sys.exit(main(["check"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["pykata_cli.cli", "argparse", "anyio", "pykata_cli.check", "pykata.probe"])
+def test_an_interrupt_while_modules_are_imported_is_quiet(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, module], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@frozen
+class Events:
+    """A network whose events end when its sandbox is left."""
+
+    left: anyio.Event = field(factory=anyio.Event)
+
+    async def events(self) -> AsyncIterator[pykata.NetworkEvent]:
+        yield EVENT
+        await self.left.wait()
+        yield EVENT
+
+
+EVENT = pykata.NetworkEvent(time=1.0, action="denied", protocol="tcp")
+
+
+async def test_the_last_events_of_a_network_are_logged(tmp_path: Path) -> None:
+    events = Events()
+    async with logged(str(tmp_path / "log")) as log:
+        log(events)  # type: ignore[arg-type]
+        events.left.set()
+    assert [json.loads(line)["count"] for line in (tmp_path / "log").read_text().splitlines()] == [1, 1]
+    with pytest.raises(IsADirectoryError):
+        async with logged(str(tmp_path)) as log:
+            log(events)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("argv", "network"), [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pykata_cli import main
+from pykata_cli.parser import parse
 
 from pykata import Bind, HostError, Named, VolumeInUseError, describe_volumes, list_volumes, remove_volume, sync
 from pykata.spec import MIB, Image
@@ -24,6 +25,12 @@ from pykata.volumes.marks import is_marked, marked
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes of the test's own."""
     monkeypatch.setenv("PYKATA_STATE", str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("argv", [["-v", "rm", "x"], ["rm", "-v", "x"], ["-v"], ["-v", "rm", "-v", "x"]])
+def test_verbose_on_either_side_of_the_verb(argv: list[str]) -> None:
+    assert parse(["volumes", *argv]).verbose
+    assert not parse(["volumes", *(word for word in argv if word != "-v")]).verbose
 
 
 def made(name: str) -> Path:
