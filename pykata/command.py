@@ -42,6 +42,10 @@ class Command:
     collected: bool = False
     """Only its end is waited for."""
 
+    def limits(self) -> Rlimits:
+        """The limits as a caller gives them."""
+        return {name.removeprefix("RLIMIT_").lower(): (soft, hard) for name, soft, hard in self.rlimits}
+
     def argv(self, config: ImageConfig) -> tuple[str, ...]:
         """The arguments for a new container: entrypoint and command, as Docker combines them.
 

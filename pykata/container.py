@@ -15,7 +15,8 @@ from pykata.files import FileChange, Files
 from pykata.files.checks import number
 from pykata.host import finish
 from pykata.making import removed, saved_container
-from pykata.options import Rlimits, check_path
+from pykata.options import Rlimits
+from pykata.paths import check_path
 from pykata.process import Process
 from pykata.running import Running
 from pykata.spec import Image, PullPolicy, Terminal

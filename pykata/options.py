@@ -179,14 +179,6 @@ def check_image(image: str) -> str:
     return image
 
 
-def check_path(name: str, value: str | os.PathLike[str], hint: str = "text that isn't empty, or a Path") -> Path:
-    """A path of this machine. Whether anything is there is another matter."""
-    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigError(f"{name}={value!r:.80} is not a path of this machine", hint=hint)
-    return Path(text)
-
-
 def check_registries(registries: Registries | None) -> Registries | None:
     """How registries are reached."""
     if registries is not None and not isinstance(registries, Registries):

@@ -23,12 +23,12 @@ from pykata.net.network import Network
 from pykata.opened import OpenSandbox
 from pykata.options import (
     Options,
+    Rlimits,
     check_count,
     check_env,
     check_hostname,
     check_image,
     check_isolation_wanted,
-    check_path,
     check_patience,
     check_progress,
     check_pull,
@@ -38,6 +38,7 @@ from pykata.options import (
     check_template,
     new_hostname,
 )
+from pykata.paths import check_path
 from pykata.sizes import parse_size
 from pykata.spec import MIB, Isolation, Progress, PullPolicy, Registries, TemplatePolicy
 from pykata.strategies import network as find_network
@@ -186,6 +187,7 @@ class Sandbox(OpenSandbox):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        rlimits: Rlimits | None = None,
     ) -> Detached:
         """Boot this sandbox in a process of its own, where it outlives this program; instead of entering it.
 
@@ -202,7 +204,7 @@ class Sandbox(OpenSandbox):
         from pykata.detached.start import start
         from pykata.detached.welcome import Request
 
-        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user)
+        what = command(cmd, entrypoint=entrypoint, env=env, cwd=cwd, user=user, rlimits=rlimits)
         if image is not None:
             check_image(image)
         asked = cmd is not None or entrypoint is not None or own_command

@@ -14,7 +14,7 @@ from pykata.errors import ImageNotFoundError, ImageReferenceError
 from pykata.images.depot import Record, find_depot
 from pykata.images.name import Name
 from pykata.images.recipe import Recipe
-from pykata.options import check_path
+from pykata.paths import check_path
 from pykata.spec import BuildEvent, Registries
 
 if TYPE_CHECKING:

@@ -157,7 +157,7 @@ class Files:
         """
         from pykata.files import v1
         from pykata.files.transfer import upload
-        from pykata.options import check_path
+        from pykata.paths import check_path
 
         host = check_path("source", source)
         uid, gid = checks.owners(owner)
@@ -180,7 +180,7 @@ class Files:
         """
         from pykata.files.extract import Bounds
         from pykata.files.transfer import download
-        from pykata.options import check_path
+        from pykata.paths import check_path
 
         bounds = Bounds(size=max_size, entries=max_entries, setuid=setuid)
         return await download(self._session, raw(path), check_path("target", target), bounds)

@@ -92,7 +92,8 @@ class Keeper:
         if (command := request.command) is not None:
             args = command.argv(self._container.image.config)
             self._main = await stack.enter_async_context(
-                self._container.process(args, env=command.env, cwd=command.cwd or None, user=command.user or None)
+                self._container.process(args, env=command.env, cwd=command.cwd or None, user=command.user or None,
+                                        rlimits=command.limits())
             )
             self._state = evolve(self._state, args=args)
 

@@ -380,6 +380,7 @@ class Sandbox:
         env: Mapping[str, str] | None=...,
         cwd: str | None=...,
         user: str | None=...,
+        rlimits: Rlimits | None=...,
     ) -> Detached: ...
     @classmethod
     def connect(cls, name: str) -> AbstractContextManager[Self]: ...

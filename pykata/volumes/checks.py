@@ -11,6 +11,7 @@ from typing import Any
 from attrs import Attribute
 
 from pykata.errors import ConfigError
+from pykata.paths import check_path
 from pykata.sizes import parse_size
 from pykata.spec import MIB
 
@@ -20,9 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 def path(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike) or not (text := os.fspath(value)) or "\0" in str(text):
-        raise ConfigError(f"volume {value!r} is not a path", hint="give a directory or a file of this machine")
-    return Path(os.path.abspath(os.fsdecode(text)))
+    return Path(os.path.abspath(check_path("path", value, "give a directory or a file of this machine")))
 
 
 def one_of(*choices: str) -> Any:

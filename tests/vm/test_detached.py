@@ -159,6 +159,21 @@ def test_a_command_that_closes_its_output_runs_on() -> None:
         assert anyio.run(handle.wait).exit_code == 4
 
 
+async def test_limits_of_its_command() -> None:
+    limits: dict[str, int | tuple[int, int]] = {"nofile": 77, "core": (0, -1)}
+    script = ["sh", "-c", "ulimit -n; ulimit -Sc; ulimit -Hc; sleep 1000"]
+    handle = await Sandbox(isolation="emulated").detach("worker", BUSYBOX, script, rlimits=limits)
+    try:
+        said = ""
+        async for piece in handle.logs(follow=True):
+            if (said := said + piece.data.decode()).count("\n") == 3:
+                break
+        assert said == "77\n0\nunlimited\n"
+    finally:
+        await handle.stop(grace=0)
+        await handle.remove()
+
+
 async def test_of_a_snapshot(tmp_path: Path) -> None:
     setup = [["sh", "-c", "echo set up > /file"]]
     async with Template(BUSYBOX, setup=setup, isolation="emulated") as template, template.sandbox() as sb:
