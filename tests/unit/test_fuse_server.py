@@ -10,7 +10,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import anyio
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,17 +28,7 @@ from pykata.fs.fuse.server import Server
 from pykata.fs.fuse.tree import Tree
 from pykata.fs.fuse.wire import ANSWER, DATA, LONGEST, REQUEST, Inbox, MalformedError, Op, Request
 from pykata.fs.quota import Quota
-
-
-class Memory(MemoryFileSystem):     # type: ignore[misc]
-    """One of its own: fsspec's is one for the whole process."""
-
-    cachable = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.store: dict[str, Any] = {}
-        self.pseudo_dirs = [""]
+from tests.unit.memory_tree import Memory, memory
 
 
 class Peer:
@@ -139,12 +128,6 @@ async def peer(tree: Tree, timeout: float = 5.0) -> AsyncIterator[Peer]:
         assert len(body) == 64
         yield made
         await made.to_server.put(None)
-
-
-def memory(**more: Any) -> tuple[Memory, FsspecTree]:
-    fs = Memory()
-    fs.pipe({"/top/a": b"content", "/top/d/b": b"below", "/other": b"not for the guest"})
-    return fs, FsspecTree(fs, "/top", **({"readonly": False, "buffer": 1 << 20} | more))
 
 
 async def test_reading() -> None:
@@ -359,93 +342,6 @@ async def test_a_guest_adds_what_it_may() -> None:
         await guest.mkdir("y")
         await guest.create("i")
         assert await refused(guest.create("j")) == errno.ENOSPC
-
-
-def test_what_was_never_handed_over_was_not_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    fs, tree = memory(quota=Quota(size=100))
-
-    def full(*args: object, **more: object) -> None:
-        raise OSError(errno.ENOSPC, "the store is full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(fs, "pipe_file", full)
-        for truncate in (True, True, False, False):
-            opened = tree.open("a", write=True, create=False, exclusive=False, truncate=truncate)
-            if not truncate:
-                opened.write(0, bytes(97))
-            with pytest.raises(OSError, match="the store is full"):
-                opened.close()
-            assert tree.quota.size == 100
-    tree.truncate("a", 0)
-    assert tree.quota.size == 107
-    opened = tree.open("a", write=True, create=False, exclusive=False, truncate=False)
-    opened.write(0, bytes(20))
-    tree.remove("a")
-    opened.close()
-    assert tree.quota.size == 107
-
-
-@pytest.mark.parametrize("meanwhile", ["truncate", "remove"])
-def test_what_is_removed_is_counted_once(meanwhile: str) -> None:
-    class Slow(Memory):
-        """While one removes a file, somebody else is at it. That it is gone already is no error."""
-
-        others: list[threading.Thread]
-
-        def rm_file(self, path: str) -> None:
-            if not self.others:
-                self.others.append(threading.Thread(target=other))
-                self.others[0].start()
-                self.others[0].join(0.2)    # it waits for this removal, or else it is done by then
-            self.store.pop(path, None)
-
-    def other() -> None:
-        with suppress(FileNotFoundError):
-            opened.truncate(0) if meanwhile == "truncate" else tree.remove("a")
-
-    fs = Slow()
-    fs.others = []
-    fs.pipe({"/top/a": b"content"})
-    tree = FsspecTree(fs, "/top", readonly=False, buffer=1 << 20, quota=Quota(size=100, files=10))
-    opened = tree.open("a", write=True, create=False, exclusive=False, truncate=False)
-    tree.remove("a")
-    fs.others[0].join()
-    opened.close()
-    assert (tree.quota.size, tree.quota.files) == (107, 11)
-
-
-@pytest.mark.parametrize("moved", [("d/f", "d/g", "d/g"), ("d", "e", "e/f")])
-@pytest.mark.parametrize("meanwhile", ["close", "open"])
-def test_what_is_written_while_it_is_renamed_is_kept(moved: tuple[str, str, str], meanwhile: str) -> None:
-    old, new, then = moved
-
-    class Slow(Memory):
-        """While one moves a file, which is to copy and to remove it, somebody else is at it."""
-
-        def rm(self, path: Any, **more: Any) -> None:
-            others.append(threading.Thread(target=other, daemon=True))
-            others[0].start()
-            others[0].join(0.2)         # it waits for the move, or else it is done by then
-            super().rm(path, **more)
-
-    def other() -> None:
-        if meanwhile == "open":
-            with suppress(FileNotFoundError):
-                tree.open("d/f", write=True, create=False, exclusive=False, truncate=True).close()
-        opened.close()
-
-    others: list[threading.Thread] = []
-    fs = Slow()
-    fs.pipe({"/top/d/f": b"before"})
-    tree = FsspecTree(fs, "/top", readonly=False, buffer=1 << 20)
-    opened = tree.open("d/f", write=True, create=False, exclusive=False, truncate=False)
-    opened.write(0, b"behind")
-    tree.rename(old, new)
-    others[0].join(300)
-    assert not others[0].is_alive()
-    assert fs.cat_file(f"/top/{then}") == b"behind"
-    assert not fs.exists("/top/d/f")
-    assert not tree._nodes
 
 
 async def test_other_filesystems(tmp_path: Path) -> None:

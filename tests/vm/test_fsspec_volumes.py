@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.zip import ZipFileSystem
 
 from pykata import ConfigError, FsspecVolume, Sandbox, Tmpfs
-from tests.unit.test_fuse_server import Memory
+from tests.unit.memory_tree import Memory
 from tests.vm.test_volumes import BUSYBOX, sh
 
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from pykata import Bind, DiskImage, FsspecVolume, Sandbox
-from tests.unit.test_fuse_server import Memory
+from tests.unit.memory_tree import Memory
 
 BUSYBOX = "builtin:busybox"
 COUNT = 100_000
