@@ -56,6 +56,7 @@ class Template:
 
     ``options`` are those of :class:`Sandbox`, but for ``hostname``, ``network`` and ``volumes``. ``env`` is that of the
     setup alone: each sandbox has its own. Nothing of the maker's gets into the template but what the setup puts there.
+    What a process of the setup got by ``env=`` is one of those things as long as that process runs, in each sandbox.
 
     Entering raises what entering a Sandbox raises, and :class:`CommandFailedError` for a setup that failed.
     """
