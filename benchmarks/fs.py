@@ -7,7 +7,9 @@ other. So what the machine does meanwhile hits both, and each piece has a pair o
 one after the other differ by a factor of two where a machine's speed does. A ratio is the median of all pairs' ratios,
 of all rounds; p50 and floor are of the sums of a round's pieces.
 
-Beside the time there is the CPU time of QEMU and of the server, which another program on the same machine hardly moves.
+Beside the time there is the CPU time of QEMU and of the server, which another program on the same machine moves less.
+Within it a guest is told of each piece: 1 ms more for ours, which shows where pieces are short. What all pairs of a
+round have in common may be its two guests: more rounds start others.
 
 What one guest wrote another one reads, so that nothing comes from a guest's memory. Before anything is measured each
 guest has run the programs that do the work, elsewhere, and the machine has memory at hand for them: what is held here
