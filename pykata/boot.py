@@ -20,7 +20,7 @@ from pykata.guest import Bundle, find_bundle, in_use
 from pykata.host import run_dir
 from pykata.hypervisors.base import VM
 from pykata.isolation import check_here
-from pykata.lost import ended_with, explained
+from pykata.lost import ended_with, explained, outliving
 from pykata.net.names import servers_for_guests
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
@@ -98,11 +98,13 @@ async def booted(stack: AsyncExitStack, begun: Begun) -> Running:
         return agent, answer
 
     slot, vm, (agent, answer) = await up(stack, begun.options, machine, talk)
-    return Running(
+    running = Running(
         options=begun.options, bundle=machine.bundle, run_dir=machine.directory, vm=vm, agent=agent,
         memory_limit=memory_limit(answer), entered=begun.entered, timings=_timings(begun, slot, vm, answer),
         network=RunningNetwork.of(machine.attachment),
     )  # fmt: skip
+    await stack.enter_async_context(outliving(running, machine.attachment.served))
+    return running
 
 
 @frozen
@@ -186,8 +188,10 @@ async def up(
             with anyio.fail_after(options.boot_timeout):
                 vm = await _running(stack, options, machine)
                 console.append(vm)
-                await stack.enter_async_context(ended_with(vm, machine.attachment))
-                return slot, vm, await talk(vm)
+                await stack.enter_async_context(ended_with(vm, machine.attachment.lost))
+                # Nobody can be told yet to go on without.
+                async with ended_with(vm, [one.ended for one in machine.attachment.served]):
+                    return slot, vm, await talk(vm)
         except TimeoutError as late:
             raise _too_late(options, machine, console[0].console() if console else "") from late
 

@@ -81,7 +81,7 @@ class Collector:
             stderr_bytes=self.stderr.kept.getvalue(),
             truncated=self.stdout.truncated or self.stderr.truncated,
             oom_kills=exited.oom_kills if exited else 0,
-            error=error,
+            error=error or self.process.lost,
         )
 
 

@@ -34,7 +34,7 @@ class Completed:
     truncated: bool = False
     oom_kills: int = 0
     error: VMDiedError | None = field(default=None, eq=False)
-    """Why the virtual machine died, where it did."""
+    """Why the virtual machine died, if it did; a :class:`ShareLostError` if files of the host were lost meanwhile."""
 
     @property
     def stdout(self) -> str:
@@ -48,8 +48,8 @@ class Completed:
 
     @property
     def ok(self) -> bool:
-        """It ended by itself with exit code 0."""
-        return self.reason == "exit" and self.exit_code == 0
+        """It ended by itself with exit code 0, and no files of the host were lost that it had."""
+        return self.reason == "exit" and self.exit_code == 0 and self.error is None
 
     def check(self) -> Completed:
         """Return itself if the command ended well; otherwise raise :class:`CommandFailedError`."""
@@ -57,8 +57,11 @@ class Completed:
             return self
         said = self.stderr.strip().splitlines()
         raise CommandFailedError(
-            f"{self.args[0]!r} {self._how()}", completed=self, hint=said[-1][:300] if said else ""
+            f"{self.args[0]!r} {self._how()}{self._without()}", completed=self, hint=said[-1][:300] if said else ""
         ) from self.error
+
+    def _without(self) -> str:
+        return f"; {self.error}" if self.error is not None and self.reason != "vm_died" else ""
 
     def _how(self) -> str:
         match self.reason:

@@ -51,9 +51,10 @@ class Container:
         await finish(self.files.aclose())
 
     def check(self) -> None:
-        """Raise :class:`SandboxClosedError` if its block was left."""
+        """Raise :class:`SandboxClosedError` if its block was left, ShareLostError if its root filesystem is lost."""
         if self._left:
             raise SandboxClosedError("this container is gone", hint="use it inside its 'async with' block")
+        self._running.check_root(self.image)
 
     async def run(
         self,
@@ -158,7 +159,7 @@ class Container:
         from pykata.requests import start_request
 
         request = start_request(self._running, self.id, args, what, user=self.image.config.user)
-        async with started(self._running, request) as process:
+        async with started(self._running, request, self.image) as process:
             yield process
 
     def _args(self, what: Command) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ async def kept_container(
     from pykata.rootfs import prepared
 
     async with prepared(running, image, pull) as rootfs, removed(running, running.new_id("c")) as identity:
-        async with running.explained():
+        async with running.explained(rootfs.image):
             await running.agent.create_container(container_request(running, identity, rootfs))
         container = Container(running, identity, rootfs.image)
         running.containers[identity] = saved_container(running, identity, rootfs.image)

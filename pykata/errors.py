@@ -42,7 +42,8 @@
     │   │   └── BootTimeoutError (TimeoutError)
     │   └── VMDiedError                   it was running, and ended
     │       ├── GuestPanicError           ... because the guest's kernel panicked
-    │       └── ShareLostError            ... because the process ended that served it files or its network
+    │       └── ShareLostError            ... because the process ended that served it files or its network;
+    │                                     without files by virtio-fs it goes on
     ├── AgentError                        the agent in the guest
     │   ├── AgentLostError                the connection ended
     │   ├── AgentProtocolError            the guest sent what the protocol doesn't allow
@@ -300,7 +301,12 @@ class GuestPanicError(VMDiedError):
 
 
 class ShareLostError(VMDiedError):
-    """The process ended that served the virtual machine files of the host, or its network."""
+    """The process ended that served the virtual machine files of the host, or its network.
+
+    Without its network the virtual machine is ended. Without files by virtio-fs it goes on: who uses them there gets
+    ENOTCONN. Then this is the ``error`` of each :class:`~pykata.Completed` that had them, and is raised for new
+    containers, which would have them, and by those whose root filesystem they were.
+    """
 
 
 class AgentError(PykataError):

@@ -1,34 +1,64 @@
-"""Noticing that a process has ended without which a virtual machine can't go on."""
+"""Noticing that a process has ended that serves a virtual machine: the machine ends with it, or goes on without it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 
 from pykata.concurrency import alongside
-from pykata.errors import BootError, ShareLostError
+from pykata.errors import AgentError, BootError, ShareLostError
 from pykata.fs.helper import NO_NAMESPACE, not_permitted
 from pykata.hypervisors.base import VM
-from pykata.spec import Attachment
+from pykata.running import Running
+from pykata.spec import Attachment, Served
+
+log = logging.getLogger(__name__)
 
 NOTICE = 2.0            # seconds between the end of a VMM and that of the process that made it end
+ABORTED_WITHIN = 30.0   # seconds in which a guest has its I/O fail; one that doesn't would hang
 
 Lost = Callable[[], Awaitable[str]]
 
 
 @asynccontextmanager
-async def ended_with(vm: VM, attached: Attachment) -> AsyncIterator[None]:
+async def ended_with(vm: VM, those: Iterable[Lost]) -> AsyncIterator[None]:
     """End the machine when what serves it has ended: its guest would wait for an answer for ever."""
 
     async def end(lost: Lost) -> None:
-        vm.end(ShareLostError(f"the virtual machine was ended, because {await lost()}"))
+        _end(vm, await lost())
 
     async with AsyncExitStack() as stack:
-        for lost in attached.lost:
+        for lost in those:
             await stack.enter_async_context(alongside(end(lost)))
         yield
+
+
+def _end(vm: VM, why: str) -> None:
+    vm.end(ShareLostError(f"the virtual machine was ended, because {why}"))
+
+
+@asynccontextmanager
+async def outliving(running: Running, served: Iterable[Served]) -> AsyncIterator[None]:
+    """Have the guest's I/O fail on files whose server has ended. A machine whose guest can't do that is ended."""
+    async with AsyncExitStack() as stack:
+        for one in served:
+            await stack.enter_async_context(alongside(_outlive(running, one)))
+        yield
+
+
+async def _outlive(running: Running, served: Served) -> None:
+    why = await served.ended()
+    # First: who gets an error from now on shall hear of it.
+    running.losses.append((served, ShareLostError(f"files of the host are lost, because {why}")))
+    log.warning("the guest goes on without files of the host, because %s", why)
+    try:
+        await running.agent.abort_share(served.tag, timeout=ABORTED_WITHIN)
+    except AgentError as error:
+        log.warning("the guest can't go on without files of the host: %s", error)
+        _end(running.vm, why)
 
 
 @asynccontextmanager
@@ -37,14 +67,20 @@ async def explained(attached: Attachment) -> AsyncIterator[None]:
     try:
         yield
     except BootError as error:
-        if attached.lost and (why := await _first(attached)) is not None:
+        those = any_end(attached)
+        if those and (why := await _first(those)) is not None:
             if NO_NAMESPACE in why:
                 raise not_permitted(why) from error
             raise BootError(f"{error.message}; {why}", console=error.console) from error
         raise
 
 
-async def _first(attached: Attachment) -> str | None:
+def any_end(attached: Attachment) -> tuple[Lost, ...]:
+    """The ends of all that serves a machine."""
+    return (*attached.lost, *(one.ended for one in attached.served))
+
+
+async def _first(those: Iterable[Lost]) -> str | None:
     found: list[str] = []
     noted = anyio.Event()
 
@@ -53,7 +89,7 @@ async def _first(attached: Attachment) -> str | None:
         noted.set()
 
     async with AsyncExitStack() as stack:
-        for lost in attached.lost:
+        for lost in those:
             await stack.enter_async_context(alongside(note(lost)))
         with anyio.move_on_after(NOTICE):
             await noted.wait()

@@ -16,6 +16,7 @@ from pykata.errors import (
     AgentTimeoutError,
     ConfigError,
     SandboxClosedError,
+    ShareLostError,
     VMDiedError,
 )
 from pykata.options import check_signal, check_terminal_size
@@ -47,12 +48,15 @@ class Process:
     """
 
     def __init__(
-        self, running: Running, stream: RunStream, identity: ProcessId, args: tuple[str, ...], pid: int, *, tty: bool
-    ) -> None:
+        self, running: Running, stream: RunStream, identity: ProcessId, args: tuple[str, ...], pid: int, *, tty: bool,
+        shared_root: bool = False,
+    ) -> None:  # fmt: skip
         self._running = running
         self._stream = stream
         self._identity = identity
+        self._shared_root = shared_root
         self._exited: Exited | None = None
+        self._lost: ShareLostError | None = None
         self._left = False
         self._reading = False
         self._news = anyio.Event()
@@ -98,6 +102,14 @@ class Process:
     def signal(self) -> int | None:
         """The signal that ended it; None for another end, and while it runs."""
         return (self._exited.signal or None) if self._exited else None
+
+    @property
+    def lost(self) -> ShareLostError | None:
+        """Why files of the host were lost that its container had, if they were before it ended.
+
+        It gets I/O errors (ENOTCONN) for them; that it ended well doesn't say that what it wrote there has arrived.
+        """
+        return self._lost if self.ended else self._running.loss(shared_root=self._shared_root)
 
     async def communicate(self, input: Buffer | None = None) -> tuple[bytes, bytes]:
         """Send ``input`` and the end of it, take in all output, and wait: ``(stdout, stderr)``.
@@ -209,6 +221,7 @@ class Process:
                 self.stderr.put(data)
                 self._running.saw_output()
             case Exited():
+                self._lost = self.lost
                 self._exited = event
             case Room():
                 self.stdin.push()

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 from attrs import define, evolve, field
 
-from pykata.errors import AgentError, AgentLostError, ConfigError, PykataError, VMError
+from pykata.errors import (
+    AgentError,
+    AgentLostError,
+    AgentRefusedError,
+    ConfigError,
+    PykataError,
+    ShareLostError,
+    VMError,
+)
 from pykata.guest import Bundle
 from pykata.hypervisors.base import VM
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
-from pykata.spec import Disk, Image, Timings
+from pykata.spec import Disk, Image, Served, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -55,6 +63,8 @@ class Running:
     network: RunningNetwork = field(factory=RunningNetwork)
     broken: PykataError | None = None
     """Why nothing more can be done in this sandbox."""
+    losses: list[tuple[Served, ShareLostError]] = field(factory=list)
+    """The files of the host that the guest had, whose server has ended."""
     containers: dict[str, SavedContainer] = field(factory=dict)
     """Those that stay for several commands, by id, and those that wait for a first one."""
     ahead: Spares | None = None
@@ -100,6 +110,26 @@ class Running:
         if self.is_paused:
             raise ConfigError("this sandbox is paused", hint="await sb.resume() first")
 
+    def has_shared_root(self, image: Image) -> bool:
+        """Whether the root filesystem of its containers is made of files of the host."""
+        return self.options.fs.shared and image.disk is None
+
+    def loss(self, *, shared_root: bool) -> ShareLostError | None:
+        """Why a container lacks files that it had: its root filesystem, if that's shared, or a volume."""
+        known = (error for served, error in self.losses if shared_root or not served.of_images)
+        return next(known, None)
+
+    def check_root(self, image: Image) -> None:
+        """Raise why nothing can run in the containers of this image any more, if it can't."""
+        for served, error in self.losses:
+            if served.of_images and self.has_shared_root(image):
+                raise error.with_traceback(None)
+
+    def check_files(self, image: Image) -> None:
+        """Raise why no container of this image can be made any more, if it can't."""
+        if (error := self.loss(shared_root=self.has_shared_root(image))) is not None:
+            raise error.with_traceback(None)
+
     def fresh(self, image: Image) -> str | None:
         """The id of a container of this very image in which nothing has run yet, if there is one."""
         for one in self.containers.values():
@@ -140,12 +170,16 @@ class Running:
         return self.broken
 
     @asynccontextmanager
-    async def explained(self) -> AsyncIterator[None]:
-        """Turn the end of the agent's connection into what caused it."""
+    async def explained(self, image: Image | None = None) -> AsyncIterator[None]:
+        """Turn the end of the connection into what caused it; so with what a container of ``image`` lacks files for."""
         try:
             yield
         except AgentLostError as lost:
             raise await self.why(lost) from lost
+        except AgentRefusedError as refused:
+            if image is not None and (error := self.loss(shared_root=self.has_shared_root(image))) is not None:
+                raise error.with_traceback(None) from refused
+            raise
 
     @asynccontextmanager
     async def plugged(self, disk: Disk) -> AsyncIterator[str]:

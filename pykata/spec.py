@@ -220,6 +220,17 @@ class Guard(Protocol):
 
 
 @frozen
+class Served:
+    """Files of the host behind a virtio-fs device, and the process that serves them."""
+
+    tag: str
+    ended: Callable[[], Awaitable[str]]
+    """Waits until the process has ended, and says what happened."""
+    of_images: bool = False
+    """They are those of root filesystems, not of volumes."""
+
+
+@frozen
 class Attachment:
     """What a strategy adds to a virtual machine: devices, and what the agent makes of them.
 
@@ -243,6 +254,8 @@ class Attachment:
     """What makes the guest's connections, where there was a choice."""
     lost: tuple[Callable[[], Awaitable[str]], ...] = ()
     """Each waits until a process has ended without which the machine can't go on, and says what happened."""
+    served: tuple[Served, ...] = ()
+    """What a guest gets errors of when the process behind it has ended."""
 
     def __add__(self, other: Attachment) -> Attachment:
         return Attachment(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Attachment)))

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def started(running: Running, start: Start) -> AsyncIterator[Process]:
+async def started(running: Running, start: Start, image: Image) -> AsyncIterator[Process]:
     """Start a process; its stream is reset when left early, which kills it."""
     running.check()
     assert start.process is not None
     identity = ProcessId(start.container_id, start.process.id)
     args, tty = tuple(start.process.args), start.process.terminal is not None
     async with AsyncExitStack() as stack:
-        async with running.explained():
+        async with running.explained(image):
             stream = await stack.enter_async_context(running.agent.run(start))
             pid = await stream.started()
-        process = Process(running, stream, identity, args, pid, tty=tty)
+        process = Process(running, stream, identity, args, pid, tty=tty, shared_root=running.has_shared_root(image))
         try:
             yield process
         finally:
@@ -67,7 +67,7 @@ async def single_process(
         args = what.argv(config)
         create = None if own.fresh else container_request(running, own.id, rootfs)
         start = start_request(running, own.id, args, what, user=config.user, create=create, last=own.fresh)
-        async with started(running, start) as process:
+        async with started(running, start, rootfs.image) as process:
             yield process
         own.is_gone = process.ended     # the agent ends such a call well when it has removed the container
     if running.waiting is not None:

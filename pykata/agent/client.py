@@ -24,6 +24,8 @@ from pykata.agent.start import encoded_start
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import (
+    AbortShareRequest,
+    AbortShareResponse,
     CloneRequest,
     CloneResponse,
     CreateContainerRequest,
@@ -165,6 +167,10 @@ class AgentClient:
         """What became of a detached process; with ``wait`` when it has ended, however long that takes."""
         request = InspectRequest(container_id=container_id, process_id=process_id, wait=wait)
         return await self._call("Inspect", request, InspectResponse, math.inf if wait else timeout)
+
+    async def abort_share(self, tag: str, *, timeout: float = 10.0) -> None:
+        """Have the guest's I/O fail on a virtio-fs device whose server has ended."""
+        await self._call("AbortShare", AbortShareRequest(tag=tag), AbortShareResponse, timeout)
 
     async def stats(self, *, timeout: float = 10.0) -> StatsResponse:
         """What the guest and its containers use."""

@@ -16,7 +16,7 @@ from pykata import host
 from pykata.errors import ConfigError, HostError, ToolFailedError, ToolTooOldError
 from pykata.fs.helper import entered
 from pykata.fs.shelf import SHELF, SharedRoot, shelf_socket
-from pykata.spec import VOLUMES, Attachment, Mount, Shared, VhostFs
+from pykata.spec import VOLUMES, Attachment, Mount, Served, Shared, VhostFs
 
 CACHES = ("auto", "always", "none")
 NAMED = 3           # shares that a message names
@@ -61,7 +61,7 @@ async def served(
     """A virtio-fs device ``tag`` with all of ``shares``, each at its name in a directory ``tag`` below
     :data:`~pykata.spec.VOLUMES`.
 
-    Its daemon runs as long as the block; :attr:`~pykata.spec.Attachment.lost` tells if it doesn't. By a listening
+    Its daemon runs as long as the block; :attr:`~pykata.spec.Attachment.served` tells if it doesn't. By a listening
     ``shelf`` more can be added. Raises :class:`~pykata.errors.HostError`.
     """
     program = daemon()
@@ -83,7 +83,7 @@ async def served(
         yield Attachment(
             devices=(VhostFs(tag, connection),),
             mounts=(Mount(tag, "virtiofs", f"{VOLUMES}/{target}", ("nosuid", "nodev")),),
-            lost=(said.ended,),
+            served=(Served(tag, said.ended, of_images=shelf is not None),),
         )
 
 

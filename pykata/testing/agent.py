@@ -71,14 +71,17 @@ class FakeAgent:
 
     ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
     rootfs on any other one is refused. None stands for a guest that has them all. ``before_call`` is awaited with the
-    name of each call as it arrives. ``tool`` runs in place of :class:`FakeFiles`, for files.
+    name of each call as it arrives. ``tool`` runs in place of :class:`FakeFiles`, for files. ``shares`` are the tags of
+    the virtio-fs devices, and ``aborted`` those whose server was said to be gone.
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
     disks: set[str] | None = None
     before_call: Callable[[Moment], Awaitable[None]] | None = None
     tool: Command | None = None
+    shares: set[str] = field(factory=set)
     requests: list[betterproto2.Message] = field(factory=list, init=False)
+    aborted: list[str] = field(factory=list, init=False)
     setup: v1.SetupRequest | None = field(default=None, init=False)
     containers: dict[str, FakeContainer] = field(factory=dict, init=False)
     _background: TaskGroup = field(init=False)
@@ -101,6 +104,7 @@ class FakeAgent:
             "Signal": self._signal,
             "Resize": self._resize,
             "Inspect": self._inspect,
+            "AbortShare": self._abort_share,
             "Stats": self._stats,
             "Run": self._run,
         }
@@ -198,6 +202,14 @@ class FakeAgent:
             await known.over.wait()
         end = known.process.end if known.over.is_set() else None
         await call.send(bytes(v1.InspectResponse(exited=end, log=known.log, written=known.written)))
+
+    async def _abort_share(self, call: Call) -> None:
+        request = await self._request(call, v1.AbortShareRequest)
+        self._check_set_up()
+        if request.tag not in self.shares:
+            raise refused("NOT_FOUND", f"tag: no shared directory {request.tag}")
+        self.aborted.append(request.tag)
+        await call.send(bytes(v1.AbortShareResponse()))
 
     async def _stats(self, call: Call) -> None:
         await self._request(call, v1.StatsRequest)

@@ -9,6 +9,6 @@ Fault = Literal["die", "panic", "hang"]
 
 Moment = Literal[
     "boot", "plug", "unplug",
-    "Setup", "CreateContainer", "RemoveContainer", "Run", "Signal", "Resize", "Inspect", "Stats",
+    "Setup", "CreateContainer", "RemoveContainer", "Run", "Signal", "Resize", "Inspect", "AbortShare", "Stats",
 ]  # fmt: skip
 """``boot`` is before the agent runs; those with capitals are calls of the agent, as they arrive."""

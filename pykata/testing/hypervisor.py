@@ -16,7 +16,7 @@ from attrs import field, frozen
 from pykata.concurrency import alongside
 from pykata.errors import BootError, GuestPanicError, VMDiedError, VMError
 from pykata.hypervisors.base import VM, Hypervisor
-from pykata.spec import Accel, Disk, Features, SerialTransport, Transport, VMSpec
+from pykata.spec import Accel, Disk, Features, SerialTransport, Transport, VhostFs, VMSpec
 from pykata.testing.agent import FakeAgent
 from pykata.testing.commands import Command
 from pykata.testing.faults import Fault, Moment
@@ -35,8 +35,9 @@ class FakeVM(VM):
         self.spawned_at = self.ready_at = time.monotonic()
         self.spec = spec
         self.agent = FakeAgent(
-            hypervisor.commands, disks=set(), before_call=self._before_call, tool=hypervisor.tool
-        )
+            hypervisor.commands, disks=set(), before_call=self._before_call, tool=hypervisor.tool,
+            shares={device.tag for device in spec.devices if isinstance(device, VhostFs)},
+        )  # fmt: skip
         self.plugged: dict[str, Disk] = {}
         self._faults = hypervisor.faults
         self._slots = anyio.Semaphore(hypervisor.disk_slots)

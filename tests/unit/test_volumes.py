@@ -162,7 +162,7 @@ async def test_a_machine_ends_with_what_serves_it(tmp_path: Path) -> None:
     with fake_bundle(tmp_path):
         async with Sandbox(hypervisor, FakeFs()):
             (machine,) = hypervisor.machines
-            async with ended_with(machine, Attachment(lost=(lost,))):
+            async with ended_with(machine, [lost]):
                 died = await machine.died()
     assert str(died) == "the virtual machine was ended, because virtiofsd was killed by SIGKILL"
 
@@ -301,9 +301,9 @@ def test_slots_make_room() -> None:
 async def test_a_daemon_that_cant_start_says_why(tmp_path: Path) -> None:
     shares = (Shared("0", tmp_path / "gone"),)
     async with served("tag", shares, "auto", tmp_path) as attachment:
-        (lost,) = attachment.lost
+        (one,) = attachment.served
         gone = f"{tmp_path}/gone"
-        assert await lost() == f"virtiofsd for {gone} exited with code 1: {gone}: No such file or directory"
+        assert await one.ended() == f"virtiofsd for {gone} exited with code 1: {gone}: No such file or directory"
     assert not (tmp_path / "tag.sock").exists()
 
 

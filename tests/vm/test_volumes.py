@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,12 @@ from pykata import (
     AgentRefusedError,
     Bind,
     BootError,
-    CommandFailedError,
     ConfigError,
     DiskImage,
     ImageNotFoundError,
     ImageVolume,
     Named,
     Sandbox,
-    ShareLostError,
     Tmpfs,
     VolumeInUseError,
     remove_volume,
@@ -199,32 +196,6 @@ async def test_9p_of_two_filesystems(tmp_path: Path) -> None:
     first, second, *numbers = done.stdout.splitlines()
     assert (first, second) == ("of a disk", "of a tmpfs")
     assert numbers[0] != numbers[1]
-
-
-@pytest.mark.parametrize("which", [0, -1])
-@pytest.mark.parametrize("daemon", known_daemons())
-async def test_a_daemon_that_is_killed_ends_the_machine(
-    tmp_path: Path, daemon: str, which: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
-    def kill(output: bytes) -> None:
-        os.kill(sorted(daemons())[which], signal.SIGKILL)
-
-    why = rf"was ended, because virtiofsd for {tmp_path} .*"
-    async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
-        async with sb.process(BUSYBOX, sh("echo beside; exec sleep 10000")) as process:
-            assert await anext(process.stdout) == b"beside\n"
-            script = sh("dd if=/dev/zero of=/v/file bs=1k count=1; echo begun; "
-                        "while :; do echo x > /v/file; cat /v/file > /dev/null; done")
-            done = await sb.run(BUSYBOX, script, on_stdout=kill)
-            assert (done.reason, done.stdout) == ("vm_died", "begun\n"), "what it wrote is kept"
-            assert isinstance(done.error, ShareLostError)
-            with pytest.raises(CommandFailedError, match=why):
-                done.check()
-            with pytest.raises(ShareLostError, match=why):
-                await process.wait()
-        with pytest.raises(ShareLostError, match=why):
-            await sb.run(BUSYBOX, ["true"])
 
 
 async def test_what_the_image_has_at_the_place_of_a_volume_is_of_the_same_kind(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ pub mod seccomp;
 pub mod server;
 pub mod service;
 pub mod setup;
+pub mod shares;
 pub mod short;
 pub mod stats;
 pub mod stdio;

@@ -596,6 +596,14 @@ pub mod serve_response {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Mounted {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortShareRequest {
+    /// of the device
+    #[prost(string, tag = "1")]
+    pub tag: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortShareResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -965,6 +973,30 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("pykata.agent.v1.Agent", "Serve"));
             self.inner.streaming(req, path, codec).await
         }
+        /// The server of a virtio-fs device is gone: what waits for it in the guest fails, and what is asked of it from then on, all
+        /// with ENOTCONN. Answers when the device is stopped. Idempotent. NOT_FOUND: there is no such device. INTERNAL: the guest's
+        /// kernel can't do that.
+        pub async fn abort_share(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AbortShareRequest>,
+        ) -> std::result::Result<tonic::Response<super::AbortShareResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/pykata.agent.v1.Agent/AbortShare",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("pykata.agent.v1.Agent", "AbortShare"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What the guest and its containers use, for benchmarks and limits.
         pub async fn stats(
             &mut self,
@@ -1084,6 +1116,13 @@ pub mod agent_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::ServeRequest>>,
         ) -> std::result::Result<tonic::Response<Self::ServeStream>, tonic::Status>;
+        /// The server of a virtio-fs device is gone: what waits for it in the guest fails, and what is asked of it from then on, all
+        /// with ENOTCONN. Answers when the device is stopped. Idempotent. NOT_FOUND: there is no such device. INTERNAL: the guest's
+        /// kernel can't do that.
+        async fn abort_share(
+            &self,
+            request: tonic::Request<super::AbortShareRequest>,
+        ) -> std::result::Result<tonic::Response<super::AbortShareResponse>, tonic::Status>;
         /// What the guest and its containers use, for benchmarks and limits.
         async fn stats(
             &self,
@@ -1600,6 +1639,49 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/pykata.agent.v1.Agent/AbortShare" => {
+                    #[allow(non_camel_case_types)]
+                    struct AbortShareSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::AbortShareRequest>
+                    for AbortShareSvc<T> {
+                        type Response = super::AbortShareResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AbortShareRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::abort_share(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AbortShareSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

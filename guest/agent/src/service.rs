@@ -18,6 +18,7 @@ use crate::proto::signal_request::Scope;
 use crate::proto::{self, run_request, serve_request};
 use crate::run;
 use crate::setup::served;
+use crate::shares;
 use crate::short::Shorts;
 use crate::stats;
 use crate::sys;
@@ -204,6 +205,14 @@ impl agent_server::Agent for Rpc {
         let agent = self.agent.clone();
         tokio::spawn(async move { served::serve(&agent, start, requests, answers).await });
         Ok(Response::new(Answers { first: None, rest }))
+    }
+
+    async fn abort_share(
+        &self,
+        request: Request<proto::AbortShareRequest>,
+    ) -> Result<Response<proto::AbortShareResponse>, Status> {
+        shares::abort(&request.get_ref().tag)?;
+        Ok(Response::new(proto::AbortShareResponse {}))
     }
 
     async fn stats(&self, _: Request<proto::StatsRequest>) -> Result<Response<proto::StatsResponse>, Status> {

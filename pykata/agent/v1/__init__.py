@@ -4,6 +4,8 @@
 # This file has been @generated
 
 __all__ = (
+    "AbortShareRequest",
+    "AbortShareResponse",
     "CloneRequest",
     "CloneResponse",
     "ContainerStats",
@@ -91,6 +93,25 @@ class SignalRequestScope(betterproto2.Enum):
     """
     it and all its descendants, whatever their group; SIGKILL only
     """
+
+
+@dataclass(eq=False, repr=False)
+class AbortShareRequest(betterproto2.Message):
+    tag: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the device
+    """
+
+
+default_message_pool.register_message("pykata.agent.v1", "AbortShareRequest", AbortShareRequest)
+
+
+@dataclass(eq=False, repr=False)
+class AbortShareResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("pykata.agent.v1", "AbortShareResponse", AbortShareResponse)
 
 
 @dataclass(eq=False, repr=False)
