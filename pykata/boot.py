@@ -221,7 +221,7 @@ async def connected(
     # Importing gRPC takes 0.1 s. The guest needs longer than that for its boot, on another core.
     from pykata.agent.client import connect as connect_agent
 
-    async with connect_agent(stream, greeting=greeting, parked=parked) as agent:
+    async with connect_agent(stream, greeting=greeting, parked=parked, lend=vm.lend) as agent:
         yield agent
 
 

@@ -189,6 +189,7 @@ def _collect(part: Path) -> None:
 async def pause(running: Running) -> None:
     """Stop the guest. Nothing else is under way that needs it then."""
     async with running.making:
+        await running.agent.rest()      # while it stands still it gives no slot back to who wants one
         try:
             await running.vm.pause()
         except asyncio.CancelledError:
@@ -203,5 +204,6 @@ async def resume(running: Running) -> None:
 
     await running.vm.resume()
     running.is_paused = False
+    running.agent.go_on()
     async with running.explained():
         await running.agent.clone(CloneRequest())

@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
-from attrs import field, fields, frozen
+from attrs import define, field, fields, frozen
 
 Accel = Literal["kvm", "tcg"]
 Isolation = Literal["hardware", "emulated"]
@@ -49,6 +49,15 @@ class Disk:
     readonly: bool = True
     is_device: bool = False             # a block device of the host, and no file
     descriptor: int | None = None
+
+
+@define(eq=False)
+class LentSlot:
+    """A disk slot of a running machine that nobody else needs at the moment, with the memory of a file in it."""
+
+    serial: str
+    is_lost: bool = False
+    """The guest may still read it: it can't be given to anybody else."""
 
 
 @frozen

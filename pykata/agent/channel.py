@@ -43,12 +43,13 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import ExtensionFrame, Frame
 
 from pykata.agent import bulk
-from pykata.agent.bulk import OVER
+from pykata.agent.bulk import OVER, STAGING_DONE
 from pykata.agent.bulk import WINDOW as BULK_WINDOW
 from pykata.agent.early import AnswerAhead, EarlyStream
 from pykata.agent.guard import BYTES_PER_TOKEN, EARLY, MAX_FRAME, FrameGuard
 from pykata.agent.parking import CLONE, MARK, RUN, Greeting, Parking, ahead
 from pykata.agent.short import Answer
+from pykata.agent.staging import Staging
 from pykata.agent.stream import Headers, Stream
 from pykata.errors import AgentError, AgentLostError, AgentProtocolError, printable
 
@@ -98,6 +99,8 @@ class Channel(asyncio.BufferedProtocol):
         self._guard = FrameGuard(self._take_bulk) if client_side else None
         self._streams: dict[int, Stream] = {}
         self._answers: dict[int, Answer] = {}
+        self.staging: Staging | None = None
+        """The way beside the port, where there is one."""
         self._numbers = count(2, 2)     # of short commands: the host's streams have odd ones
         self._receive_size = RECEIVE_SIZE
         self._greeting = Greeting()
@@ -229,6 +232,8 @@ class Channel(asyncio.BufferedProtocol):
             stream.wake()
         for answer in self._answers.values():
             answer.over.set()
+        if self.staging:
+            self.staging.recall()
 
     @property
     def greeting(self) -> bytes:
@@ -359,6 +364,11 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport is not None and not self._failure:
             self._transport.write(data)
 
+    def expect_staging_answer(self) -> None:
+        """The agent is about to be asked for something to be done with the disk beside the port."""
+        if self._guard:
+            self._guard.staging_asked()
+
     def close_stream(self, stream: Stream, unread: int) -> None:
         """Nobody needs the stream any more, nor ``unread`` bytes that it received. It is reset if it isn't over."""
         self._streams.pop(stream.id, None)
@@ -390,7 +400,10 @@ class Channel(asyncio.BufferedProtocol):
         await self._closed.wait()
 
     def _take_bulk(self, stream_id: int, flag: int, data: bytes) -> None:
-        if flag >= OVER:
+        if flag == STAGING_DONE:
+            if self.staging:
+                self.staging.answered(data)
+        elif flag >= OVER:
             if answer := self._answers.get(stream_id):
                 answer.put(flag, data, whole=self._guard is None or not self._guard.is_inside)
         elif stream := self._streams.get(stream_id):

@@ -20,6 +20,7 @@ from pykata.agent.channel import Channel
 from pykata.agent.guard import EARLY
 from pykata.agent.run import Ended, Exited, OutputEvent, Room, RunStream, Stderr, Stdout
 from pykata.agent.short import LONGEST_COMMAND, command
+from pykata.agent.staging import Lend, Staging
 from pykata.agent.start import encoded_start
 from pykata.agent.stream import MAX_MESSAGE, Headers, Stream
 from pykata.agent.typed import decoded
@@ -128,6 +129,7 @@ class AgentClient:
     async def park(self, *, timeout: float = 10.0) -> bytes:
         """Leave the agent waiting for its next host; returns its greeting. The last call. See :mod:`.parking`."""
         with anyio.move_on_after(timeout):
+            await self.rest()
             return await self._channel.park()
         raise AgentTimeoutError(f"the agent didn't take a new connection within {timeout:g} s")
 
@@ -193,10 +195,12 @@ class AgentClient:
             stream = await self._begin_run(start)
         if scope.cancelled_caught:
             raise AgentTimeoutError(f"the agent didn't take the command within {timeout:g} s")
+        run = RunStream(stream, start, timeout)
         try:
-            yield RunStream(stream, start, timeout)
+            yield run
         finally:
             stream.close()
+            await run.leave()
 
     @asynccontextmanager
     async def call(self, name: str) -> AsyncIterator[Stream]:
@@ -206,6 +210,16 @@ class AgentClient:
             yield stream
         finally:
             stream.close()
+
+    async def rest(self) -> None:
+        """Have nothing sent beside the port any more, until :meth:`go_on`."""
+        if self._channel.staging is not None:
+            await self._channel.staging.rest()
+
+    def go_on(self) -> None:
+        """Data may be sent beside the port again."""
+        if self._channel.staging is not None:
+            self._channel.staging.go_on()
 
     async def lost(self) -> AgentError:
         """Wait until the connection has ended; returns why."""
@@ -272,13 +286,14 @@ class AgentClient:
 
 @asynccontextmanager
 async def connect(
-    sock: socket.socket, *, greeting: bytes = b"", parked: bool = False, bulk: bool = True
+    sock: socket.socket, *, greeting: bytes = b"", parked: bool = False, bulk: bool = True, lend: Lend | None = None
 ) -> AsyncIterator[AgentClient]:
     """The agent at the other end of a connected stream socket, which is closed when the context is left.
 
     ``greeting`` and ``parked`` are about one that was saved with its machine: see :mod:`.parking`.
 
-    Without ``bulk`` all output comes by gRPC, which somebody in between can pass on.
+    Without ``bulk`` all output comes by gRPC, which somebody in between can pass on. ``lend`` is where disk slots come
+    from, for data that is sent beside the port.
 
     The guest may not have booted yet; :meth:`AgentClient.setup` waits for it::
 
@@ -286,9 +301,12 @@ async def connect(
             await agent.setup(SetupRequest(hostname="guest"), timeout=60)
     """
     channel = await Channel.over(sock, greeting=greeting, parked=parked)
+    staging = channel.staging = Staging(channel, lend) if lend is not None else None
     try:
         yield AgentClient(channel, bulk=bulk)
     finally:
+        if staging is not None:
+            await finish(staging.aclose())
         await finish(channel.aclose())
 
 

@@ -65,6 +65,7 @@ class FrameGuard:
         self._block = 0                 # bytes of the header block that is open
         self._open: set[int] = set()    # streams that the agent may send data in
         self._reset: dict[int, int] = {}        # stream -> bytes of data that may still come in it
+        self._staging = 0               # answers about the disk beside the port that may come
         self._asked: set[int] = set()           # short commands that the agent may answer
         self._left: dict[int, None] = {}        # ... though nobody wants the answer any more
 
@@ -92,6 +93,10 @@ class FrameGuard:
     def command_asked(self, number: int) -> None:
         """The host has sent a short command."""
         self._asked.add(number)
+
+    def staging_asked(self) -> None:
+        """The host has asked for something to be done with the disk beside the port."""
+        self._staging += 1
 
     def command_left(self, number: int) -> None:
         """The host doesn't wait for the answer any more, or has it; one may be under way."""
@@ -171,6 +176,9 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent sent an HTTP/2 frame of a kind that isn't allowed: {kind:#04x}")
         if length > longest:
             raise AgentProtocolError(f"the agent announced a frame of {length} bytes; kind {kind:#04x} has {longest}")
+        if kind == bulk.KIND and flags == bulk.STAGING_DONE:
+            self._check_staging(length, stream)
+            return
         if kind == bulk.KIND and flags >= bulk.OVER:
             self._check_answer(length, flags, stream)
             return
@@ -206,6 +214,11 @@ class FrameGuard:
             raise AgentProtocolError(f"the agent answered a command ({number}) that nobody asked for")
         if not 0 < length <= bulk.LONGEST_ANSWER or flags > bulk.FAILED:
             raise AgentProtocolError(f"the agent answered a command with {length} bytes and the flags {flags:#04x}")
+
+    def _check_staging(self, length: int, stream: int) -> None:
+        self._staging -= 1
+        if self._staging < 0 or length != 1 or stream:
+            raise AgentProtocolError(f"the agent said something of a disk that nobody asked for ({length} bytes)")
 
     def _check_data(self, stream: int, length: int) -> None:
         if stream in self._open:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import anyio
 from attrs import define, frozen
 
@@ -11,12 +13,15 @@ from pykata.agent.bulk import BulkQueue, Name
 from pykata.agent.bulk import Stderr as Stderr
 from pykata.agent.bulk import Stdout as Stdout
 from pykata.agent.news import news
+from pykata.agent.staging import MUCH, Piece
+from pykata.agent.staging import PIECE as STAGED
 from pykata.agent.stream import PREFIX, STDIN_TAG, Stream, frame, varint
 from pykata.agent.typed import decoded
 from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import RunRequest, RunResponse, Start
 from pykata.agent.v1 import Window as WindowMessage
 from pykata.errors import AgentTimeoutError
+from pykata.host import finish
 
 PIECE = 64 * 1024               # the most bytes of stdio in one message: agent.proto
 STDIN_WINDOW = 64 * 1024        # bytes of stdin that may be sent at first: agent.proto, Start.window
@@ -82,6 +87,10 @@ class RunStream:
         self._stdin_closed = start.stdin_closed
         self._stdin_room = bulk.STDIN_WINDOW if start.bulk else STDIN_WINDOW
         self._stdin_in_bulk: bool | None = None if start.bulk else False
+        self._stdin_sent = 0            # bytes
+        self._stdin_taken = 0           # ... and how many of them the agent has said that the process has
+        self._stages = False            # by the way beside the port
+        self._staged: deque[tuple[int, Piece]] = deque()        # and how much was sent when it was
         self._credits: dict[Name, Credit] = {name: Credit(start.window, start.window) for name in ("stdout", "stderr")}
         self._bulk = BulkQueue(self._spend)
         if start.bulk:
@@ -179,6 +188,9 @@ class RunStream:
         if news.stdin_window is None:
             self._stream.broken("said twice that the process has started, or sent an empty answer")
         self._stdin_room += news.stdin_window
+        self._stdin_taken += news.stdin_window
+        while self._staged and self._staged[0][0] <= self._stdin_taken:
+            self._staged.popleft()[1].was_read()
         if not self._window or self._stdin_room > MAX_WINDOW:
             self._stream.broken("opened the window of stdin too far")
         return Room(news.stdin_window)
@@ -231,6 +243,8 @@ class RunStream:
         if not piece:
             return 0
         if self._in_bulk():
+            if sent := self._stage(data[: self._stdin_room]):
+                return sent
             if not self._stream.send_bulk(bulk.STDIN, piece):
                 return 0
         else:
@@ -239,9 +253,34 @@ class RunStream:
                 return 0
             # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
             self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
-        if self._window:
-            self._stdin_room -= len(piece)
+        self._count(len(piece))
         return len(piece)
+
+    def _count(self, sent: int) -> None:
+        self._stdin_sent += sent
+        if self._window:
+            self._stdin_room -= sent
+
+    def _stage(self, data: memoryview) -> int:
+        """Send as much as goes beside the port."""
+        if (staging := self._stream.staging) is None or self._stdin_sent < MUCH or self._stream.is_gone:
+            return 0
+        if not self._stages:
+            self._stages = True
+            staging.join()
+        if not staging.is_open:
+            staging.want()
+        if (piece := staging.send(self._stream.bulk_id, data)) is None:
+            return 0
+        self._count(piece.size)
+        self._staged.append((self._stdin_sent, piece))
+        return piece.size
+
+    async def leave(self) -> None:
+        """The call is over."""
+        if self._stages and (staging := self._stream.staging):
+            self._stages = False
+            await finish(staging.leave([piece for _, piece in self._staged]))
 
     def _allowed(self, data: memoryview) -> int:
         return 0 if self._stdin_closed else min(PIECE, len(data), self._stdin_room if self._window else PIECE)
@@ -259,7 +298,10 @@ class RunStream:
 
     @property
     def stdin_room(self) -> int:
-        """Bytes of stdin that may be sent before a :class:`Room` comes."""
+        """Bytes of stdin that are better sent before a :class:`Room` comes."""
+        staging = self._stream.staging
+        if staging and staging.is_open and self._stdin_sent >= MUCH and self._stdin_room < STAGED:
+            return 0        # less than a piece: more will come, as the agent has much that it hasn't said to have taken
         return self._stdin_room
 
     async def close_stdin(self) -> None:

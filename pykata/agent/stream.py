@@ -19,6 +19,7 @@ from pykata.errors import AgentProtocolError, AgentRefusedError, printable
 if TYPE_CHECKING:
     from pykata.agent.bulk import BulkQueue, Stderr, Stdout
     from pykata.agent.channel import Channel
+    from pykata.agent.staging import Staging
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -214,6 +215,11 @@ class Stream:
             return False
         self._channel.write(bulk_frame(self.bulk_id, flag, data))
         return True
+
+    @property
+    def staging(self) -> Staging | None:
+        """A way beside the port, if there is one."""
+        return self._channel.staging
 
     def bulk_sent(self, data: bytes) -> None:
         """The peer has sent a bulk frame of stdin: it is taken for the message that would say the same."""

@@ -18,7 +18,7 @@ from pykata.files.v1 import Attributes, Request, Response
 from pykata.running import Running
 
 MAX_ANSWER = 2 * 1024 * 1024    # bytes; content comes in pieces of at most 1 MiB
-MAX_CHUNK = 512 * 1024          # bytes of data sent as one frame
+MAX_CHUNK = 512 * 1024 - 4      # bytes of data sent as one frame; with its length, whole pieces for the agent
 WINDOW = 1024 * 1024            # bytes that it may send before more is wanted
 HEAD = 4                        # bytes of a frame's length
 DEADLINE = 60.0                 # seconds in which a guest that works gives any answer

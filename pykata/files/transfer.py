@@ -23,9 +23,9 @@ from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingErro
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
 from pykata.files.handover import Handover
-from pykata.files.pack import PIECE, write_file, write_tree
+from pykata.files.pack import write_file, write_tree
 from pykata.files.session import Session
-from pykata.files.tool import Tool
+from pykata.files.tool import MAX_CHUNK, Tool
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, finish
 
@@ -117,12 +117,21 @@ async def _sent(
     try:
         with suppress(anyio.EndOfStream):
             while True:
-                await send(await out.receive(PIECE))
+                await send(await _chunk(out))
     finally:
         out.close()                 # the thread, if it isn't done, gets a BrokenPipeError
         await finish(ended(work))
         work.exception()            # asked for in any case: asyncio complains of a failure that nobody has looked at
     return result_of(work, source)
+
+
+async def _chunk(out: PipeReader) -> bytes:
+    """As much as goes into one frame; less only at the end. Raises EndOfStream after that."""
+    data = await out.receive(MAX_CHUNK)
+    with suppress(anyio.EndOfStream):
+        while len(data) < MAX_CHUNK:
+            data += await out.receive(MAX_CHUNK - len(data))
+    return data
 
 
 async def received(tool: Tool, take: Callable[[Iterator[bytes]], T], target: Path) -> T:

@@ -15,7 +15,7 @@ from pykata.host.disk_users import loop_of, where_written
 from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
-from pykata.host.memory import copy_file, copy_range, extents, held, memory_file, seal
+from pykata.host.memory import copy_file, copy_range, extents, held, memory_file, seal, seal_size
 from pykata.host.mounts import is_one_filesystem
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
@@ -98,6 +98,7 @@ __all__ = [
     "run_root",
     "run_tool",
     "seal",
+    "seal_size",
     "short_name",
     "size_in",
     "spawn",

@@ -62,6 +62,11 @@ def seal(memory: int) -> None:
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
 
 
+def seal_size(memory: int) -> None:
+    """From now on it can't become shorter or longer: who has it mapped can't lose what is there."""
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
 def extents(descriptor: int) -> Iterator[tuple[int, int]]:
     """Where a file has data: start and end of each piece."""
     end = 0

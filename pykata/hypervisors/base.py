@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from pykata.errors import ConfigError, VMDiedError
-from pykata.spec import Accel, Disk, Features, SavedVM, Transport, VMSpec
+from pykata.spec import Accel, Disk, Features, LentSlot, SavedVM, Transport, VMSpec
 
 
 class Coming(ABC):
@@ -47,6 +47,14 @@ class VM(ABC):
 
         Waits while all disk slots are taken. Raises :class:`~pykata.errors.VMError`.
         """
+
+    def lend(self, memory: int, recall: Callable[[], None]) -> AbstractAsyncContextManager[LentSlot | None]:
+        """A disk slot that nobody needs, with a memory file in it; detached when left. None: there is none.
+
+        ``recall`` is called when somebody needs it, or nothing may be in it that isn't saved. Raises
+        :class:`~pykata.errors.VMError`.
+        """
+        return nullcontext()
 
     @abstractmethod
     def console(self) -> str:

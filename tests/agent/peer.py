@@ -13,6 +13,7 @@ from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, 
 
 from pykata.agent.client import AgentClient, connect
 from pykata.agent.parking import AHEAD
+from pykata.agent.staging import Lend
 from pykata.agent.stream import frame as grpc_message
 
 PREFACE = 24
@@ -107,7 +108,7 @@ def continuation(stream: int, payload: bytes, *, end: bool = False) -> Continuat
 
 
 @asynccontextmanager
-async def facing(script: Script, *, saved: bool = False) -> AsyncIterator[AgentClient]:
+async def facing(script: Script, *, saved: bool = False, lend: Lend | None = None) -> AsyncIterator[AgentClient]:
     """The host's client, with ``script`` as its agent. The agent's end is closed when the script ends.
 
     One that was ``saved`` has greeted its host before that.
@@ -116,7 +117,7 @@ async def facing(script: Script, *, saved: bool = False) -> AsyncIterator[AgentC
     host, guest = socket.socketpair()
     async with anyio.create_task_group() as group:
         group.start_soon(_play, guest, script)
-        async with connect(host, greeting=greeting, parked=saved) as agent:
+        async with connect(host, greeting=greeting, parked=saved, lend=lend) as agent:
             yield agent
         group.cancel_scope.cancel()
 

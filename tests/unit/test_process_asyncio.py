@@ -147,7 +147,7 @@ async def test_a_reader_that_waits_already_gets_what_is_written_later(sb: Sandbo
 
 async def test_what_waits_is_bounded(sb: Sandbox) -> None:
     async with sb.process(BUSYBOX, ["deaf"]) as process:
-        process.stdin.write(bytes(2 * MAX_WRITTEN))
+        process.stdin.write(bytes(3 * MAX_WRITTEN))
         with pytest.raises(ConfigError, match="wait for the process"):
             process.stdin.write(b"more")
         draining = asyncio.create_task(process.stdin.drain())

@@ -21,7 +21,9 @@ use crate::validate::{self, Invalid};
 /// Bytes of stdin that the host may send before it is allowed more: agent.proto, `Start.window`.
 const WINDOW: usize = 64 * 1024;
 /// ... where it may send it in bulk frames.
-const BULK_WINDOW: usize = 512 * 1024;
+const BULK_WINDOW: usize = 1024 * 1024;
+/// Room is given back from so many bytes on, or from half a window.
+const WORTH_SAYING: usize = 256 * 1024;
 
 /// From so much on, stdin is moved from the port to the process's pipe.
 const MUCH: usize = 64 * 1024;
@@ -139,6 +141,22 @@ struct Held {
     broken: bool,
 }
 
+impl Held {
+    /// Writes what waits to the pipe, as far as that has room. False: some of it still waits.
+    fn write_now(&mut self) -> bool {
+        while let (Some(data), Some(pipe)) = (self.pieces.front_mut(), &self.pipe) {
+            let Ok(size) = rustix::io::write(pipe, data) else { return false };
+            self.gone += size;
+            if size < data.len() {
+                bytes::Buf::advance(data, size);
+                return false;
+            }
+            self.pieces.pop_front();
+        }
+        self.pieces.is_empty()
+    }
+}
+
 impl Shared {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -170,7 +188,7 @@ impl Taker for Shared {
 
     fn take_from(&self, data: &mut Move<'_>) -> Option<usize> {
         let mut held = self.held();
-        if held.writing || held.closed || !held.pieces.is_empty() {
+        if held.writing || held.closed || !held.write_now() {
             return None;
         }
         match data(held.pipe.as_ref()?.as_fd()) {
@@ -178,7 +196,7 @@ impl Taker for Shared {
                 held.used += size;
                 held.gone += size;
                 held.broken |= held.used > BULK_WINDOW;
-                if held.gone >= BULK_WINDOW / 2 {
+                if held.gone >= WORTH_SAYING {
                     self.changed.notify_one();
                 }
                 Some(size)
@@ -251,7 +269,7 @@ impl Queue {
         loop {
             {
                 let mut held = self.held();
-                if held.gone >= self.window / 2 {
+                if held.gone >= WORTH_SAYING.min(self.window / 2) {
                     let gone = std::mem::take(&mut held.gone);
                     held.used = held.used.saturating_sub(gone);
                     return Next::Gone(gone);
@@ -322,13 +340,13 @@ mod tests {
         queue.shared.take(Bytes::from(vec![1; MUCH]));
         assert_eq!(moved(&queue, 1), None, "there is something before it");
         let fed = async {
-            while moved(&queue, BULK_WINDOW / 2 - MUCH).is_none() {
+            while moved(&queue, WORTH_SAYING - MUCH).is_none() {
                 tokio::task::yield_now().await;
             }
             queue.shared.take(Bytes::from_static(b"behind"));
-            assert_eq!(moved(&queue, 1), None, "there is something before it");
+            assert_eq!(moved(&queue, 1), Some(1), "what is before it has gone at once");
             let room = said.recv().await.expect("told").expect("no error").response;
-            assert_eq!(room, Some(Response::StdinWindow(BULK_WINDOW as u32 / 2)));
+            assert_eq!(room, Some(Response::StdinWindow(WORTH_SAYING as u32 + 7)));
             queue.held().closed = true;
             queue.shared.changed.notify_one();
         };
@@ -339,8 +357,8 @@ mod tests {
         while let Ok(size @ 1..) = rustix::io::read(&read, &mut all[have..]) {
             have += size;
         }
-        assert_eq!(have, BULK_WINDOW / 2 + 6, "and then it is at its end");
-        assert!(all[..MUCH].iter().all(|byte| *byte == 1) && all[..have].ends_with(b"behind"));
+        assert_eq!(have, WORTH_SAYING + 7, "and then it is at its end");
+        assert!(all[..MUCH].iter().all(|byte| *byte == 1) && all[..have].ends_with(b"behind\x07"));
     }
 
     #[tokio::test]

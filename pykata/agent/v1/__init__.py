@@ -837,7 +837,7 @@ class Start(betterproto2.Message):
     window: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
     """
     Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
-    send 64 KiB of stdin (512 KiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
+    send 64 KiB of stdin (1 MiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
     HTTP/2.
     """
 

@@ -13,17 +13,18 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from pykata.errors import ConfigError, HostError, VMError
 from pykata.host import finish
 from pykata.hypervisors.qemu.aio import Aio
 from pykata.hypervisors.qemu.command import empty_name, image_node, node_name, slot_name
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
-from pykata.spec import Disk, DiskFormat, place_of
+from pykata.spec import Disk, DiskFormat, LentSlot, place_of
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,14 @@ class Plugged:
     users: int = 0
 
 
+@define(eq=False)
+class Loan:
+    """A slot that somebody has as long as nobody else needs it."""
+
+    recall: Callable[[], None]
+    over: asyncio.Event = field(factory=asyncio.Event)
+
+
 class Slots:
     """The slots of one machine. Who waits for one is served in the order of coming.
 
@@ -61,6 +70,8 @@ class Slots:
         self._exchange = asyncio.Lock()
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._next_fdset = FIRST_FDSET
+        self._loan: Loan | None = None
+        self._standing_still = 0
         self._gone = False
         qmp.on_close = self._give_up
 
@@ -91,12 +102,42 @@ class Slots:
     @asynccontextmanager
     async def still(self) -> AsyncIterator[dict[int, Disk]]:
         """No disk comes or goes while the block runs; yields those that are there, by the number of their slot."""
-        async with self._exchange:
-            yield self.now()
+        self._standing_still += 1
+        try:
+            if self._loan is not None:
+                self._loan.recall()
+                await self._loan.over.wait()
+            async with self._exchange:
+                yield self.now()
+        finally:
+            self._standing_still -= 1
 
     def now(self) -> dict[int, Disk]:
         """The disks that are there, by the number of their slot."""
         return {plugged.number: plugged.disk for plugged in self._plugged.values() if _is_in(plugged)}
+
+    @asynccontextmanager
+    async def lend(self, memory: int, recall: Callable[[], None]) -> AsyncIterator[LentSlot | None]:
+        """A free slot with a memory file in it, for one at a time; None if there is none. See :meth:`VM.lend`."""
+        if self._gone or self._loan or self._waiting or self._standing_still or not self._free:
+            yield None
+            return
+        disk = Disk("staging", Path(f"/proc/self/fd/{memory}"), descriptor=memory)
+        descriptor = _open(disk)
+        number = self._free.pop()
+        plugged = Plugged(number, disk, asyncio.ensure_future(self._insert(number, descriptor, disk)))
+        loan = self._loan = Loan(recall)
+        slot = LentSlot(slot_name(number))
+        try:
+            await asyncio.shield(plugged.inserting)
+            yield slot
+        finally:
+            self._loan = None
+            if slot.is_lost:
+                log.warning("disk slot %d is lost: the agent doesn't say that it has closed it", number)
+            else:
+                await finish(self._eject(None, plugged))
+            loan.over.set()
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""
@@ -106,6 +147,8 @@ class Slots:
             return self._free.pop()
         if not self._count:
             raise ConfigError("this machine has no disk slot for an image", hint="QEMU(disk_slots=...) above 0")
+        if self._loan is not None:
+            self._loan.recall()
         log.info("waiting for a disk slot: all %d are taken by other images", self._count)
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -160,8 +203,8 @@ class Slots:
             await self._qmp.execute("blockdev-del", {"node-name": name})
             raise
 
-    async def _eject(self, key: Key, plugged: Plugged) -> None:
-        if self._plugged.get(key) is plugged:
+    async def _eject(self, key: Key | None, plugged: Plugged) -> None:
+        if key is not None and self._plugged.get(key) is plugged:
             del self._plugged[key]
         try:
             await plugged.inserting

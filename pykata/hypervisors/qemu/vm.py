@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -47,6 +47,7 @@ from pykata.spec import (
     MIB,
     Accel,
     Disk,
+    LentSlot,
     Nic,
     NineP,
     Pmem,
@@ -97,6 +98,9 @@ class QemuVM(VM):
 
     def plug(self, disk: Disk) -> AbstractAsyncContextManager[str]:
         return self._slots.plug(disk)
+
+    def lend(self, memory: int, recall: Callable[[], None]) -> AbstractAsyncContextManager[LentSlot | None]:
+        return self._slots.lend(memory, recall)
 
     def console(self) -> str:
         return self._console.text()

@@ -61,7 +61,7 @@ impl Channel {
             stream,
             frames: Frames::new(),
             begun: Vec::new(),
-            bulk: Incoming::default(),
+            bulk: Incoming::new(outlet.clone()),
             carry,
             ready: Vec::new(),
             over: false,
@@ -272,6 +272,9 @@ impl Read for Channel {
             if !self.over && !self.carry.is_empty() {
                 self.sort_carried(); // it may hold the end
             }
+            if self.bulk.is_broken() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             if self.take_ready(&mut buf) || self.over || !ready!(self.poll_bulk(cx))? {
                 return Poll::Ready(Ok(()));
             }
@@ -370,6 +373,41 @@ mod tests {
         let (http2, ()) = tokio::join!(read_all(&mut channel), write);
         let taken = taken.lock().expect("not poisoned").clone();
         (http2, taken)
+    }
+
+    #[tokio::test]
+    async fn what_says_nothing_of_a_disk_ends_the_connection() {
+        let asked = |call: u32, payload: &[u8]| {
+            let mut frame = frame(outlet::KIND, call, payload);
+            frame[4] = 1;
+            frame
+        };
+        let refused = [
+            asked(0, b"x"),
+            asked(5, b"12345678"),
+            asked(5, &[0, 0, 0, 0, 0, 0, 0x10, 0]), // there is none
+            asked(5, &[0; 65]),
+        ];
+        for (number, bad) in refused.iter().enumerate() {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("sockets");
+            let mut channel = Channel::new(Stream::socket(ours).expect("watched"), Vec::new());
+            let _taking = channel.beside().inlet.register(5, Arc::new(|_: bytes::Bytes| {}));
+            let all = [preface::PREFACE, bad.as_slice(), &frame(0, 1, b"more")].concat();
+            rustix::io::write(&theirs, &all).expect("fits");
+            let mut ended = false;
+            for _ in 0..3 {
+                let mut space = [MaybeUninit::uninit(); 97];
+                let mut buf = hyper::rt::ReadBuf::uninit(&mut space);
+                let read = std::future::poll_fn(|cx| Pin::new(&mut channel).poll_read(cx, buf.unfilled()));
+                ended |= tokio::select! {
+                    biased;
+                    read = read => read.is_err(),
+                    () = tokio::task::yield_now() => false,
+                };
+            }
+            assert!(ended, "number {number}");
+        }
     }
 
     proptest! {

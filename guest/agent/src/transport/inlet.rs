@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use rustix::io::Errno;
 
+use super::outlet::{Flag, Outlet};
+use super::staging::{self, Piece, Staging};
+
 /// Moves data that is there to a pipe, without waiting; how much.
 pub type Move<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<usize, Errno> + 'a;
 
@@ -29,6 +32,8 @@ impl<F: Fn(Bytes) + Send + Sync> Taker for F {
 /// Who takes what comes with these flags, or higher ones: the number of the call, the flags, the data.
 pub type Commander = Box<dyn Fn(u32, u8, Bytes) + Send + Sync>;
 pub const COMMAND: u8 = 3;
+/// What comes with these says where the data is.
+const STAGED: u8 = 1;
 
 /// Data is handed on in pieces of at most this size.
 const PIECE: usize = 64 * 1024;
@@ -96,9 +101,23 @@ pub struct Incoming {
     data: Vec<u8>,
     /// The last frame ended with data that was moved.
     moved: bool,
+    staging: Staging,
+    outlet: Arc<Outlet>,
+    /// Data was lost that comes by the disk.
+    broken: bool,
 }
 
 impl Incoming {
+    /// What is asked of the disk beside the port is answered by `outlet`.
+    pub fn new(outlet: Arc<Outlet>) -> Self {
+        Self { outlet, ..Self::default() }
+    }
+
+    /// Nothing more can be taken from this connection.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     pub fn inlet(&self) -> Arc<Inlet> {
         self.inlet.clone()
     }
@@ -106,6 +125,7 @@ impl Incoming {
     /// A frame begins; the one before is complete.
     pub fn begin(&mut self, call: u32, flag: u8, size: usize) {
         (self.call, self.flag, self.left, self.moved) = (call, flag, size, false);
+        self.broken |= flag == STAGED && size > staging::LONGEST_PAYLOAD;
     }
 
     /// Bytes of it that are still to come.
@@ -124,7 +144,7 @@ impl Incoming {
 
     /// Has what comes next of it moved. False: it has to be read.
     pub fn take_from(&mut self, mut data: impl FnMut(BorrowedFd<'_>, usize) -> Result<usize, Errno>) -> bool {
-        if self.flag >= COMMAND || !self.data.is_empty() {
+        if self.flag >= COMMAND || self.flag == STAGED || !self.data.is_empty() {
             return false;
         }
         let left = self.left;
@@ -169,8 +189,33 @@ impl Incoming {
 
     /// What has come so far is used at once.
     pub fn hand_on(&mut self) {
-        if !self.data.is_empty() {
-            self.inlet.give(self.call, self.flag, std::mem::take(&mut self.data).into());
+        if self.data.is_empty() || (self.flag == STAGED && self.left > 0) {
+            return; // where data is isn't known before all of that has come
         }
+        let data = std::mem::take(&mut self.data);
+        match (self.flag, self.call) {
+            (STAGED, 0) => self.ask(&data),
+            (STAGED, call) => self.hand_on_staged(call, &data),
+            (flag, call) => self.inlet.give(call, flag, data.into()),
+        }
+    }
+
+    fn ask(&mut self, payload: &[u8]) {
+        let Some(said) = self.staging.control(payload) else {
+            self.broken = true;
+            return;
+        };
+        let outlet = self.outlet.clone();
+        tokio::spawn(async move {
+            if outlet.turn().await {
+                outlet.put(0, Flag::Staged, |frame| frame.push(said));
+            }
+        });
+    }
+
+    fn hand_on_staged(&mut self, call: u32, payload: &[u8]) {
+        let Some(taker) = self.inlet.taker(call) else { return };
+        let handed_on = Piece::decode(payload).ok_or(Errno::INVAL);
+        self.broken |= handed_on.and_then(|piece| self.staging.hand_on(piece, &*taker)).is_err();
     }
 }

@@ -7,6 +7,7 @@ pub mod inlet;
 pub mod outlet;
 mod preface;
 mod serial;
+mod staging;
 mod stream;
 mod vsock;
 

@@ -34,6 +34,8 @@ pub enum Flag {
     Over = 3,
     GoesOn = 4,
     Failed = 5,
+    /// What was asked of the disk beside the port is done.
+    Staged = 6,
 }
 
 /// A frame.
