@@ -171,7 +171,7 @@ async def pauses_when_large(template: pykata.Template, rounds: int) -> list[floa
     pauses = list[float]()
     async with template.sandbox() as parent:
         assert parent.main
-        await parent.main.shell(f"dd if=/dev/zero of=/dev/shm/large bs=1M count={CHANGED}", check=True)
+        await parent.main.shell(f"dd if=/dev/zero of=/large bs=1M count={CHANGED}", check=True)
         watch_pauses(parent._open.vm, pauses)
         for _ in range(rounds):
             await parent.fork()
