@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -383,6 +384,17 @@ async def test_env_directory_and_user(sb: Sandbox) -> None:
 
 async def test_a_directory_that_is_missing_is_made(sb: Sandbox) -> None:
     assert (await sb.run(BUSYBOX, ["pwd"], cwd="/srv/deep/down")).stdout == "/srv/deep/down\n"
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"cwd": "/etc/passwd"}, 'process.cwd: "/etc/passwd" is no directory'),
+    ({"cwd": "/etc/passwd/x"}, 'process.cwd: "/etc/passwd/x" is no directory'),
+    ({"rlimits": {"nofile": 1 << 40}}, "process.rlimits: RLIMIT_NOFILE: 1099511627776 is more than a process here may"),
+])  # fmt: skip
+async def test_what_a_command_can_not_begin_with_is_named(sb: Sandbox, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(AgentRefusedError, match=said):
+        await sb.run(BUSYBOX, ["true"], **options)
+    assert (await sb.run(BUSYBOX, ["echo", "usable"])).stdout == "usable\n"
 
 
 async def test_an_unknown_user_is_named(sb: Sandbox) -> None:

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::caps::CapSets;
 use super::orders::{self, Orders};
@@ -20,7 +21,7 @@ use crate::files::{self, Layers};
 use crate::proto::process::Tool;
 use crate::stdio::{Report, Reporter};
 use crate::sys;
-use crate::validate::Invalid;
+use crate::validate::{Invalid, shown};
 
 pub enum Refused {
     Failed(Failed),
@@ -198,12 +199,21 @@ fn join(container: &Container) -> Result<(), Failed> {
     if user != 0 { userns::become_root() } else { Ok(()) }
 }
 
-fn enter_cwd(root: BorrowedFd<'_>, cwd: &str) -> Result<(), Failed> {
+/// One that isn't there is made.
+fn enter_cwd(root: BorrowedFd<'_>, cwd: &str) -> Result<(), Refused> {
     if rustix::process::chdir(cwd).is_ok() {
         return Ok(());
     }
-    let dir = inside::make(root, cwd, Kind::Dir)?;
-    rustix::process::fchdir(dir).step("chdir", cwd)
+    let entered = inside::make(root, cwd, Kind::Dir).and_then(|dir| rustix::process::fchdir(dir).step("chdir", cwd));
+    entered.map_err(|failed| match failed.errno {
+        Errno::NOTDIR => refused_cwd(cwd, "is no directory"),
+        Errno::LOOP => refused_cwd(cwd, "is a link to itself"),
+        _ => Refused::Failed(failed),
+    })
+}
+
+fn refused_cwd(cwd: &str, why: &str) -> Refused {
+    Refused::Invalid(Invalid::new("process.cwd", format!("{} {why}", shown(cwd))))
 }
 
 fn become_user(identity: &Identity) -> Result<(), Failed> {

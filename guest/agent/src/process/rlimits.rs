@@ -1,5 +1,8 @@
 //! Resource limits of a process.
 
+use rustix::io::Errno;
+
+use super::child::Refused;
 use crate::errno::{self, Failed};
 use crate::oci;
 use crate::proto;
@@ -66,7 +69,7 @@ fn replace(list: &mut Vec<Rlimit>, limit: Rlimit) {
 }
 
 /// Sets the limits of this process.
-pub fn apply(list: &[Rlimit]) -> Result<(), Failed> {
+pub fn apply(list: &[Rlimit]) -> Result<(), Refused> {
     for limit in list {
         let value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
         // SAFETY: the kernel reads the value during the call and writes none.
@@ -75,7 +78,13 @@ pub fn apply(list: &[Rlimit]) -> Result<(), Failed> {
         };
         if ret != 0 {
             let name = NAMES.iter().find(|(_, known)| *known == limit.resource).map_or("?", |(name, _)| *name);
-            return Err(Failed::new("setrlimit", name, errno::last()));
+            return Err(match errno::last() {
+                Errno::PERM => {
+                    let problem = format!("{name}: {} is more than a process here may have", limit.hard);
+                    Invalid::new("process.rlimits", problem).into()
+                }
+                errno => Failed::new("setrlimit", name, errno).into(),
+            });
         }
     }
     Ok(())
