@@ -63,6 +63,7 @@ async def boot(options: Options) -> AsyncIterator[Running]:
             yield running
         finally:
             # What another task still does in it ends with this rather than with the connection's end.
+            running.is_left = True
             running.broken = SandboxClosedError("this sandbox was left", hint="use it inside its 'async with' block")
             # Nothing is asked of its guest any more. One that runs on until the rest is undone would execute, for the
             # first time, what there is to do when the connection ends.

@@ -51,6 +51,8 @@ async def outliving(running: Running, served: Iterable[Served]) -> AsyncIterator
 
 async def _outlive(running: Running, served: Served) -> None:
     why = await served.ended()
+    if running.is_left:
+        return      # it has ended with its machine
     # First: who gets an error from now on shall hear of it.
     running.losses.append((served, ShareLostError(f"files of the host are lost, because {why}")))
     log.warning("the guest goes on without files of the host, because %s", why)

@@ -62,20 +62,20 @@ async def started(stack: AsyncExitStack, begun: Begun) -> Running:
     except OSError as exc:
         return await booted(stack, evolve(begun, why=template_cache.unusable(exc)))
     begun = evolve(begun, options=kind.options)
-    failed: list[tuple[Path, VMError | AgentError]] = []
+    failed: list[tuple[Path, Origin, VMError | AgentError]] = []
     running = await _from_template(stack, begun, kind, failed)
     if running is None:
         why = "its template failed" if failed else "its template is being made"
         running = await _without_template(stack, begun, kind, why)
-    for folder, error in failed:
+    for folder, origin, error in failed:
         # Not before there is a machine without it: else it was the host that could run none.
-        template_cache.discard(folder, error)
+        template_cache.drop(folder, origin, error)
     running.on_first_image = partial(first_image.note, kind.folder, begun.options)
     return running
 
 
 async def _from_template(
-    stack: AsyncExitStack, begun: Begun, kind: _Kind, failed: list[tuple[Path, VMError | AgentError]]
+    stack: AsyncExitStack, begun: Begun, kind: _Kind, failed: list[tuple[Path, Origin, VMError | AgentError]]
 ) -> Running | None:
     """From the one with a container of the image that is likely to be run, else from the bare one. None: from none.
 
@@ -102,7 +102,7 @@ async def _from_template(
         except SavedDamagedError as damaged:
             template_cache.drop(folder, origin, damaged)
         except (VMError, AgentError) as error:
-            failed.append((folder, error))
+            failed.append((folder, origin, error))
         except HostError:
             if not template_cache.is_stale(origin):
                 raise

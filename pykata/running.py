@@ -63,6 +63,8 @@ class Running:
     network: RunningNetwork = field(factory=RunningNetwork)
     broken: PykataError | None = None
     """Why nothing more can be done in this sandbox."""
+    is_left: bool = False
+    """Its machine is ended, and with that what serves it."""
     losses: list[tuple[Served, ShareLostError]] = field(factory=list)
     """The files of the host that the guest had, whose server has ended."""
     containers: dict[str, SavedContainer] = field(factory=dict)

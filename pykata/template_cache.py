@@ -26,7 +26,7 @@ from attrs import define, field
 from pykata import saved, saved_disks
 from pykata.boot import TemplateWarning
 from pykata.errors import HostError, SavedDamagedError
-from pykata.host import cache_dir, finish, open_lock, size_in
+from pykata.host import cache_dir, finish, is_at, open_lock, size_in
 from pykata.loading import loading
 from pykata.origin import Origin
 
@@ -70,6 +70,7 @@ class _Loaded:
     lock: anyio.Lock = field(factory=anyio.Lock)
     stack: AsyncExitStack = field(factory=AsyncExitStack)
     origin: Origin | None = None
+    place: int = -1         # the directory that it is from, open
     users: int = 0
 
 
@@ -92,7 +93,7 @@ async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
     try:
         async with one.lock:
             if one.origin is None or is_stale(one.origin):
-                one.origin = await _load(folder, one.stack)
+                one.origin = await _load(folder, one)
         yield one.origin
     finally:
         one.users -= 1
@@ -101,13 +102,21 @@ async def loaded(folder: Path) -> AsyncIterator[Origin | None]:
             await finish(one.stack.aclose())
 
 
-async def _load(folder: Path, stack: AsyncExitStack) -> Origin | None:
+async def _load(folder: Path, one: _Loaded) -> Origin | None:
     try:
-        origin = await stack.enter_async_context(loading(folder, "template"))
+        # Open as long as it is used: no other directory has its inode number then.
+        one.place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise HostError(f"can't use the template {folder}: {exc.strerror}") from exc
+    one.stack.callback(os.close, one.place)
+    try:
+        origin = await one.stack.enter_async_context(loading(folder, "template"))
     except FileNotFoundError:
         return None
     except SavedDamagedError as damaged:
-        discard(folder, damaged)
+        _discard(folder, one.place, damaged)
         return None
     with suppress(OSError):
         os.utime(folder / saved.STATE)      # who was used last stays longest
@@ -120,15 +129,16 @@ def is_stale(origin: Origin) -> bool:
 
 
 def drop(folder: Path, origin: Origin, why: Exception) -> None:
-    """Remove a template whose memory isn't what was saved: once, however many have found out."""
+    """Remove a template in use that is of no use, and say so: once, however many have found out."""
     one = _all.get({}).get(folder)
     if one is not None and one.origin is origin:
         one.origin = None
-        discard(folder, why)
+        _discard(folder, one.place, why)
 
 
-def discard(folder: Path, why: Exception) -> None:
-    """Remove a template that is of no use, and say so."""
+def _discard(folder: Path, place: int, why: Exception) -> None:
+    if not is_at(place, folder):
+        return      # somebody else has removed it, and may have put a better one there
     warnings.warn(f"a template was removed: {why}", TemplateWarning, stacklevel=2)
     with suppress(OSError):
         folder.unlink()         # something else in its place

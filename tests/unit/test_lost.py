@@ -103,6 +103,35 @@ async def test_a_volume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
                         raise AssertionError("there is a container")
 
 
+async def test_a_sandbox_that_is_left_has_lost_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its servers end as its machine does, before all the rest is undone."""
+    fs, hypervisor = Serving(), FakeHypervisor()
+    caplog.set_level(logging.WARNING, "pykata.lost")
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor, fs) as sb:
+            running = sb._open
+            (machine,) = hypervisor.machines
+            end = machine.end
+
+            def end_with_servers(why: VMDiedError) -> None:
+                end(why)
+                for ended in fs.ends.values():
+                    ended.set()
+
+            async def takes_a_while() -> None:
+                for _ in range(10):
+                    await anyio.lowlevel.checkpoint()
+
+            monkeypatch.setattr(machine, "end", end_with_servers)
+            assert running.waiting is not None
+            running.waiting._held.push_async_callback(takes_a_while)
+    assert all(ended.is_set() for ended in fs.ends.values())
+    assert not running.losses
+    assert not caplog.text
+
+
 async def test_root_filesystems(tmp_path: Path) -> None:
     """Those of images that are disks are none of the host's files."""
     fs, image = Serving(), root(tmp_path)

@@ -33,6 +33,7 @@ from pykata.errors import (
     SavedDamagedError,
     SavedElsewhereError,
     SavedMissingError,
+    VMError,
 )
 from pykata.host import file_hash, held, memory_file, seal
 from pykata.hypervisors.qemu import QEMU
@@ -232,6 +233,28 @@ async def test_memory_that_is_damaged_is_found_while_a_machine_starts(
         async with template_cache.loaded(folder) as third:
             assert third is None
     assert not folder.exists()
+
+
+async def test_what_somebody_else_has_made_anew_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYKATA_CACHE", str(tmp_path))
+    folder = template_cache.folder_of({"a": "1"})
+    with guest() as origin:
+        template_cache.keep(folder, origin)
+    async with template_cache.loaded(folder) as bad:
+        assert bad is not None
+        shutil.rmtree(folder)
+        with guest() as origin:
+            template_cache.keep(folder, origin)
+        template_cache.drop(folder, bad, VMError("it ended"))
+        assert folder.exists()
+        async with template_cache.loaded(folder) as good:
+            assert good is not None
+            assert good is not bad
+            template_cache.drop(folder, bad, VMError("it ended"))       # found out late
+            assert folder.exists()
+            with pytest.warns(TemplateWarning, match="it ended"):
+                template_cache.drop(folder, good, VMError("it ended"))
+            assert not folder.exists()
 
 
 async def test_what_is_removed_while_it_is_loaded_is_loaded(tmp_path: Path) -> None:
