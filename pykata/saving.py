@@ -18,7 +18,7 @@ from pykata import saved
 from pykata.admission import giving
 from pykata.ahead import Ahead, NextFork, forking
 from pykata.concurrency import together
-from pykata.errors import AgentError, ConfigError, DiskFullError, HostError
+from pykata.errors import AgentError, ConfigError, DiskFullError, HostError, PykataError
 from pykata.host import finish, open_lock, try_lock
 from pykata.hypervisors.base import Coming
 from pykata.net.none import NoNetwork
@@ -54,20 +54,37 @@ async def as_it_is(
     running.check()
     check_savable(running)
     async with AsyncExitStack() as stack:
-        async with running.making:
-            running.check()         # it may have been paused while this waited
-            coming = begun if begun is not None else await stack.enter_async_context(running.vm.coming())
-            async with ahead.starting(coming.vm) if ahead else nullcontext():
-                try:
-                    async with running.explained():
-                        await together(running.agent.hold(True), coming.prepare())
-                    vm = await stack.enter_async_context(running.vm.saved(coming))
-                    if ahead is not None:
-                        ahead.complete(vm)
-                finally:
-                    await finish(_let_go(running))
-            found = origin(running, vm, start, running.agent.greeting)
+        with _explained():
+            found = await _saved(stack, running, start, begun, ahead)
         yield found
+
+
+async def _saved(
+    stack: AsyncExitStack, running: Running, start: Start, begun: Coming | None, ahead: Ahead | None
+) -> Origin:
+    async with running.making:
+        running.check()         # it may have been paused while this waited
+        coming = begun if begun is not None else await stack.enter_async_context(running.vm.coming())
+        async with ahead.starting(coming.vm) if ahead else nullcontext():
+            try:
+                async with running.explained():
+                    await together(running.agent.hold(True), coming.prepare())
+                vm = await stack.enter_async_context(running.vm.saved(coming))
+                if ahead is not None:
+                    ahead.complete(vm)
+            finally:
+                await finish(_let_go(running))
+        return origin(running, vm, start, running.agent.greeting)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except PykataError:
+        raise
+    except OSError as exc:      # no descriptors are left, say
+        raise HostError(f"can't save the virtual machine: {exc}") from exc
 
 
 def check_savable(running: Running) -> None:
@@ -97,7 +114,8 @@ async def fork(stack: AsyncExitStack, running: Running) -> Options:
         following = forking(running.vm, running.options, running.bundle)
         running.next_fork = await stack.enter_async_context(following)
     async with AsyncExitStack() as making:
-        coming, machine = await _begun(making, running, running.next_fork)
+        with _explained():
+            coming, machine = await _begun(making, running, running.next_fork)
         async with machine as ahead:
             found = await making.enter_async_context(as_it_is(running, "fork", coming, ahead))
             options = forked(running.options, found)

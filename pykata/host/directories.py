@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from pykata.errors import DiskFullError, HostError, NotPermittedError
@@ -99,7 +99,8 @@ async def run_dir() -> AsyncIterator[Path]:
             fresh.rename(path)      # by now it has an owner: a gc never sees it without one
         yield path
     finally:
-        if not _remove_empty(path):
+        # The second is there if it couldn't be made whole: no descriptors are left, say, which to look into it takes.
+        if not _remove_empty(path) and not _remove_empty(fresh):
             await finish(asyncio.to_thread(_remove, fresh, path))
 
 
@@ -176,7 +177,8 @@ def _identify(pid: int) -> dict[str, str | int]:
 def _remove_empty(path: Path) -> bool:
     """Remove a directory in which there is nothing but its owner, which takes less than to have a thread do it."""
     try:
-        os.unlink(path / OWNER)
+        with suppress(FileNotFoundError):
+            os.unlink(path / OWNER)
         os.rmdir(path)
     except OSError:
         return False

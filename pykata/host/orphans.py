@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 
 from pykata.host.tools import find_tool
 
 # Of all that a thread has in /proc it is what anybody may look up, and the kernel finds it by way of the thread's
 # namespaces. An ending thread gives those up before its children are told (do_exit() in linux/kernel/exit.c).
 _LOOKED_UP = "net/stat"
-_CHECK = '[ "$PPID" = {pid} ] || exit; unset PWD OLDPWD SHLVL _; exec "$@"'     # a shell adds these
+_CHECK = '[ "$PPID" = {pid} ] || exit; '
+_ADDED = ("PWD", "OLDPWD", "SHLVL", "_")    # to the environment, by a shell
 
 
 def unless_orphaned(program: str) -> list[str]:
     """The beginning of a command that executes ``program`` if our process is there. A shell is in between: 0.5 ms."""
-    return [_find_shell(), "-c", _CHECK.format(pid=os.getpid()), "sh", program]
+    shell, env = _find_shell()
+    script = _CHECK.format(pid=os.getpid())
+    if env and "=" not in program:      # which it would take for a variable
+        unset = [word for name in _ADDED for word in ("-u", name)]
+        return [shell, "-c", f'{script}exec "$0" "$@"', env, *unset, program]
+    return [shell, "-c", f'{script}unset {" ".join(_ADDED)}; exec "$@"', "sh", program]
 
 
 def path_unless_orphaned(program: str, *, other_user: bool) -> list[str]:
@@ -58,5 +65,9 @@ def _hides_processes() -> bool:
 
 
 @functools.cache
-def _find_shell() -> str:
-    return str(find_tool("sh", package="dash"))
+def _find_shell() -> tuple[str, str]:
+    """A shell, and what removes its variables from the environment if it can't itself: bash sets SHLVL as it execs."""
+    shell = shutil.which("dash") or str(find_tool("sh", package="dash"))
+    if os.path.basename(os.path.realpath(shell)) == "dash":
+        return shell, ""
+    return shell, str(find_tool("env", package="coreutils"))

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 
 from pykata import host
 from pykata.errors import ToolFailedError, ToolMissingError
+from pykata.host import orphans
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -207,17 +209,38 @@ def test_it_is_not_executed_for_a_parent_that_has_ended(
     assert eventually((tmp_path / "pid").exists)
     orphan = int((tmp_path / "pid").read_text())
     ended = os.pidfd_open(orphan)
+    go = os.open(tmp_path / "go", os.O_RDWR)        # which waits for no reader, should it have ended already
     parent.kill()
     os.waitid(os.P_PID, parent.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
-    (tmp_path / "go").write_text("go\n")
+    os.write(go, b"go\n")
     try:
         assert select.select([ended], [], [], 300)[0] == [ended]
     finally:
         with suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)
+        os.close(go)
         os.close(ended)
         with suppress(ChildProcessError):
             parent.wait()
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_there_is_no_other_environment(shell: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever ``sh`` is: each shell has variables of its own."""
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"there is no {shell}")
+    (tmp_path / "sh").symlink_to(found)
+    for tool in ("env", "setpriv"):
+        (tmp_path / tool).symlink_to(host.find_tool(tool, package="coreutils"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(orphans, "_find_shell", orphans._find_shell.__wrapped__)
+
+    async def main() -> None:
+        env = {"LC_ALL": "C.UTF-8", "TWO": "words, say"}
+        async with host.spawn(["/usr/bin/env"], stdout=host.PIPE, env=env) as process:
+            assert process.stdout is not None
+            assert sorted((await process.stdout.receive()).splitlines()) == [b"LC_ALL=C.UTF-8", b"TWO=words, say"]
+    run(main)
 
 
 @root

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pykata import HostError, NotPermittedError
-from pykata.host import cache_dir, state_dir
+from pykata.host import cache_dir, run_dir, state_dir
 from pykata.template_cache import folder_of
 
 VARIABLES = ("PYKATA_CACHE", "XDG_CACHE_HOME", "PYKATA_STATE", "XDG_STATE_HOME")
@@ -55,3 +56,20 @@ def test_a_home_that_cant_be_looked_at(home: Path, monkeypatch: pytest.MonkeyPat
 def test_without_a_home_there_are_no_templates(home: Path) -> None:
     with pytest.raises(OSError, match="isn't there"):       # which is no hindrance to a boot
         folder_of({})
+
+
+async def test_a_run_directory_that_cant_be_made_whole_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where no descriptors are left, which it takes to look into one."""
+    monkeypatch.setenv("PYKATA_RUN", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(first := os.dup(0))        # the lowest number that is free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first, hard))
+    try:
+        with pytest.raises(HostError, match="Too many open files"):
+            async with run_dir():
+                pytest.fail("there is one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not os.listdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -289,6 +290,29 @@ async def test_the_first_child_takes_the_machine_that_was_started_for_it() -> No
             os.waitid(os.P_PID, machine.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 it is killed already
         async with late:        # without it
             assert (await late.containers[c.id].run(["cat", "/file"])).stdout == "1\n"
+
+
+async def test_out_of_descriptors() -> None:
+    """Wherever they run out, a fork fails with a HostError, and the sandbox goes on."""
+    async with sandbox() as parent, parent.container(BUSYBOX) as c:
+        await parent.fork()     # what is made for the first one only is there
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(first := os.dup(0))        # the lowest number that is free
+        errors: list[HostError] = []
+        for limit in range(first, first + 40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            try:
+                await parent.fork()
+                break
+            except HostError as error:
+                errors.append(error)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        else:
+            pytest.fail(f"never enough: {errors[-1]}")
+        assert errors
+        assert not any("trace" in error.hint for error in errors)
+        assert (await c.run(["echo", "x"])).stdout == "x\n"
 
 
 async def test_the_next_fork_finds_a_machine_that_waits() -> None:

@@ -10,6 +10,7 @@ the memory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import re
@@ -111,8 +112,9 @@ class Copy:
         try:
             yield
         except OSError as exc:
+            hint = "saving a virtual machine takes the right to trace a process of one's own"
             raise HostError(f"can't read the memory of QEMU (process {self._pid}): {exc.strerror}",
-                            hint="saving a virtual machine takes the right to trace a process of one's own") from exc
+                            hint=hint if exc.errno in (errno.EACCES, errno.EPERM) else "") from exc
 
 
 def _pieces(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
