@@ -57,10 +57,24 @@ async def _outlive(running: Running, served: Served) -> None:
     running.losses.append((served, ShareLostError(f"files of the host are lost, because {why}")))
     log.warning("the guest goes on without files of the host, because %s", why)
     try:
-        await running.agent.abort_share(served.tag, timeout=ABORTED_WITHIN)
+        await _abort(running, served.tag)
     except AgentError as error:
         log.warning("the guest can't go on without files of the host: %s", error)
         _end(running.vm, why)
+
+
+async def _abort(running: Running, tag: str) -> None:
+    """Ask the guest, and again if it didn't answer because it was paused meanwhile: once more does no harm."""
+    while True:
+        resumed = running.resumed
+        if running.is_paused:
+            await resumed.wait()
+            continue
+        try:
+            return await running.agent.abort_share(tag, timeout=ABORTED_WITHIN)
+        except AgentError:
+            if resumed is running.resumed and not running.is_paused:
+                raise
 
 
 @asynccontextmanager

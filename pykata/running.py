@@ -75,6 +75,8 @@ class Running:
     """What is kept for the next one, once there was one."""
     is_paused: bool = False
     """The guest's CPUs stand still, so it answers nothing."""
+    resumed: anyio.Event = field(factory=anyio.Event)
+    """Set when they go on, and replaced."""
     main: str = ""
     """Of a container among them, that a template's setup has set up."""
     on_first_image: Callable[[Image], None] | None = None
@@ -190,9 +192,13 @@ class Running:
             try:
                 serial = await stack.enter_async_context(self.vm.plug(disk))
             except VMError as error:
-                await self._notice_death()
-                raise (self.broken or error) from error
+                raise await self.why_not(error) from error
             yield serial
+
+    async def why_not(self, error: VMError) -> PykataError:
+        """What is behind an error of the virtual machine's: its end, if it ended."""
+        await self._notice_death()
+        return self.broken or error
 
     async def _notice_death(self) -> None:
         if self.broken is None:

@@ -18,7 +18,7 @@ from pykata import saved
 from pykata.admission import giving
 from pykata.ahead import Ahead, NextFork, forking
 from pykata.concurrency import together
-from pykata.errors import AgentError, ConfigError, DiskFullError, HostError, PykataError
+from pykata.errors import AgentError, ConfigError, DiskFullError, HostError, PykataError, VMError
 from pykata.host import finish, open_lock, try_lock
 from pykata.hypervisors.base import Coming
 from pykata.net.none import NoNetwork
@@ -220,8 +220,13 @@ async def resume(running: Running) -> None:
     """Let the guest go on, and tell it how late it is."""
     from pykata.agent.v1 import CloneRequest
 
-    await running.vm.resume()
+    try:
+        await running.vm.resume()
+    except VMError as error:
+        raise await running.why_not(error) from error
     running.is_paused = False
+    running.resumed.set()
+    running.resumed = anyio.Event()
     running.agent.go_on()
     async with running.explained():
         await running.agent.clone(CloneRequest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,9 @@ from pykata.spec import VOLUMES, Attachment, Mount, Served, Shared, VhostFs
 
 CACHES = ("auto", "always", "none")
 NAMED = 3           # shares that a message names
+REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse", "fuseblk", "virtiofs")
+"""File systems, as mountinfo names them, whose files this host's kernel passes on to somebody else. Those of FUSE may
+also have a name of their own after a point."""
 
 
 def _known(instance: object, attribute: object, value: object) -> None:
@@ -73,7 +76,10 @@ async def served(
         with listener:
             alone = _alone(shares) if shelf is None else None
             source, target = (root / alone, f"{tag}/{alone}") if alone is not None else (root, tag)
-            argv = [str(program), *options(listener.fileno(), source, cache, is_qemus=await _is_qemus(program))]
+            argv = [str(program), *options(
+                listener.fileno(), source, cache, is_qemus=await _is_qemus(program),
+                kills_privileges=not await anyio.to_thread.run_sync(_is_remote, shares),
+            )]  # fmt: skip
             command = entered(root, shares, shelf, argv)
             given = (listener.fileno(),) if shelf is None else (listener.fileno(), shelf.fileno())
             process = await stack.enter_async_context(host.spawn(
@@ -94,6 +100,15 @@ def _alone(shares: Sequence[Shared]) -> str | None:
     (``SB_NOSEC`` isn't inherited in fs/fuse/inode.c), and asks for them before each write again.
     """
     return shares[0].name if len(shares) == 1 and shares[0].path.is_dir() else None
+
+
+def _is_remote(shares: Sequence[Shared]) -> bool:
+    """Whether files of these are in another kernel's hands, or a program's: only that takes privileges away there."""
+    kinds = set[str]()
+    with suppress(OSError):     # why it can't be looked at the daemon says as well
+        for share in shares:
+            kinds |= host.kinds_below(share.path)
+    return any(kind in REMOTE or kind.startswith("fuse.") for kind in kinds)
 
 
 def _named(shares: Sequence[Shared]) -> str:
@@ -134,7 +149,7 @@ async def _is_qemus(program: Path) -> bool:
 
 _kinds: dict[tuple[Path, int, int], bool] = {}
 
-OLDEST_OF_QEMU = (5, 2)     # announce_submounts, sandbox=
+OLDEST_OF_QEMU = (6, 0)     # killpriv_v2
 OLDEST = (1, 4)             # of the one in Rust; nobody has tried an older one
 
 
@@ -154,7 +169,7 @@ def _kind_of(program: Path, said: str) -> bool:
     return is_qemus
 
 
-def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[str]:
+def options(listener: int, root: Path, cache: str, *, is_qemus: bool, kills_privileges: bool = True) -> list[str]:
     """The daemon's options. Its sandbox and seccomp filter are on by default, and nothing here turns them off."""
     if is_qemus:
         return [
@@ -170,7 +185,7 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
             "-o", "xattr",
             # Else the guest asks before each write whether the file has capabilities that it must take away. This
             # host's kernel does that, and takes setuid away, whenever the daemon writes: it has no capability here.
-            "-o", "killpriv_v2",
+            "-o", "killpriv_v2" if kills_privileges else "no_killpriv_v2",
             "-o", "log_level=warn",
             "--rlimit-nofile=0",        # enter.py has set it
         ]  # fmt: skip
@@ -182,7 +197,7 @@ def options(listener: int, root: Path, cache: str, *, is_qemus: bool) -> list[st
         "--sandbox=namespace",
         "--announce-submounts",
         "--xattr",
-        "--killpriv-v2",
+        *(("--killpriv-v2",) if kills_privileges else ()),
         "--log-level=warn",
         "--rlimit-nofile=0",
         # It hasn't the right to open files by handle, and would try it for each.

@@ -16,7 +16,7 @@ from pykata.host.identity import Identity, ephemeral_identity
 from pykata.host.lend import lent_directory
 from pykata.host.locks import is_at, locked, locked_one_of, open_lock, try_lock
 from pykata.host.memory import copy_file, copy_range, extents, held, memory_file, seal, seal_size
-from pykata.host.mounts import is_one_filesystem
+from pykata.host.mounts import is_one_filesystem, kinds_below
 from pykata.host.pipes import PipeReader, PipeWriter
 from pykata.host.process import (
     DEVNULL,
@@ -84,6 +84,7 @@ __all__ = [
     "in_use",
     "is_at",
     "is_one_filesystem",
+    "kinds_below",
     "lent_directory",
     "lock_byte",
     "locked",

@@ -45,6 +45,13 @@ def is_one_filesystem(path: Path) -> bool:
     return bool(kinds) and kinds <= set(WHOLE)
 
 
+def kinds_below(path: Path) -> set[str]:
+    """The kinds of file system that a path is in and that are mounted below it; none for a subvolume of btrfs."""
+    real = os.path.realpath(path)
+    device, below = os.stat(real).st_dev, os.path.join(real, "")
+    return {mount.kind for mount in mounts() if mount.device == device or mount.place.startswith(below)}
+
+
 def device_number(text: str) -> int:
     """ "8:1" as a number."""
     major, _, minor = text.strip().partition(":")

@@ -13,7 +13,7 @@ import pytest
 
 from pykata import DiskImage, VolumeInUseError
 from pykata.fs.block import ready
-from pykata.host import disk_users, is_one_filesystem, loop_of, mounts, where_written
+from pykata.host import disk_users, is_one_filesystem, kinds_below, loop_of, mounts, where_written
 from pykata.spec import Image, ImageConfig
 from pykata.volumes.disk import disk
 
@@ -151,3 +151,16 @@ def test_what_is_one_filesystem(file: Path, tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "mountinfo").write_text(text)
         assert is_one_filesystem(place) is is_one
         assert is_one_filesystem(tmp_path / "link") is is_one
+
+
+def test_what_kinds_of_filesystems_a_directory_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    device = place.stat().st_dev
+    (tmp_path / "mountinfo").write_text(
+        f"36 27 {os.major(device)}:{os.minor(device)} / / rw shared:1 - nfs4 server:/x rw\n"
+        f"37 36 0:99 / {place}/below rw - fuse.sshfs x rw\n38 36 0:98 / {place}-2 rw - 9p x rw\n"
+    )
+    monkeypatch.setattr(mounts, "MOUNTINFO", tmp_path / "mountinfo")
+    assert kinds_below(place) == kinds_below(tmp_path / "link") == {"nfs4", "fuse.sshfs"}

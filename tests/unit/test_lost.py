@@ -13,10 +13,14 @@ import anyio.lowlevel
 import pytest
 from attrs import define, field
 
-from pykata import AgentRefusedError, CommandFailedError, Sandbox, ShareLostError, VMDiedError
+from pykata import AgentRefusedError, CommandFailedError, Sandbox, ShareLostError, VMDiedError, VMError
+from pykata.agent.client import AgentClient
+from pykata.agent.v1 import CloneRequest
 from pykata.spec import Attachment, Served, VhostFs
 from pykata.testing import FakeFs, FakeHypervisor, FakeProcess, fake_bundle
 from pykata.testing.faults import Moment
+from pykata.testing.hypervisor import FakeVM
+from tests.settling import settled
 
 BUSYBOX = "builtin:busybox"
 
@@ -162,6 +166,74 @@ async def test_both(tmp_path: Path) -> None:
             with pytest.raises(ShareLostError):
                 await sb.run(BUSYBOX, ["true"])
             assert (await sb.stats()).memory_total
+
+
+@pytest.fixture
+def pausable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(vm: FakeVM) -> None:
+        pass
+
+    monkeypatch.setattr(FakeVM, "pause", nothing)
+    monkeypatch.setattr(FakeVM, "resume", nothing)
+    monkeypatch.setattr(AgentClient, "clone", cloned)
+
+
+async def cloned(agent: AgentClient, request: CloneRequest) -> None:
+    """The fake agent doesn't know it."""
+
+
+async def test_in_a_pause(tmp_path: Path, pausable: None) -> None:
+    """The guest is asked when it goes on, and so the sandbox does."""
+    fs, hypervisor = Serving(), FakeHypervisor()
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor, fs) as sb, sb.container(BUSYBOX) as container:
+            await sb.pause()
+            fs.ends["fs-auto"].set()
+            await settled()
+            (machine,) = hypervisor.machines
+            assert not machine.agent.aborted
+            await sb.resume()
+            await aborted(hypervisor, "fs-auto")
+            assert isinstance((await container.run(["echo", "x"])).error, ShareLostError)
+
+
+async def test_a_pause_while_the_guest_is_asked(tmp_path: Path, pausable: None) -> None:
+    fs, hypervisor = Serving(), FakeHypervisor()
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor, fs) as sb, sb.container(BUSYBOX) as container:
+            (machine,) = hypervisor.machines
+            paused = anyio.Event()
+
+            async def in_vain(moment: Moment) -> None:
+                if moment == "AbortShare":
+                    machine.agent.before_call = None
+                    await sb.pause()
+                    paused.set()
+                    raise AgentRefusedError("AbortShare: no answer", status="DEADLINE_EXCEEDED")
+
+            machine.agent.before_call = in_vain
+            fs.ends["fs-auto"].set()
+            await paused.wait()
+            await settled()
+            assert not machine.agent.aborted
+            await sb.resume()
+            await aborted(hypervisor, "fs-auto")
+            assert (await container.run(["echo", "x"])).exit_code == 0
+
+
+async def test_a_machine_that_ends_in_a_pause(tmp_path: Path, pausable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hypervisor = FakeHypervisor()
+
+    async def closed(vm: FakeVM) -> None:
+        vm.end(VMDiedError("the virtual machine was killed"))
+        raise VMError("the control channel is closed")
+
+    monkeypatch.setattr(FakeVM, "resume", closed)
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor) as sb:
+            await sb.pause()
+            with pytest.raises(VMDiedError, match="was killed"):
+                await sb.resume()
 
 
 async def test_a_guest_that_cant_go_on_without(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ async def test_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("said", "error", "why"), [
-    ("virtiofsd version 5.1.0 (Debian 1:5.1)", ToolTooOldError, r"virtiofsd 5\.1 of QEMU .5\.2 or later is needed"),
+    ("virtiofsd version 5.2.0 (Debian 1:5.2)", ToolTooOldError, r"virtiofsd 5\.2 of QEMU .6\.0 or later is needed"),
     ("virtiofsd 1.3.9", ToolTooOldError, r"is virtiofsd 1\.3 .1\.4 or later is needed: apt-get install virtiofsd"),
     ("virtiofsd backend 1.0.0", ToolTooOldError, r"is virtiofsd 1\.0 "),
     ("hello", ToolFailedError, "is no virtiofsd: hello .PYKATA_VIRTIOFSD names one"),
@@ -353,7 +353,7 @@ async def test_a_virtiofsd_that_cant_do_it(
 
 
 @pytest.mark.parametrize(("said", "is_qemus"), [
-    ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright", True), ("virtiofsd version 5.2.0", True),
+    ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright", True), ("virtiofsd version 6.0.0", True),
     ("virtiofsd 1.14.0\n", False), ("virtiofsd backend 1.4.0", False), ("virtiofsd 1.10.1", False),
 ])  # fmt: skip
 def test_which_virtiofsd_it_is(said: str, is_qemus: bool) -> None:
@@ -433,3 +433,24 @@ def test_the_sandbox_of_a_daemon_is_never_off(tmp_path: Path, cache: str, is_qem
     assert "seccomp" not in said, "it is on by default"
     assert re.search("-killpriv.v2| killpriv_v2", said), "no question before each write"
     assert ("cache=never" in said) == (cache == "none" and not is_qemus)
+    remote = " ".join(options(5, tmp_path, cache, is_qemus=is_qemus, kills_privileges=False))
+    assert not re.search("-killpriv.v2| killpriv_v2", remote)
+
+
+@pytest.mark.parametrize(("kind", "is_local"), [
+    ("ext4", True), ("btrfs", True), ("overlay", True), ("fusectl", True), ("nfs", False), ("nfs4", False),
+    ("cifs", False), ("smb3", False), ("9p", False), ("ceph", False), ("fuse", False), ("fuse.sshfs", False),
+    ("virtiofs", False),
+])  # fmt: skip
+async def test_what_is_remote_takes_privileges_away_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_local: bool
+) -> None:
+    (tmp_path / "v").mkdir()
+    script(tmp_path / "virtiofsd", """
+        if [ "$1" = --version ]; then echo 'virtiofsd 1.10.1'; exit; fi
+        case "$*" in *--killpriv-v2*) echo local >&2;; *) echo remote >&2;; esac; exit 3""")
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", str(tmp_path / "virtiofsd"))
+    monkeypatch.setattr("pykata.host.kinds_below", lambda path: {"ext4", kind})
+    async with served("tag", (Shared("0", tmp_path / "v"),), "auto", tmp_path) as attachment:
+        (one,) = attachment.served
+        assert (await one.ended()).endswith(f": {'local' if is_local else 'remote'}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from pykata import (
     QEMU,
@@ -30,6 +31,7 @@ from pykata import (
     ShareLostError,
 )
 from pykata.agent.client import AgentClient
+from tests.settling import settled
 from tests.vm.test_volumes import _read, daemons, known_daemons, sh
 
 BUSYBOX = "builtin:busybox"
@@ -212,6 +214,31 @@ async def test_while_it_is_idle(tmp_path: Path, daemon: None) -> None:
         with pytest.raises(ShareLostError):
             async with sb.container(BUSYBOX):
                 raise AssertionError("there is a container")
+
+
+async def test_while_it_is_paused(tmp_path: Path, daemon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told when it goes on: while it stands still it answers nothing, and isn't to be ended for that."""
+    asked: list[bool] = []
+    ask = AgentClient.abort_share
+
+    async def noted(agent: AgentClient, tag: str, *, timeout: float) -> None:
+        asked.append(sb._open.is_paused)
+        await ask(agent, tag, timeout=timeout)
+
+    monkeypatch.setattr(AgentClient, "abort_share", noted)
+    (tmp_path / "f").write_text("x\n")
+    async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb, sb.container(BUSYBOX) as container:
+        await container.run(["cat", "/v/f"], check=True)
+        await sb.pause()
+        kill("fs-auto")
+        while not sb._open.losses:
+            await checkpoint()
+        await settled()
+        await sb.resume()
+        while (done := await container.run(["cat", "/v/f"])).exit_code == 0:
+            pass
+        assert isinstance(done.error, ShareLostError)
+        assert asked == [False]
 
 
 @pytest.mark.parametrize("which", [0, -1])
