@@ -27,8 +27,8 @@ from pykata.spec import LentSlot
 log = logging.getLogger(__name__)
 
 BLOCK = 4096                    # bytes; pieces begin and end at a multiple of this
-PIECE = 256 * 1024              # the most bytes of one
-PIECES = 16                     # in the memory of a sandbox
+PIECE = 512 * 1024              # the most bytes of one
+PIECES = 8                      # in the memory of a sandbox
 LEAST = 64 * 1024               # bytes; what is less goes by the port
 MUCH = 2 * 1024 * 1024          # bytes of a call after which it is worth to borrow a slot, which takes milliseconds
 RETRY = 1.0                     # seconds after which one is looked for again

@@ -23,7 +23,7 @@ const WINDOW: usize = 64 * 1024;
 /// ... where it may send it in bulk frames.
 const BULK_WINDOW: usize = 1024 * 1024;
 /// Room is given back from so many bytes on, or from half a window.
-const WORTH_SAYING: usize = 256 * 1024;
+const WORTH_SAYING: usize = 512 * 1024;
 
 /// From so much on, stdin is moved from the port to the process's pipe.
 const MUCH: usize = 64 * 1024;

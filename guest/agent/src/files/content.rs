@@ -103,10 +103,11 @@ pub fn write(request: &proto::Write) -> Answer<()> {
 fn receive(file: BorrowedFd<'_>) -> Answer<()> {
     let stdin = stdin();
     transfer::widen(stdin.as_fd());
+    let mut buffer = Vec::new();
     loop {
         match wire::next_chunk(stdin.as_fd()) {
             Ok(0) => return Ok(()),
-            Ok(size) => match transfer::receive(stdin.as_fd(), file, size) {
+            Ok(size) => match transfer::receive(stdin.as_fd(), file, size, &mut buffer) {
                 Ok(()) => {}
                 Err(Moved::Failed(errno)) => return Err(failure(errno, "write", b"")),
                 Err(Moved::Broken) => sys::exit_now(wire::BROKEN),

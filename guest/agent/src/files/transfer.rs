@@ -1,4 +1,4 @@
-//! Moves data between a file and a standard stream, without a copy in this process where the kernel can.
+//! Moves data between a file and a standard stream.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,20 +9,44 @@ use super::wire;
 
 /// How much is moved at a time.
 const STEP: usize = 256 * 1024;
+/// How much is received at a time: as much as the host sends at once.
+const RECEIVED: usize = 512 * 1024;
+/// The room of a pipe: what the agent gives its own end (stdio.rs). With less it would lose what it has gained there.
+const ROOM: usize = 1024 * 1024;
 
 /// Gives a pipe more room, so that both of its ends can work at the same time. It is no error if it stays as it is.
 pub fn widen(pipe: BorrowedFd<'_>) {
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, STEP);
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, ROOM);
 }
 
-/// Moves up to `left` bytes from `from`, where it is, to `to`, a pipe. How many there were.
+/// Moves up to `left` bytes from `from`, where it is, to `to`, a pipe, without a copy in this process where the kernel can.
+/// How many there were.
 pub fn send(from: BorrowedFd<'_>, to: BorrowedFd<'_>, left: u64) -> Result<u64, Errno> {
-    move_all(from, to, left)
+    let mut moved = 0;
+    while moved < left {
+        let step = (left - moved).min(STEP as u64) as usize;
+        match splice(from, None, to, None, step, SpliceFlags::MOVE) {
+            Ok(0) => break,
+            Ok(n) => moved += n as u64,
+            Err(Errno::INTR) => {}
+            // Not every file can: those of /proc, a terminal.
+            Err(Errno::INVAL) => return Ok(moved + copy(from, to, left - moved, &mut vec![0; 64 * 1024])?),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(moved)
 }
 
 /// Moves exactly `size` bytes from `from`, a pipe, to `to`, where it is. The pipe must not end before.
-pub fn receive(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: usize) -> Result<(), Moved> {
-    match move_all(from, to, size as u64) {
+///
+/// Through `buffer`, which grows to what it needs: a splice would have the kernel write a file page by page, which takes
+/// longer under emulation than to copy twice.
+pub fn receive(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: usize, buffer: &mut Vec<u8>) -> Result<(), Moved> {
+    let most = size.min(RECEIVED);
+    if buffer.len() < most {
+        buffer.resize(most, 0);
+    }
+    match copy(from, to, size as u64, buffer) {
         Ok(moved) if moved == size as u64 => Ok(()),
         Ok(_) => Err(Moved::Broken),
         Err(errno) => Err(Moved::Failed(errno)),
@@ -36,24 +60,8 @@ pub enum Moved {
     Failed(Errno),
 }
 
-fn move_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<u64, Errno> {
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, buffer: &mut [u8]) -> Result<u64, Errno> {
     let mut moved = 0;
-    while moved < size {
-        let step = (size - moved).min(STEP as u64) as usize;
-        match splice(from, None, to, None, step, SpliceFlags::MOVE) {
-            Ok(0) => break,
-            Ok(n) => moved += n as u64,
-            Err(Errno::INTR) => {}
-            // Not every file can: those of /proc, a file that is appended to, a terminal.
-            Err(Errno::INVAL) => return copy(from, to, size, moved),
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(moved)
-}
-
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, mut moved: u64) -> Result<u64, Errno> {
-    let mut buffer = vec![0; STEP.min(64 * 1024)];
     while moved < size {
         let step = (size - moved).min(buffer.len() as u64) as usize;
         match rustix::io::read(from, &mut buffer[..step]) {
@@ -86,8 +94,8 @@ mod tests {
         assert_eq!(send(file.as_fd(), write.as_fd(), u64::MAX), Ok(50_000));
         drop(write);
         let back = memfd_create("to", MemfdFlags::CLOEXEC).expect("memfd");
-        assert!(receive(read.as_fd(), back.as_fd(), 40_000).is_ok());
-        assert!(matches!(receive(read.as_fd(), back.as_fd(), 20_000), Err(Moved::Broken)));
+        assert!(receive(read.as_fd(), back.as_fd(), 40_000, &mut Vec::new()).is_ok());
+        assert!(matches!(receive(read.as_fd(), back.as_fd(), 20_000, &mut Vec::new()), Err(Moved::Broken)));
         let mut found = vec![0; 60_000];
         assert_eq!(rustix::io::pread(&back, &mut found, 0), Ok(50_000));
         assert_eq!(found[..50_000], data);

@@ -27,7 +27,7 @@ pub fn unpack(request: &proto::Unpack) -> Answer<()> {
     wire::send(Reply::Done(Done {}));
     transfer::widen(stdin().as_fd());
     let mut tree = Tree { top, made, last: None, directories: Vec::new(), request };
-    let mut source = Source { left: 0, ended: false };
+    let mut source = Source { left: 0, ended: false, buffer: Vec::new() };
     while let Some((entry, mut data)) = source.next_entry()? {
         tree.add(entry, &mut source, &mut data)?;
         source.skip(data)?;
@@ -182,6 +182,8 @@ struct Source {
     /// Of the frame that has begun.
     left: usize,
     ended: bool,
+    /// Content goes through it.
+    buffer: Vec<u8>,
 }
 
 impl Source {
@@ -267,7 +269,7 @@ impl Source {
     fn copy(&mut self, file: &OwnedFd, mut count: u64) -> Answer<()> {
         while count > 0 {
             let step = self.frame().min(usize::try_from(count).unwrap_or(usize::MAX));
-            match transfer::receive(stdin().as_fd(), file.as_fd(), step) {
+            match transfer::receive(stdin().as_fd(), file.as_fd(), step, &mut self.buffer) {
                 Ok(()) => {}
                 Err(Moved::Failed(errno)) => return Err(errno).at("write"),
                 Err(Moved::Broken) => broken(),

@@ -17,7 +17,7 @@ use crate::disk;
 /// Pieces begin and end at a multiple of this, in the disk and in memory.
 const BLOCK: usize = 4096;
 /// The most bytes of a piece.
-pub const LONGEST: usize = 256 * 1024;
+pub const LONGEST: usize = 512 * 1024;
 /// The most bytes that say where one is, or what is asked for.
 pub const LONGEST_PAYLOAD: usize = 64;
 
