@@ -29,12 +29,15 @@ from pykata.hypervisors.base import VM, Coming
 from pykata.options import Options
 from pykata.origin import NOBODY
 from pykata.spares import Ready, Spare
-from pykata.spec import SavedVM
+from pykata.spec import MIB, SavedVM
 
 log = logging.getLogger(__name__)
 
 ROOM = 512 * 1024
 """Bytes of devices that nobody has to wait for QEMU to read; there are some 340 KB of them (socket(7))."""
+MOST = 256 * MIB
+"""Bytes of what a sandbox was started from, above which no machine waits for its next fork: they are copied for that,
+which others' starts wait for, and kept."""
 
 
 class Ahead:
@@ -126,6 +129,11 @@ class Waiting(Spare):
     coming: Coming
     ahead: Ahead
 
+    @property
+    def is_good(self) -> bool:
+        """Nor can one that has other disks: it would keep the fork from starting its own."""
+        return super().is_good and self.coming.is_current
+
 
 class NextFork(Ready[Waiting]):
     """The machine of the next fork of a sandbox, where there is memory for one: it takes some 15 MiB, and as much again
@@ -139,14 +147,20 @@ class NextFork(Ready[Waiting]):
 
     def want(self) -> None:
         """One is to be started, now that nobody needs the processors."""
-        self._count = 1
-        self.refill()
+        if self._vm.started_from <= MOST:
+            self._count = 1
+            self.refill()
 
     def take(self) -> Waiting | None:
         """The one there is. It is the caller's from now on, who leaves its stack; there is no other before the next is
         wanted."""
         self._count = 0
+        self._wanted.set()      # one that was no good is removed now, and none is started
         return self._next()
+
+    @property
+    def _cost(self) -> int:
+        return RESTORED + self._vm.started_from
 
     async def _started(self) -> Waiting:
         async with AsyncExitStack() as stack:

@@ -26,34 +26,35 @@ async def alongside(work: Coroutine[object, object, object]) -> AsyncIterator[No
     try:
         yield
     finally:
-        await finish(_cancelled(task))
-        # Asked for in any case: asyncio complains on stderr of a failure that nobody has looked at.
-        failure = None if task.cancelled() else task.exception()
-    if failure is not None:
+        failures = await finish(_ended(task))
+    for failure in failures:
         raise failure
 
 
 async def together(work: Coroutine[object, object, object], beside: Coroutine[object, object, object]) -> None:
     """Run both to their end, at the same time. One that fails has the other cancelled, and its failure is raised."""
-    ended = anyio.Event()
+    both = [asyncio.create_task(work), asyncio.create_task(beside)]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        # What failed first says why; the other may fail because it was cancelled.
+        failures = await finish(_ended(*sorted(both, key=lambda task: not task.done())))
+    for failure in failures:
+        raise failure
+    for task in both:
+        task.result()       # of one that has cancelled itself
 
-    async def run() -> None:
-        try:
-            await beside
-        finally:
-            ended.set()
 
-    async with alongside(run()):
-        await work
-        await ended.wait()
-
-
-async def _cancelled(task: asyncio.Task[object]) -> None:
+async def _ended(*tasks: asyncio.Task[object]) -> list[BaseException]:
+    """Cancel what isn't done. The failures are asked for in any case: asyncio complains of one that nobody looks at."""
     # More than once: an anyio scope in the work takes a cancellation that comes while it is cancelled itself for its
     # own, and swallows it.
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=SWALLOWED)
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=SWALLOWED)
+    failures = (None if task.cancelled() else task.exception() for task in tasks)
+    return [failure for failure in failures if failure is not None]
 
 
 _boot_slots: RunVar[anyio.CapacityLimiter] = RunVar("pykata_boot_slots")

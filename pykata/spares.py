@@ -67,6 +67,11 @@ class Ready(Generic[One]):
         self._wanted = anyio.Event()
         self._arrived = anyio.Event()
 
+    @property
+    def _cost(self) -> int:
+        """Bytes that one takes."""
+        return RESTORED
+
     async def _started(self) -> One:
         """One more. Raises PykataError and OSError where that can't be."""
         raise NotImplementedError
@@ -127,7 +132,7 @@ class Ready(Generic[One]):
             self._bad.clear()
 
     async def _add(self) -> None:
-        async with admitted_now(RESTORED) as fits:
+        async with admitted_now(self._cost) as fits:
             self._is_short = not fits
             if fits:
                 self._ready.append(await self._started())

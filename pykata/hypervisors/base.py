@@ -18,6 +18,11 @@ class Coming(ABC):
     """The file that its memory will be in, and the disks that it has now. A machine that waits for its devices can be
     started with it."""
 
+    @property
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Whether the disks are still those: a machine that was started with others can't go on from this."""
+
     @abstractmethod
     async def begin(self) -> None:
         """Do what is the same however long the machine runs on. Raises :class:`~pykata.errors.VMError`."""
@@ -63,6 +68,11 @@ class VM(ABC):
     @abstractmethod
     def end(self, why: VMDiedError) -> None:
         """End it now: something that it needs is gone. :meth:`died` says ``why``, unless it has ended already."""
+
+    @property
+    def started_from(self) -> int:
+        """Bytes of the saved memory that it goes on from, which saving it begins with; 0 if it was booted."""
+        return 0
 
     @property
     def has_ended(self) -> bool:

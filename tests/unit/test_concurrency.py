@@ -51,6 +51,50 @@ async def test_the_failure_of_one_of_both_is_raised(fails_beside: bool) -> None:
     assert log in (["short"], ["ended"], [])        # what was never begun has nothing to end
 
 
+@pytest.mark.parametrize("fails_beside", [False, True])
+async def test_the_failure_of_one_of_both_cancels_the_other(fails_beside: bool) -> None:
+    log: list[str] = []
+    begun = anyio.Event()
+
+    async def other() -> None:
+        begun.set()
+        await forever(log)
+
+    async def fails() -> None:
+        await begun.wait()
+        await failing()
+
+    with anyio.fail_after(300), pytest.raises(OSError, match="the work failed"):
+        await together(*((other(), fails()) if fails_beside else (fails(), other())))
+    assert log == ["ended"]
+
+
+async def test_the_first_failure_is_raised_and_the_one_that_follows_from_it_is_not() -> None:
+    async def fails_too() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError("it was cancelled")
+
+    with anyio.fail_after(300), pytest.raises(OSError, match="the work failed"):
+        await together(fails_too(), failing())
+
+
+async def test_both_are_cancelled_from_outside() -> None:
+    log: list[str] = []
+
+    async def work() -> None:
+        await anyio.lowlevel.checkpoint()
+        await forever(log)
+
+    both = asyncio.create_task(together(work(), work()))
+    await settled()
+    both.cancel()
+    await asyncio.wait([both])
+    assert both.cancelled()
+    assert log == ["ended"] * 2
+
+
 async def test_work_is_cancelled_when_the_body_ends() -> None:
     log: list[str] = []
     async with alongside(forever(log)):

@@ -15,6 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from pykata import Sandbox, ahead, saving, spares
+from pykata.admission import RESTORED
 from pykata.ahead import Ahead, NextFork, Waiting
 from pykata.concurrency import alongside
 from pykata.errors import HostError
@@ -22,8 +23,9 @@ from pykata.host import held, memory_file
 from pykata.hypervisors.qemu import state
 from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.spares import Spare
-from pykata.spec import Disk, SavedVM
+from pykata.spec import MIB, Disk, SavedVM
 from pykata.testing import FakeHypervisor
+from tests.settling import settled
 
 SIZE = 1 << 20
 
@@ -142,10 +144,12 @@ async def test_a_machine_that_has_other_disks_is_not_taken() -> None:
 class Next(NextFork):
     """Its machines are of nothing; ``log`` says which came and went."""
 
-    def __init__(self) -> None:
+    def __init__(self, started_from: int = 0) -> None:
+        vm: Any = SimpleNamespace(started_from=started_from)
         nothing: Any = None
-        super().__init__(nothing, Sandbox(FakeHypervisor()).options, nothing)
+        super().__init__(vm, Sandbox(FakeHypervisor()).options, nothing)
         self.log: list[str] = []
+        self.coming: Any = SimpleNamespace(is_current=True)
 
     async def _started(self) -> Waiting:
         number = sum(line.startswith("came") for line in self.log)
@@ -155,7 +159,7 @@ class Next(NextFork):
         vm = SimpleNamespace(has_ended=False, end=lambda why: self.log.append(f"ended {number}"))
         machine: Any = SimpleNamespace(vm=vm, agent=None)
         nothing: Any = None
-        return Waiting(machine, stack, nothing, nothing)
+        return Waiting(machine, stack, self.coming, nothing)
 
 
 async def test_a_machine_waits_for_the_next_fork_when_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +190,54 @@ async def test_a_machine_waits_for_the_next_fork_when_one_is_wanted(monkeypatch:
         await following.drain()
         await first.stack.aclose()
     assert following.log == ["came 0", "came 1", "ended 1", "went 1", "came 2", "went 2", "went 0"]
+
+
+@pytest.mark.parametrize("reason", ["it has ended", "it has other disks"])
+async def test_a_machine_that_is_no_good_is_removed_by_the_fork_that_finds_it(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def admitted_now(_: int) -> AsyncIterator[bool]:
+        yield True
+
+    monkeypatch.setattr(spares, "admitted_now", admitted_now)
+    gone = anyio.Event()
+    with anyio.fail_after(300):
+        following = Next()
+        async with alongside(following.fill()):
+            following.want()
+            await following.filled()
+            (waiting,) = following._ready
+            waiting.stack.callback(gone.set)
+            if reason == "it has ended":
+                vars(waiting.machine.vm)["has_ended"] = True
+            else:
+                following.coming.is_current = False
+            assert following.take() is None
+            await gone.wait()       # with its memory, though no other is wanted
+            await settled()
+            assert following.log == ["came 0", "went 0"]
+
+
+async def test_what_waits_for_the_next_fork_counts_with_the_memory_that_it_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    @asynccontextmanager
+    async def admitted_now(cost: int) -> AsyncIterator[bool]:
+        asked.append(cost)
+        yield True
+
+    monkeypatch.setattr(spares, "admitted_now", admitted_now)
+    with anyio.fail_after(300):
+        for size in (0, 100 * MIB, ahead.MOST, ahead.MOST + 4096):
+            following = Next(size)
+            async with alongside(following.fill()):
+                following.want()
+                await following.filled()
+            assert (following.take() is not None) == (size <= ahead.MOST)
+    assert asked == [RESTORED, RESTORED + 100 * MIB, RESTORED + ahead.MOST]
 
 
 async def test_a_machine_ahead_has_the_bundle_of_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:

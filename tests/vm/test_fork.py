@@ -16,10 +16,11 @@ import pytest
 from attrs import evolve
 
 from pykata import Container, Sandbox, SandboxClosedError
-from pykata.ahead import Waiting
+from pykata.ahead import NextFork, Waiting
 from pykata.errors import ConfigError, HostError, SavedDamagedError, SavedMissingError
 from pykata.net.network import Network
 from pykata.running import Running
+from pykata.spec import Disk
 from tests.cancellation import Way, cancel_everywhere
 from tests.vm.conftest import BUSYBOX, clocked
 
@@ -203,6 +204,18 @@ async def no_room(cost: int) -> AsyncIterator[bool]:
     yield False
 
 
+@asynccontextmanager
+async def room(cost: int) -> AsyncIterator[bool]:
+    yield True
+
+
+async def ready(following: NextFork) -> Waiting:
+    """The machine that waits for the next fork, as soon as it does: it must come, there is :func:`room`."""
+    with anyio.fail_after(300):
+        await following.filled()
+    return following._ready[0]
+
+
 async def wait_for(running: Running, last: Waiting | None) -> Waiting | None:
     """A machine waits for the next fork from now on. The last one that did is in use, if it was taken, or has ended."""
     if (following := running.next_fork) is None:
@@ -212,11 +225,13 @@ async def wait_for(running: Running, last: Waiting | None) -> Waiting | None:
         taken = [spare.machine.vm for spare in running.ahead._ready]
         assert last.machine.vm in taken or not last.is_good
     following.want()
-    await following.filled()
-    return following._ready[0]
+    return await ready(following)
 
 
-async def test_forks_that_are_cancelled_leave_no_machine_that_has_waited_for_them() -> None:
+async def test_forks_that_are_cancelled_leave_no_machine_that_has_waited_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pykata.spares.admitted_now", room)
     async with sandbox() as sb, sb.container(BUSYBOX) as c:
         await c.run(["true"])
         await sb.fork()
@@ -315,7 +330,8 @@ async def test_out_of_descriptors() -> None:
         assert (await c.run(["echo", "x"])).stdout == "x\n"
 
 
-async def test_the_next_fork_finds_a_machine_that_waits() -> None:
+async def test_the_next_fork_finds_a_machine_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykata.spares.admitted_now", room)
     async with sandbox() as parent, parent.container(BUSYBOX) as c:
         async def forked(line: str) -> str:
             """What a child reads that is forked when the parent has written one more line."""
@@ -327,8 +343,7 @@ async def test_the_next_fork_finds_a_machine_that_waits() -> None:
         assert await forked("1") == "1 "
         following = parent._open.next_fork
         assert following is not None
-        await following.filled()
-        waiting = following._ready[0].machine.vm
+        waiting = (await ready(following)).machine.vm
         assert waiting is not None
         (child,) = await parent.fork()
         ahead = parent._open.ahead
@@ -336,14 +351,38 @@ async def test_the_next_fork_finds_a_machine_that_waits() -> None:
         assert [spare.machine.vm for spare in ahead._ready] == [waiting]
         async with child:
             assert (await child.containers[c.id].run(["cat", "/file"])).stdout == "1\n"
-        await following.filled()
+        await ready(following)
         assert await forked("2") == "1 2 "
-        await following.filled()
-        waiting = following._ready[0].machine.vm
+        waiting = (await ready(following)).machine.vm
         assert waiting is not None
         os.kill(waiting.pid, signal.SIGKILL)
         os.waitid(os.P_PID, waiting.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 it is killed already
         assert await forked("3") == "1 2 3 "
-        await following.filled()
+        await ready(following)
         assert following.give_up()
         assert await forked("4") == "1 2 3 4 "
+
+
+async def test_a_fork_with_other_disks_than_the_machine_that_waits_starts_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("spares", "ahead"):
+        monkeypatch.setattr(f"pykata.{module}.admitted_now", room)
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    async with sandbox() as parent, parent.container(BUSYBOX) as c:
+        await c.run(["sh", "-c", "echo parents > /file"])
+        await parent.fork()
+        following = parent._open.next_fork
+        assert following is not None
+        following.want()
+        waiting = await ready(following)
+        async with parent._open.vm.plug(Disk("other", tmp_path / "disk")):
+            assert not waiting.is_good
+            (child,) = await parent.fork()
+        ahead = parent._open.ahead
+        assert ahead is not None
+        (spare,) = ahead._ready
+        assert spare.machine.vm is not waiting.machine.vm
+        async with child:
+            assert not ahead._ready
+            assert (await child.containers[c.id].run(["cat", "/file"])).stdout == "parents\n"

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,7 +28,7 @@ from pykata.errors import HostError
 from pykata.hypervisors import base
 from pykata.hypervisors.qemu.qmp import QMP
 from pykata.hypervisors.qemu.reading import AT_ONCE, copy_in
-from pykata.spec import SavedVM
+from pykata.spec import Disk, SavedVM
 
 PAGE = 4096
 MADV_POPULATE_WRITE = 23    # madvise(2)
@@ -150,10 +150,15 @@ def _guest_memory(pid: int, size: int, started_from: int | None) -> int:
 class Coming(base.Coming):
     """A machine of QEMU's that will be saved."""
 
-    def __init__(self, vm: SavedVM, copy: Copy) -> None:
+    def __init__(self, vm: SavedVM, copy: Copy, disks: Callable[[], Mapping[int, Disk]]) -> None:
         self.vm = vm
         self.copy = copy
+        self._disks = disks
         self._is_prepared = False
+
+    @property
+    def is_current(self) -> bool:
+        return self.vm.slots == self._disks()
 
     async def begin(self) -> None:
         await _to_the_end(self.copy.begin)

@@ -125,7 +125,7 @@ class QemuVM(VM):
             # Of its own, as this machine may be left meanwhile.
             started_from = None if self._started_from is None else os.dup(self._started_from)
             with closing(state.Copy(self.pid, self._memory, started_from, memory)) as copy:
-                yield state.Coming(SavedVM(file, b"", self._slots.now()), copy)
+                yield state.Coming(SavedVM(file, b"", self._slots.now()), copy, self._slots.now)
 
     @asynccontextmanager
     async def saved(self, coming: base.Coming | None = None) -> AsyncIterator[SavedVM]:
@@ -157,6 +157,10 @@ class QemuVM(VM):
         if self._process.returncode is None and self._why is None:
             self._why = why
             self._process.kill()
+
+    @property
+    def started_from(self) -> int:
+        return 0 if self._started_from is None else os.fstat(self._started_from).st_blocks * 512
 
     @property
     def has_ended(self) -> bool:
