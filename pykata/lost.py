@@ -12,7 +12,7 @@ from pykata.concurrency import alongside
 from pykata.errors import AgentError, BootError, ShareLostError
 from pykata.fs.helper import NO_NAMESPACE, not_permitted
 from pykata.hypervisors.base import VM
-from pykata.running import Running
+from pykata.running import Loss, Running
 from pykata.spec import Attachment, Served
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ async def _outlive(running: Running, served: Served) -> None:
     if running.is_left:
         return      # it has ended with its machine
     # First: who gets an error from now on shall hear of it.
-    running.losses.append((served, ShareLostError(f"files of the host are lost, because {why}")))
+    loss = Loss(served.of_images, ShareLostError(f"files of the host are lost, because {why}"))
+    running.losses.append(loss)
+    running.on_loss(loss)
     log.warning("the guest goes on without files of the host, because %s", why)
     try:
         await _abort(running, served.tag)

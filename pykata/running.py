@@ -27,7 +27,7 @@ from pykata.hypervisors.base import VM
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
 from pykata.origin import Origin, SavedContainer
-from pykata.spec import Disk, Image, Served, Timings
+from pykata.spec import Disk, Image, Timings
 
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
@@ -44,6 +44,14 @@ class ProcessId(NamedTuple):
 
     container: str
     process: str
+
+
+class Loss(NamedTuple):
+    """Files of the host that the guest had, whose server has ended."""
+
+    of_images: bool
+    """They are those of root filesystems, not of volumes."""
+    error: ShareLostError
 
 
 @define(eq=False)
@@ -65,8 +73,12 @@ class Running:
     """Why nothing more can be done in this sandbox."""
     is_left: bool = False
     """Its machine is ended, and with that what serves it."""
-    losses: list[tuple[Served, ShareLostError]] = field(factory=list)
-    """The files of the host that the guest had, whose server has ended."""
+    losses: list[Loss] = field(factory=list)
+    """Those that this process has heard of."""
+    on_loss: Callable[[Loss], None] = lambda loss: None
+    """Told of each before the guest gets an error by it."""
+    hear: Callable[[], None] = lambda: None
+    """Takes what has come of losses by now, where they are another process's to note."""
     containers: dict[str, SavedContainer] = field(factory=dict)
     """Those that stay for several commands, by id, and those that wait for a first one."""
     ahead: Spares | None = None
@@ -120,13 +132,14 @@ class Running:
 
     def loss(self, *, shared_root: bool) -> ShareLostError | None:
         """Why a container lacks files that it had: its root filesystem, if that's shared, or a volume."""
-        known = (error for served, error in self.losses if shared_root or not served.of_images)
-        return next(known, None)
+        self.hear()
+        return next((error for of_images, error in self.losses if shared_root or not of_images), None)
 
     def check_root(self, image: Image) -> None:
         """Raise why nothing can run in the containers of this image any more, if it can't."""
-        for served, error in self.losses:
-            if served.of_images and self.has_shared_root(image):
+        self.hear()
+        for of_images, error in self.losses:
+            if of_images and self.has_shared_root(image):
                 raise error.with_traceback(None)
 
     def check_files(self, image: Image) -> None:

@@ -13,6 +13,7 @@ from attrs import define, field
 
 import pykata
 from pykata_cli import exits, stdio, terminal
+from pykata_cli.complaint import one_line
 from pykata_cli.printing import say
 
 DRAIN = 10.0
@@ -48,6 +49,9 @@ class Streams:
         code = await self.process.wait()
         if self.process.exited is not None and self.process.exited.oom_killed:
             say("the command was killed: memory ran out (--memory gives it more)")
+        if self.process.lost is not None:
+            say(one_line(self.process.lost))
+            return code or exits.PYKATA     # that it ended well doesn't say that what it wrote has arrived
         return code
 
     def _terminal(self) -> AbstractContextManager[None]:

@@ -14,7 +14,15 @@ from anyio.streams.memory import MemoryObjectSendStream
 from pykata.concurrency import alongside
 from pykata.detached.directory import Directory
 from pykata.detached.wire import Message, Wire, unpack_error
-from pykata.errors import DetachedEndedError, DetachedError, DetachedLostError, HostError, PykataError
+from pykata.errors import (
+    DetachedEndedError,
+    DetachedError,
+    DetachedLostError,
+    HostError,
+    PykataError,
+    ShareLostError,
+)
+from pykata.running import Loss
 from pykata.spec import NetworkEvent
 
 EVENTS = 1024           # of the network, that a reader may be behind
@@ -28,6 +36,8 @@ class Keeper:
         self.grown = anyio.Event()
         """Set when the log has grown, and replaced."""
         self.network = RemoteGuard(self)
+        self.losses: list[Loss] = []
+        """Of the host's files, as far as :meth:`hear` and :meth:`listen` have taken the keeper's words."""
         self._wire = wire
         self._numbers = count(1)
         self._pending: dict[int, asyncio.Future[Message]] = {}
@@ -71,6 +81,11 @@ class Keeper:
                     future.exception()      # seen: who asked may have been cancelled
             self._grow()
 
+    def hear(self) -> None:
+        """Take what has come by now: the keeper tells of a loss before the guest has an error by it."""
+        while (message := self._wire.receive_now()) is not None:
+            self._take(message)
+
     async def gone(self) -> PykataError:
         """Wait until the keeper is gone, and the sandbox with it; returns why."""
         await self._gone.wait()
@@ -95,6 +110,8 @@ class Keeper:
                 return
             case {"event": "ended", "error": dict(error)}:
                 self._end = unpack_error(error)
+            case {"event": "loss", "of_images": bool(of_images), "error": dict(error)}:
+                self.losses.append(Loss(of_images, _as_loss(unpack_error(error))))
             case {"event": "log"}:
                 self._grow()
             case {"event": "network", "what": dict(what)}:
@@ -104,6 +121,10 @@ class Keeper:
     def _grow(self) -> None:
         self.grown.set()
         self.grown = anyio.Event()
+
+
+def _as_loss(error: PykataError) -> ShareLostError:
+    return error if isinstance(error, ShareLostError) else ShareLostError(error.message, hint=error.hint)
 
 
 class RemoteGuard:

@@ -109,7 +109,7 @@ async def remote(name: str) -> AsyncIterator[Remote]:
             network=RunningNetwork(
                 welcome.ports, welcome.addresses, welcome.via, keeper.network if welcome.has_policy else None,
             ),
-            namespace=str(answer["namespace"]),
+            namespace=str(answer["namespace"]), losses=keeper.losses, hear=keeper.hear,
         )  # fmt: skip
         try:
             yield Remote(running, welcome.main)

@@ -27,7 +27,7 @@ from pykata.keeper.client import Client
 from pykata.keeper.ending import End, Ending
 from pykata.keeper.log import Log
 from pykata.process import Process
-from pykata.running import Running
+from pykata.running import Loss, Running
 from pykata.spec import StreamName
 from pykata.streams import Output
 
@@ -65,6 +65,7 @@ class Keeper:
             warnings.simplefilter("ignore", EmulationWarning)      # who started us was warned
             async with boot(options) as self.running, AsyncExitStack() as stack:
                 stack.callback(self._give_up)
+                self.running.on_loss = self._tell_loss
                 await self._start_main(stack)
                 self._tasks = await stack.enter_async_context(anyio.create_task_group())
                 for work in (self._watch_vm, self._watch_agent, self._watch_main):
@@ -193,6 +194,8 @@ class Keeper:
             return
         self._wires.add(wire)
         try:
+            for loss in self.running.losses:
+                await wire.send(_packed(loss))
             await Client(self, wire, number).serve()
         except Exception:  # a client that can't be served is no reason to end the sandbox
             traceback.print_exc()
@@ -205,6 +208,16 @@ class Keeper:
         for wire in self._wires:
             with suppress(anyio.BrokenResourceError):
                 wire.send_now({"event": "ended", "error": pack_error(error)})
+
+    def _tell_loss(self, loss: Loss) -> None:
+        for wire in self._wires:
+            with suppress(anyio.BrokenResourceError):
+                if not wire.send_now(_packed(loss)):
+                    self._tasks.start_soon(self._tell_later, wire, loss)
+
+    async def _tell_later(self, wire: Wire, loss: Loss) -> None:
+        with suppress(anyio.BrokenResourceError):
+            await wire.send(_packed(loss))
 
     def _write(self, **changes: object) -> None:
         self._state = evolve(self._state, **changes)    # type: ignore[arg-type]
@@ -267,6 +280,10 @@ async def _leashed(leash: Wire, ending: Ending) -> None:
         ending.set(ABANDONED)
     else:
         leash.close()
+
+
+def _packed(loss: Loss) -> dict[str, object]:
+    return {"event": "loss", "of_images": loss.of_images, "error": pack_error(loss.error)}
 
 
 def _first(error: BaseException) -> BaseException:

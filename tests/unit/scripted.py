@@ -51,6 +51,7 @@ class ScriptedProcess:
     killed: threading.Event = field(factory=threading.Event)
     needs: int = 1
     """How many signals end it."""
+    lost: pykata.ShareLostError | None = None
 
     def __attrs_post_init__(self) -> None:
         self.stdout, self.stderr = self._out(), self._err()

@@ -144,6 +144,13 @@ def test_out_of_memory(scripted: Script, capfd: pytest.CaptureFixture[str]) -> N
     assert "memory ran out" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("code", "told"), [(0, 125), (3, 3)])
+def test_lost_files(scripted: Script, capfd: pytest.CaptureFixture[str], code: int, told: int) -> None:
+    scripted(output=(b"out",), exit=Exited(code), lost=pykata.ShareLostError("files of the host are lost"))
+    assert run("image") == told
+    assert capfd.readouterr() == ("out", "pykata: files of the host are lost\n")
+
+
 def test_the_machine_dies(scripted: Script, capfd: pytest.CaptureFixture[str]) -> None:
     scripted(output=(b"partial",), failure=pykata.VMDiedError("QEMU was killed by SIGKILL", console="a\nb"))
     assert run("image") == PYKATA_FAILED

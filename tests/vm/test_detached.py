@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from attrs import evolve
 
-from pykata import Sandbox, Template, VMDiedError, collect_garbage, find_detached, list_detached
+from pykata import Sandbox, ShareLostError, Template, VMDiedError, collect_garbage, find_detached, list_detached
 from pykata.errors import ConfigError
+from tests.vm.test_volumes import daemons
 
 PYKATA = [sys.executable, "-m", "pykata_cli"]
 BUSYBOX = "builtin:busybox"
@@ -199,6 +201,34 @@ async def test_volumes(tmp_path: Path) -> None:
             for refused in (sb.fork(), sb.snapshot("/nowhere"), sb.pause(), sb.resume()):
                 with pytest.raises(ConfigError, match="detached"):
                     await refused
+    finally:
+        await handle.stop()
+
+
+async def test_a_volume_whose_server_ends(tmp_path: Path) -> None:
+    """Who uses the sandbox hears of it, and so does who comes later."""
+    handle = await Sandbox(isolation="emulated", volumes={"/v": tmp_path}).detach("worker", BUSYBOX)
+    try:
+        async with Sandbox.connect("worker") as sb, sb.main.process(["sh", "-c", "read x; exit 0"]) as process:
+            assert (await sb.main.run(["touch", "/v/f"])).ok
+            assert process.lost is None
+            os.kill(min(daemons()), signal.SIGKILL)
+            while (await sb.main.run(["sh", "-c", "echo x > /v/f"])).exit_code == 0:
+                pass
+            await process.stdin.send(b"\n")
+            assert await process.wait() == 0
+            assert isinstance(process.lost, ShareLostError)
+            done = await sb.main.run(["true"])
+            assert (done.exit_code, done.ok) == (0, False)
+            with pytest.raises(ShareLostError, match=r"virtiofsd for .* was killed by SIGKILL"):
+                await sb.run(BUSYBOX, ["true"])
+        async with Sandbox.connect("worker") as sb:
+            assert isinstance((await sb.main.run(["true"])).error, ShareLostError)
+        told = await anyio.to_thread.run_sync(pykata, "exec", "worker", "true")
+        assert told.returncode == 125
+        assert b"files of the host are lost, because virtiofsd for " in told.stderr
+        other = await anyio.to_thread.run_sync(pykata, "exec", "worker", "sh", "-c", "exit 3")
+        assert other.returncode == 3
     finally:
         await handle.stop()
 
