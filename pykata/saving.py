@@ -213,6 +213,9 @@ async def pause(running: Running) -> None:
         except asyncio.CancelledError:
             running.is_paused = True        # it may have been: to resume one that runs does no harm
             raise
+        except VMError:
+            running.agent.go_on()
+            raise
         running.is_paused = True
 
 

@@ -200,7 +200,8 @@ class AgentClient:
             yield run
         finally:
             stream.close()
-            await run.leave()
+            run.leave()
+        await run.left()        # not after a failure, nor a cancellation: the agent may never answer
 
     @asynccontextmanager
     async def call(self, name: str) -> AsyncIterator[Stream]:

@@ -21,7 +21,6 @@ from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import RunRequest, RunResponse, Start
 from pykata.agent.v1 import Window as WindowMessage
 from pykata.errors import AgentTimeoutError
-from pykata.host import finish
 
 PIECE = 64 * 1024               # the most bytes of stdio in one message: agent.proto
 STDIN_WINDOW = 64 * 1024        # bytes of stdin that may be sent at first: agent.proto, Start.window
@@ -276,11 +275,16 @@ class RunStream:
         self._staged.append((self._stdin_sent, piece))
         return piece.size
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """The call is over."""
         if self._stages and (staging := self._stream.staging):
             self._stages = False
-            await finish(staging.leave([piece for _, piece in self._staged]))
+            staging.leave([piece for _, piece in self._staged])
+
+    async def left(self) -> None:
+        """What the call had beside the port, if it was the last one, has been given back."""
+        if staging := self._stream.staging:
+            await staging.left()
 
     def _allowed(self, data: memoryview) -> int:
         return 0 if self._stdin_closed else min(PIECE, len(data), self._stdin_room if self._window else PIECE)

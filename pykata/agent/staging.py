@@ -116,14 +116,18 @@ class Staging:
         self._wire.write(frame(call, STAGED, (at // BLOCK).to_bytes(4) + size.to_bytes(4)))
         return Piece(pieces, number, size)
 
-    async def leave(self, left: Iterable[Piece]) -> None:
-        """A call is over; the agent has read these pieces of it, or will. The last one gives the slot back."""
+    def leave(self, left: Iterable[Piece]) -> None:
+        """A call is over; the agent has read these pieces of it, or will. After the last one the slot is given back."""
         for piece in left:
             piece.pieces.left.append(piece.number)
         self._users -= 1
+        self._recalled |= not self._users
         self._news.set()
-        if not self._users:
-            await self._return()
+
+    async def left(self) -> None:
+        """Wait until the slot has been given back, if no call needs it any more."""
+        if self._task is not None and not self._users:
+            await asyncio.wait([self._task])
 
     # What the connection tells.
 
@@ -186,13 +190,20 @@ class Staging:
 
     async def _use(self, slot: LentSlot, pieces: Pieces) -> None:
         try:
-            if await self._ask(OPEN, slot.serial.encode()) == OPEN:
+            said = await self._ask(OPEN, slot.serial.encode())
+            if said == OPEN:
                 self._pieces = pieces
                 await self._until_recalled(pieces)
             self._pieces = None
             await self._ask(CLOSE)
-        except AgentTimeoutError:
+            if said == REFUSED:
+                raise HostError(f"the agent can't open the disk {slot.serial!r}")
+        except asyncio.CancelledError:
+            slot.is_lost = True         # it has it open: by the end of the connection, after which nobody needs a slot
+            raise
+        except AgentTimeoutError as exc:
             slot.is_lost = self._is_broken = True       # nobody knows whether it has it open
+            log.warning("disk %s is lost: %s", slot.serial, exc)
             raise
         finally:
             self._pieces = None

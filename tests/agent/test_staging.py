@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pykata.agent import bulk, staging
 from pykata.agent.client import AgentClient, Room, RunStream
 from pykata.agent.run import PIECE
-from pykata.agent.staging import BLOCK, CLOSE, LEAST, MUCH, OPEN, PIECES, SYNC
+from pykata.agent.staging import BLOCK, CLOSE, LEAST, MUCH, OPEN, PIECES, REFUSED, SYNC
 from pykata.agent.v1 import Process, RunResponse, Start, Started
 from pykata.errors import AgentError, AgentProtocolError
 from pykata.spec import LentSlot
@@ -34,7 +34,9 @@ NOISE = random.Random(1).randbytes(MUCH + 4 * 700_000)
 class Machine:
     """One slot, and an agent that takes stdin of all calls in whichever way it comes."""
 
-    def __init__(self, *, silent: bool = False, reads: Callable[[int], bool] = lambda stream: True) -> None:
+    def __init__(
+        self, *, silent: bool = False, refuses: bool = False, reads: Callable[[int], bool] = lambda stream: True,
+    ) -> None:  # fmt: skip
         self.stdin: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.asked: list[bytes] = []
         self.pieces = 0
@@ -42,7 +44,8 @@ class Machine:
         self.recall: Callable[[], None]
         self.has_slot = True
         self._memory = -1
-        self._silent = silent
+        self.silent = silent
+        self._refuses = refuses
         self._reads = reads
         self._room: defaultdict[int, int] = defaultdict(int)
 
@@ -70,8 +73,9 @@ class Machine:
     async def _take(self, peer: Peer, flag: int, stream: int, body: bytes) -> None:
         if flag == bulk.STAGED and not stream:
             self.asked.append(body)
-            if not self._silent:
-                await peer.send(bulk_frame(0, body[:1], bulk.STAGING_DONE))
+            if not self.silent:
+                said = REFUSED if self._refuses and body[:1] == OPEN else body[:1]
+                await peer.send(bulk_frame(0, said, bulk.STAGING_DONE))
             return
         if flag == bulk.STAGED:
             offset, size = int.from_bytes(body[:4]) * BLOCK, int.from_bytes(body[4:])
@@ -216,6 +220,38 @@ async def test_the_last_call_that_sends_much_gives_it_back() -> None:
                 assert way(agent).is_open
             assert machine.has_slot
             assert machine.asked[-1] == CLOSE
+            assert not machine.slots[0].is_lost
+
+
+async def test_a_call_is_left_while_the_agent_says_nothing() -> None:
+    machine = Machine()
+    with anyio.fail_after(GUARD):
+        async with facing(machine.agent, lend=machine.lend) as agent:
+            with anyio.CancelScope() as scope:
+                async with command(agent) as running:
+                    await opened(agent, running)
+                    machine.silent = True
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+            assert not machine.has_slot
+            await until(lambda: machine.asked[-1] == CLOSE)
+            assert not machine.has_slot
+        assert machine.has_slot
+        assert machine.slots[0].is_lost
+
+
+async def test_an_agent_that_refuses_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "RETRY", 1e9)
+    machine = Machine(refuses=True)
+    with anyio.fail_after(GUARD):
+        async with facing(machine.agent, lend=machine.lend) as agent, command(agent) as running:
+            await send(running, NOISE[: MUCH + 1])
+            await send(running, NOISE[:1])
+            await until(lambda: bool(machine.slots) and machine.has_slot)
+            await send(running, NOISE[:MUCH])
+            await until(lambda: len(machine.stdin[1]) == 2 * MUCH + 2)
+            assert machine.asked == [OPEN + b"slot7", CLOSE]
+            assert not machine.slots[0].is_lost
 
 
 async def test_pieces_of_a_call_that_was_left_are_free_when_they_were_read() -> None:

@@ -18,7 +18,7 @@ from pykata import Sandbox, ahead, saving, spares
 from pykata.admission import RESTORED
 from pykata.ahead import Ahead, NextFork, Waiting
 from pykata.concurrency import alongside
-from pykata.errors import HostError
+from pykata.errors import HostError, VMError
 from pykata.host import held, memory_file
 from pykata.hypervisors.qemu import state
 from pykata.hypervisors.qemu.vm import QemuVM
@@ -260,3 +260,22 @@ async def test_a_machine_ahead_has_the_bundle_of_the_guest(monkeypatch: pytest.M
                 await one._settled.wait()
             assert one.take() is None
     assert given == [bundle]
+
+
+async def test_a_machine_that_is_not_paused_is_not_at_rest() -> None:
+    done: list[str] = []
+
+    async def rest() -> None:
+        done.append("rest")
+
+    async def fail() -> None:
+        raise VMError("it doesn't answer")
+
+    agent = SimpleNamespace(rest=rest, go_on=lambda: done.append("go on"))
+    running: Any = SimpleNamespace(
+        making=asyncio.Lock(), agent=agent, vm=SimpleNamespace(pause=fail), is_paused=False,
+    )  # fmt: skip
+    with pytest.raises(VMError):
+        await saving.pause(running)
+    assert done == ["rest", "go on"]
+    assert not running.is_paused

@@ -72,6 +72,7 @@ class Slots:
         self._next_fdset = FIRST_FDSET
         self._loan: Loan | None = None
         self._standing_still = 0
+        self._lost = 0          # slots that nobody gets any more
         self._gone = False
         qmp.on_close = self._give_up
 
@@ -132,12 +133,14 @@ class Slots:
             await asyncio.shield(plugged.inserting)
             yield slot
         finally:
-            self._loan = None
-            if slot.is_lost:
-                log.warning("disk slot %d is lost: the agent doesn't say that it has closed it", number)
-            else:
-                await finish(self._eject(None, plugged))
-            loan.over.set()
+            try:
+                if slot.is_lost:
+                    self._lost += 1
+                else:
+                    await finish(self._eject(None, plugged))
+            finally:
+                self._loan = None
+                loan.over.set()
 
     async def _take(self) -> int:
         """The number of a slot that is ours now."""
@@ -159,8 +162,9 @@ class Slots:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._give_back(turn.result())
             if isinstance(exc, TimeoutError):
+                lost = f" ({self._lost} of them lost: the guest may still read them)" if self._lost else ""
                 raise HostError(
-                    f"all {self._count} disk slots of this machine have been taken by other images for {PATIENCE:g} s",
+                    f"all {self._count} disk slots of this machine{lost} have been taken for {PATIENCE:g} s",
                     hint="leave a container of another image, or use QEMU(machine='q35', disk_slots=...)",
                 ) from exc
             raise
@@ -216,6 +220,7 @@ class Slots:
         except QMPClosedError:
             log.debug("slot %d went with its machine", plugged.number)
         except VMError as exc:      # not given back: nobody knows what is in it
+            self._lost += 1
             log.warning("disk slot %d is lost: %s", plugged.number, exc)
         else:
             self._give_back(plugged.number)

@@ -75,7 +75,10 @@ impl Staging {
         while piece.size > 0 {
             let moved = taker.take_from(&mut |pipe| move_to(disk, piece, pipe));
             let Some(size @ 1..) = moved else { break };
-            piece = Piece { offset: piece.offset + size as u64, size: piece.size - size.min(piece.size) };
+            if !size.is_multiple_of(BLOCK) || size > piece.size {
+                return Err(Errno::IO); // it can't be read from there on, nor again from where it began
+            }
+            piece = Piece { offset: piece.offset + size as u64, size: piece.size - size };
         }
         if piece.size > 0 {
             taker.take(read(disk, piece)?);
@@ -93,10 +96,7 @@ fn open(serial: &str) -> Option<OwnedFd> {
 /// The disk writes to the pages that the pipe gets, so nothing is copied.
 fn move_to(disk: &OwnedFd, piece: Piece, pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
     let mut offset = piece.offset;
-    match splice(disk, Some(&mut offset), pipe, None, piece.size, SpliceFlags::NONBLOCK) {
-        Ok(size) if !size.is_multiple_of(BLOCK) => Err(Errno::IO),
-        moved => moved,
-    }
+    splice(disk, Some(&mut offset), pipe, None, piece.size, SpliceFlags::NONBLOCK)
 }
 
 fn read(disk: &OwnedFd, piece: Piece) -> Result<Bytes, Errno> {
@@ -173,6 +173,17 @@ mod tests {
         let beyond = Piece { offset: LONGEST as u64, size: BLOCK };
         assert_eq!(staging.hand_on(beyond, &reader()), Err(Errno::IO));
         assert_eq!(Staging::default().hand_on(Piece { offset: 0, size: BLOCK }, &reader()), Err(Errno::NXIO));
+    }
+
+    #[test]
+    fn a_piece_that_ends_within_a_block_is_handed_on_once_at_most() {
+        let (staging, data) = filled(BLOCK + 1);
+        let reader = reader();
+        assert_eq!(staging.hand_on(Piece { offset: 0, size: 2 * BLOCK }, &reader), Err(Errno::IO));
+        let mut found = vec![0; 4 * BLOCK];
+        let moved = rustix::io::read(&reader.pipe.0, &mut found).expect("moved");
+        assert!(found[..moved] == data);
+        assert!(reader.taken.lock().expect("not poisoned").is_empty());
     }
 
     #[test]
