@@ -68,7 +68,7 @@ async def _saved(
         async with ahead.starting(coming.vm) if ahead else nullcontext():
             try:
                 async with running.explained():
-                    await together(running.agent.hold(True), coming.prepare())
+                    await together(running.agent.hold_all(), coming.prepare())
                 vm = await stack.enter_async_context(running.vm.saved(coming))
                 if ahead is not None:
                     ahead.complete(vm)
@@ -103,7 +103,7 @@ def check_savable(running: Running) -> None:
 async def _let_go(running: Running) -> None:
     """Processes end with their connection again. If that can't be said, there is no connection."""
     with suppress(AgentError):
-        await running.agent.hold(False)
+        await running.agent.let_go()
 
 
 async def fork(stack: AsyncExitStack, running: Running) -> Options:

@@ -108,6 +108,8 @@ class Channel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._failure: tuple[type[AgentError], str] | None = None
         self._writable = asyncio.Event()
+        self._is_full = False           # of what the agent hasn't read
+        self._withheld: bytearray | None = None
         self._stream_closed = asyncio.Event()
         self._ready = asyncio.Event()
         self._closed = asyncio.Event()
@@ -185,10 +187,31 @@ class Channel(asyncio.BufferedProtocol):
             self.fail(AgentProtocolError, f"the agent broke the HTTP/2 protocol: {type(exc).__name__}: {said}")
 
     def pause_writing(self) -> None:
+        self._is_full = True
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._is_full = False
+        if self._withheld is None:
+            self._writable.set()
+
+    def withhold(self) -> None:
+        """Keep what is written from now on here, until :meth:`release`.
+
+        The port of a machine that is saved may have the beginning of a frame, and the agent would take what its next
+        host says for the rest. Once it has answered something, it has read all that was written before that.
+        """
+        if self._withheld is None and not self._failure:
+            self._withheld = bytearray()
+            self._writable.clear()
+
+    def release(self) -> None:
+        """Write what was kept, and what comes."""
+        kept, self._withheld = self._withheld, None
+        if kept:
+            self._put(bytes(kept))
+        if not self._is_full:
+            self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail(AgentLostError, f"the connection to the agent ended{f': {exc}' if exc else ''}")
@@ -354,14 +377,19 @@ class Channel(asyncio.BufferedProtocol):
             return
         if sent and self._guard:
             self._guard.credit(sent / BYTES_PER_TOKEN)
-        self._transport.write(data)
-        if self._transport.get_write_buffer_size() > WRITE_LIMIT:
+        self._put(data)
+        if self._transport.get_write_buffer_size() + len(self._withheld or b"") > WRITE_LIMIT:
             self.fail(AgentProtocolError, "the agent sends without reading what it is sent")
 
     def write(self, data: bytes) -> None:
         """Write something beside HTTP/2, between two frames of it."""
         self._begin_http2()
-        if self._transport is not None and not self._failure:
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        if self._withheld is not None:
+            self._withheld += data
+        elif self._transport is not None and not self._failure:
             self._transport.write(data)
 
     def expect_staging_answer(self) -> None:

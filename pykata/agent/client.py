@@ -126,6 +126,26 @@ class AgentClient:
         """Have all processes that run outlive their connection, or no longer."""
         await self._call("Hold", HoldRequest(hold=hold), HoldResponse, timeout)
 
+    async def hold_all(self, *, timeout: float = 10.0) -> None:
+        """Have them outlive it, and say nothing more until :meth:`let_go`, so that the agent is between two frames."""
+        data = encoded(HoldRequest(hold=True))
+        with anyio.move_on_after(timeout):
+            await self.rest()
+            stream = await self._begin("Hold", data, end=True)
+            self._channel.withhold()        # there was no await since that was written
+            try:
+                await self._answer(stream, "Hold", HoldResponse)
+            finally:
+                stream.close()
+            return
+        raise AgentTimeoutError(f"the agent didn't answer Hold within {timeout:g} s")
+
+    async def let_go(self) -> None:
+        """Have them end with it again, and say what there is to say."""
+        self._channel.release()
+        self.go_on()
+        await self.hold(False)
+
     async def park(self, *, timeout: float = 10.0) -> bytes:
         """Leave the agent waiting for its next host; returns its greeting. The last call. See :mod:`.parking`."""
         with anyio.move_on_after(timeout):
