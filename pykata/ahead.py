@@ -19,7 +19,7 @@ from typing import Self
 import anyio
 from attrs import evolve, frozen
 
-from pykata.admission import RESTORED, admitted_now, giving
+from pykata.admission import RESTORED, admitted_now
 from pykata.boot import Machine, attached
 from pykata.concurrency import alongside
 from pykata.errors import PykataError
@@ -169,15 +169,3 @@ class NextFork(Ready[Waiting]):
             await coming.begin()
             machine = await ahead.start(coming.vm)
             return Waiting(machine, stack.pop_all(), coming, ahead)
-
-
-@asynccontextmanager
-async def forking(vm: VM, options: Options, bundle: Bundle) -> AsyncIterator[NextFork]:
-    """The machine of each next fork of a sandbox, as long as the block runs."""
-    following = NextFork(vm, options, bundle)
-    try:
-        with giving(following.give_up):
-            async with alongside(following.fill()):
-                yield following
-    finally:
-        await finish(following.drain())

@@ -16,7 +16,7 @@ from attrs import evolve
 
 from pykata import saved
 from pykata.admission import giving
-from pykata.ahead import Ahead, NextFork, forking
+from pykata.ahead import Ahead, NextFork
 from pykata.concurrency import together
 from pykata.errors import AgentError, ConfigError, DiskFullError, HostError, PykataError, VMError
 from pykata.host import finish, open_lock, try_lock
@@ -111,8 +111,8 @@ async def fork(stack: AsyncExitStack, running: Running) -> Options:
     running.check()
     check_savable(running)
     if running.next_fork is None:
-        following = forking(running.vm, running.options, running.bundle)
-        running.next_fork = await stack.enter_async_context(following)
+        following = NextFork(running.vm, running.options, running.bundle)
+        running.next_fork = await stack.enter_async_context(following.kept())
     async with AsyncExitStack() as making:
         with _explained():
             coming, machine = await _begun(making, running, running.next_fork)

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio
 from attrs import evolve, frozen
@@ -110,6 +110,16 @@ class Ready(Generic[One]):
             with anyio.move_on_after(AGAIN):
                 await arrived.wait()
 
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[Self]:
+        """What is missing is started as long as the block runs; what nobody has taken ends with it."""
+        try:
+            with giving(self.give_up):
+                async with alongside(self.fill()):
+                    yield self
+        finally:
+            await finish(self.drain())
+
     async def fill(self) -> None:
         """Start what is missing whenever there is a reason to, one at a time."""
         while True:
@@ -197,10 +207,5 @@ async def kept_ready(options: Options, origin: Origin, count: int) -> AsyncItera
     if not count or options.uses_host or options.volumes or options.network.strategy != NoNetwork():
         yield None
         return
-    spares = Spares(options, origin, count)
-    try:
-        with giving(spares.give_up):
-            async with alongside(spares.fill()):
-                yield spares
-    finally:
-        await finish(spares.drain())
+    async with Spares(options, origin, count).kept() as spares:
+        yield spares
