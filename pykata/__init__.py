@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykata.background import Background
     from pykata.boot import TemplateWarning
+    from pykata.built_images import build_image, load_image, push_image, save_image
     from pykata.completed import Completed
     from pykata.container import Container
     from pykata.detached.handle import Detached, collect_garbage, find_detached, list_detached
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from pykata.probe import CheckItem, CheckReport, check
     from pykata.process import Process
     from pykata.pull_view import PullView
+    from pykata.pulled_images import StoredImage, list_images, pull_image, remove_image
     from pykata.sandbox import Sandbox
     from pykata.spec import (
         BuildEvent,
@@ -115,7 +117,6 @@ if TYPE_CHECKING:
         Timings,
     )
     from pykata.stats import ContainerStats, Stats
-    from pykata.stock import StoredImage, list_images, pull_image, remove_image
     from pykata.templates import Template
     from pykata.volumes import (
         Bind,
@@ -129,7 +130,6 @@ if TYPE_CHECKING:
         list_volumes,
         remove_volume,
     )
-    from pykata.workshop import build_image, load_image, push_image, save_image
 
 __all__ = [
     "CNI",
@@ -273,6 +273,7 @@ __all__ = [
 _HOMES = {
     "pykata.background": "Background",
     "pykata.boot": "TemplateWarning",
+    "pykata.built_images": "build_image load_image push_image save_image",
     "pykata.completed": "Completed",
     "pykata.container": "Container",
     "pykata.detached.handle": "Detached collect_garbage find_detached list_detached",
@@ -300,15 +301,14 @@ _HOMES = {
     "pykata.pool": "Pool PoolStats",
     "pykata.process": "Process",
     "pykata.pull_view": "PullView",
+    "pykata.pulled_images": "StoredImage list_images pull_image remove_image",
     "pykata.sandbox": "Sandbox",
     "pykata.spec": "BuildEvent Features Image ImageConfig NetworkEvent Port PullEvent Registries Terminal Timings",
     "pykata.stats": "ContainerStats Stats",
-    "pykata.stock": "StoredImage list_images pull_image remove_image",
     "pykata.templates": "Template",
     "pykata.volumes": (
         "Bind DiskImage FsspecVolume ImageVolume Named StoredVolume Tmpfs describe_volumes list_volumes remove_volume"
     ),
-    "pykata.workshop": "build_image load_image push_image save_image",
 }
 
 if not TYPE_CHECKING:       # a type checker would take any name for one of ours

@@ -41,7 +41,7 @@ argument gets what the command writes."""
 
 
 @frozen
-class Kitchen:
+class Builder:
     """Where an image is made: the depot, for which architecture, and what runs commands."""
 
     depot: Depot
@@ -50,27 +50,27 @@ class Kitchen:
     report: Callable[[BuildEvent], None]
 
 
-async def build(recipe: Recipe, name: Name, kitchen: Kitchen, base: Image | None) -> Record:
+async def build(recipe: Recipe, name: Name, builder: Builder, base: Image | None) -> Record:
     """Make the image and keep it under ``name``. ``base`` is what the recipe begins with, if that is an image."""
     config = base.config if base is not None else ImageConfig(env={"PATH": PATH}, cmd=("/bin/sh",))
-    keys = await _keys(recipe, kitchen, config, base)
+    keys = await _keys(recipe, builder, config, base)
     identity = _hash(keys[-1], _configured(recipe, config), sorted(recipe.labels.items()), recipe.ports)
     total = len(recipe.steps)
-    record = await anyio.to_thread.run_sync(_made_before, kitchen, name, identity)
+    record = await anyio.to_thread.run_sync(_made_before, builder, name, identity)
     if record is not None:
         for number, step in enumerate(recipe.steps, 1):
-            kitchen.report(BuildEvent(number, total, describe(step), "cached"))
+            builder.report(BuildEvent(number, total, describe(step), "cached"))
         return record
-    layers = await _first_layers(recipe, kitchen, base, keys[0])
+    layers = await _first_layers(recipe, builder, base, keys[0])
     for number, (step, key) in enumerate(zip(recipe.steps, keys[1:], strict=True), 1):
-        report = partial(_report, kitchen, number, total, step)
-        make = partial(_step, step, kitchen, config, layers, partial(report, "output"))
-        layers = [*layers, await _made_once(kitchen, key, make, report)]
-    document = _document_of(kitchen, _configured(recipe, config), layers)
+        report = partial(_report, builder, number, total, step)
+        make = partial(_step, step, builder, config, layers, partial(report, "output"))
+        layers = [*layers, await _made_once(builder, key, make, report)]
+    document = _document_of(builder, _configured(recipe, config), layers)
     document["config"]["Labels"] = {**config.labels, **recipe.labels, LABEL: identity}
     if recipe.ports:
         document["config"]["ExposedPorts"] = {port if "/" in port else f"{port}/tcp": {} for port in recipe.ports}
-    return await anyio.to_thread.run_sync(_keep, kitchen, name, document, layers)
+    return await anyio.to_thread.run_sync(_keep, builder, name, document, layers)
 
 
 def describe(step: FilesStep | RunStep) -> str:
@@ -81,9 +81,9 @@ def describe(step: FilesStep | RunStep) -> str:
     return f"files /{paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "") if paths else "files"
 
 
-def _report(kitchen: Kitchen, number: int, total: int, step: FilesStep | RunStep, status: Any,
+def _report(builder: Builder, number: int, total: int, step: FilesStep | RunStep, status: Any,
             output: bytes = b"") -> None:
-    kitchen.report(BuildEvent(number, total, describe(step), status, output))
+    builder.report(BuildEvent(number, total, describe(step), status, output))
 
 
 # --- what is known ---
@@ -93,9 +93,9 @@ def _hash(*values: object) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
-async def _keys(recipe: Recipe, kitchen: Kitchen, config: ImageConfig, base: Image | None) -> list[str]:
+async def _keys(recipe: Recipe, builder: Builder, config: ImageConfig, base: Image | None) -> list[str]:
     """What tells the image after each step from others, beginning with what it is before the first."""
-    architecture = go_architecture(kitchen.architecture)
+    architecture = go_architecture(builder.architecture)
     begins = base.digest if base is not None else (recipe.packages, recipe.suite, recipe.sources)
     keys = [_hash("begins", begins, architecture)]
     for step in recipe.steps:
@@ -122,9 +122,9 @@ def _configured(recipe: Recipe, base: ImageConfig) -> ImageConfig:
     )
 
 
-def _made_before(kitchen: Kitchen, name: Name, identity: str) -> Record | None:
-    depot = kitchen.depot
-    record = depot.find(str(name), go_architecture(kitchen.architecture))
+def _made_before(builder: Builder, name: Name, identity: str) -> Record | None:
+    depot = builder.depot
+    record = depot.find(str(name), go_architecture(builder.architecture))
     with suppress(ImageError):
         if record is not None and depot.describe(record).config.labels.get(LABEL) == identity:
             depot.use(record)
@@ -135,31 +135,31 @@ def _made_before(kitchen: Kitchen, name: Name, identity: str) -> Record | None:
 # --- layers ---
 
 
-async def _first_layers(recipe: Recipe, kitchen: Kitchen, base: Image | None, key: str) -> list[Built]:
+async def _first_layers(recipe: Recipe, builder: Builder, base: Image | None, key: str) -> list[Built]:
     if base is not None:
-        return await base_layers(recipe.base, base, kitchen.depot, lambda make: _made_once(kitchen, key, make))
+        return await base_layers(recipe.base, base, builder.depot, lambda make: _made_once(builder, key, make))
     if recipe.packages:
         from pykata.images.debian import make_packages
 
-        return [await _made_once(kitchen, key, partial(make_packages, recipe, kitchen.depot, kitchen.architecture))]
+        return [await _made_once(builder, key, partial(make_packages, recipe, builder.depot, builder.architecture))]
     return []
 
 
 async def _made_once(
-    kitchen: Kitchen, key: str, make: Callable[[], Awaitable[Built]], report: Callable[[str], None] = lambda _: None
+    builder: Builder, key: str, make: Callable[[], Awaitable[Built]], report: Callable[[str], None] = lambda _: None
 ) -> Built:
     """The layer of this key: made before, by another process meanwhile, or now."""
-    path = kitchen.depot.path / "steps" / f"{key}.json"
+    path = builder.depot.path / "steps" / f"{key}.json"
     with explained(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with host.locked(path.with_suffix(".lock")):
-        found = await anyio.to_thread.run_sync(_find_made, kitchen.depot, path)
+        found = await anyio.to_thread.run_sync(_find_made, builder.depot, path)
         if found is not None:
             report("cached")
             return found
         report("running")
         made = await make()
-        await anyio.to_thread.run_sync(kitchen.depot.write, path, json.dumps(asdict(made)).encode())
+        await anyio.to_thread.run_sync(builder.depot.write, path, json.dumps(asdict(made)).encode())
         report("done")
         return made
 
@@ -177,17 +177,17 @@ def _find_made(depot: Depot, path: Path) -> Built | None:
 
 
 async def _step(
-    step: FilesStep | RunStep, kitchen: Kitchen, base: ImageConfig, layers: Sequence[Built],
+    step: FilesStep | RunStep, builder: Builder, base: ImageConfig, layers: Sequence[Built],
     wrote: Callable[[bytes], None],
 ) -> Built:
     if isinstance(step, FilesStep):
-        return await pack(kitchen.depot, partial(write_files, step))
-    depot = kitchen.depot
+        return await pack(builder.depot, partial(write_files, step))
+    depot = builder.depot
     with tempfile.TemporaryDirectory(prefix=host.BUILDING, dir=depot.path) as work:
         layout, changed = Path(work, "layout"), Path(work, "changed.tar")
-        await anyio.to_thread.run_sync(_lay_out, kitchen, layout, _during(step, base), layers)
+        await anyio.to_thread.run_sync(_lay_out, builder, layout, _during(step, base), layers)
         with _named(layout) as name:
-            await kitchen.run(f"oci:{name}", step, changed, wrote)
+            await builder.run(f"oci:{name}", step, changed, wrote)
         return await pack(depot, partial(copy_file, changed))
 
 
@@ -207,9 +207,9 @@ def _named(layout: Path) -> Iterator[Path]:
 # --- documents ---
 
 
-def _document_of(kitchen: Kitchen, config: ImageConfig, layers: Sequence[Built]) -> dict[str, Any]:
+def _document_of(builder: Builder, config: ImageConfig, layers: Sequence[Built]) -> dict[str, Any]:
     return {
-        "architecture": go_architecture(kitchen.architecture), "os": "linux",
+        "architecture": go_architecture(builder.architecture), "os": "linux",
         "config": {
             "Env": [f"{name}={value}" for name, value in config.env.items()], "Cmd": list(config.cmd),
             "Entrypoint": list(config.entrypoint), "User": config.user, "WorkingDir": config.workdir,
@@ -233,15 +233,15 @@ def _manifest(put: Callable[[str, bytes], None], config: dict[str, Any], layers:
     }, MANIFESTS[0])
 
 
-def _keep(kitchen: Kitchen, name: Name, config: dict[str, Any], layers: Sequence[Built]) -> Record:
-    manifest = _manifest(kitchen.depot.put, config, layers)
+def _keep(builder: Builder, name: Name, config: dict[str, Any], layers: Sequence[Built]) -> Record:
+    manifest = _manifest(builder.depot.put, config, layers)
     descriptor = Descriptor(MANIFESTS[0], manifest["digest"], manifest["size"], Platform("", ""))
-    record = Record(str(name), go_architecture(kitchen.architecture), descriptor.digest, descriptor)
-    kitchen.depot.save(record)
+    record = Record(str(name), go_architecture(builder.architecture), descriptor.digest, descriptor)
+    builder.depot.save(record)
     return record
 
 
-def _lay_out(kitchen: Kitchen, layout: Path, config: ImageConfig, layers: Sequence[Built]) -> None:
+def _lay_out(builder: Builder, layout: Path, config: ImageConfig, layers: Sequence[Built]) -> None:
     """An OCI layout of what was made so far; its layers stay where they are."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
@@ -249,11 +249,11 @@ def _lay_out(kitchen: Kitchen, layout: Path, config: ImageConfig, layers: Sequen
         target = layout / "blobs" / layer.digest.replace(":", "/")
         target.parent.mkdir(exist_ok=True)
         target.unlink(missing_ok=True)
-        target.symlink_to(kitchen.depot.blob(layer.digest))
+        target.symlink_to(builder.depot.blob(layer.digest))
 
     def put(digest: str, raw: bytes) -> None:
         (blobs / digest.partition(":")[2]).write_bytes(raw)
 
-    manifest = _manifest(put, _document_of(kitchen, config, layers), layers)
+    manifest = _manifest(put, _document_of(builder, config, layers), layers)
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))

@@ -23,9 +23,9 @@ from pykata.net.network import Network
 from pykata.options import Options, Rlimits
 from pykata.pool import PoolStats
 from pykata.probe import CheckReport
+from pykata.pulled_images import StoredImage
 from pykata.spec import Accel, BuildEvent, Features, Image, Isolation, NetworkEvent, Phase, Port, Progress, PullPolicy, Reason, Registries, TemplatePolicy, Terminal, Timings
 from pykata.stats import Stats
-from pykata.stock import StoredImage
 from pykata.volumes import Volume
 from pykata.volumes.stored import StoredVolume
 from types import TracebackType

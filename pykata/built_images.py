@@ -42,13 +42,13 @@ async def build_image(
     packages, :func:`remove_image` it before. Raises :class:`ConfigError`, :class:`ImageError`
     (:class:`BuildFailedError` for a command), :class:`HostError`, and what entering a sandbox does.
     """
-    from pykata.images.build import Kitchen, build
-    from pykata.kitchen import commands, find_base
+    from pykata.build_steps import commands, find_base
+    from pykata.images.build import Builder, build
 
     parsed, machine, report = _named(name), architecture or os.uname().machine, told(progress)
     base = await find_base(recipe.base, machine, sandbox) if recipe.base else None
     async with commands(sandbox) as run:
-        await build(recipe, parsed, Kitchen(find_depot(), machine, run, report), base)
+        await build(recipe, parsed, Builder(find_depot(), machine, run, report), base)
     return name
 
 
