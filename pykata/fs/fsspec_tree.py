@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from attrs import define, field
 
+from pykata.fs.fsspec_directories import EmptyDirectories, is_below, move, parent
 from pykata.fs.fuse.tree import File, Stat
 from pykata.fs.fuse.wire import MAX_NAME
 from pykata.fs.quota import Quota
@@ -54,6 +55,7 @@ class FsspecTree:
         self._root = str(fs._strip_protocol(path)).rstrip("/")
         self._room = buffer
         self._nodes: dict[str, _Node] = {}
+        self._empty = EmptyDirectories()
         self._moving: list[str] = []        # nothing at or below these is opened now
         self._lock = threading.Condition(threading.Lock())
 
@@ -66,12 +68,17 @@ class FsspecTree:
         node = self._nodes.get(path)
         if node is not None and node.written is not None:
             return Stat(is_directory=False, size=len(node.written))
-        return _stat_of(self._fs.info(self._at(path)))
+        try:
+            return _stat_of(self._fs.info(self._at(path)))
+        except FileNotFoundError:
+            if path in self._empty:
+                return Stat(is_directory=True)
+            raise
 
     def list(self, path: str) -> list[tuple[str, Stat]]:
-        found: dict[str, Stat] = {}
+        found = {name: Stat(is_directory=True) for name in self._empty.names_in(path)}
         here = self._at(path).strip("/")
-        for entry in self._fs.ls(self._at(path) or self._fs.root_marker, detail=True):
+        for entry in self._entries(path):
             whole = str(entry["name"]).strip("/")
             name = whole.rpartition("/")[2]
             if whole == here and not _stat_of(entry).is_directory:
@@ -79,6 +86,15 @@ class FsspecTree:
             if whole != here and _is_name(name):
                 found[name] = _stat_of(entry)
         return list(found.items())
+
+    def _entries(self, path: str) -> Sequence[Any]:
+        try:
+            entries: Sequence[Any] = self._fs.ls(self._at(path) or self._fs.root_marker, detail=True)
+        except FileNotFoundError:
+            if path and path not in self._empty:
+                raise
+            return ()
+        return entries
 
     # --- files ---
 
@@ -104,6 +120,7 @@ class FsspecTree:
             raise OSError(errno.ENOENT, "it is not there")
         if not there:
             self._made(node.path, lambda: self._fs.pipe_file(self._at(node.path), b""))
+            self._empty.filled(parent(node.path))
         node.there = True
         if truncate and there:
             opened.truncate(0)
@@ -119,7 +136,9 @@ class FsspecTree:
         try:
             stat = _stat_of(self._fs.info(self._at(node.path)))
         except FileNotFoundError:
-            return False
+            stat = Stat(is_directory=node.path in self._empty)
+            if not stat.is_directory:
+                return False
         if stat.is_directory:
             raise OSError(errno.EISDIR, "a directory")
         node.is_sized = stat.is_sized
@@ -127,7 +146,7 @@ class FsspecTree:
 
     def _used(self, path: str) -> _Node:
         with self._lock:
-            self._lock.wait_for(lambda: not any(_is_below(path, moving) for moving in self._moving))
+            self._lock.wait_for(lambda: not any(is_below(path, moving) for moving in self._moving))
             node = self._nodes.setdefault(path, _Node(path))
             node.users += 1
             return node
@@ -182,9 +201,13 @@ class FsspecTree:
     # --- names ---
 
     def mkdir(self, path: str) -> None:
-        if self._fs.exists(self._at(path)):
+        if self._is_at(path):
             raise OSError(errno.EEXIST, "it is there")
         self._made(path, lambda: self._fs.mkdir(self._at(path), create_parents=False))
+        self._keep(path)
+
+    def _is_at(self, path: str) -> bool:
+        return path in self._empty or bool(self._fs.exists(self._at(path)))
 
     def _made(self, path: str, make: Callable[[], object]) -> None:
         self.quota.add(files=1)
@@ -196,7 +219,7 @@ class FsspecTree:
         self._changed(path)
 
     def remove(self, path: str) -> None:
-        if _stat_of(self._fs.info(self._at(path))).is_directory:
+        if self.stat(path).is_directory:
             raise OSError(errno.EISDIR, "a directory")
         node = self._used(path)
         try:
@@ -205,50 +228,72 @@ class FsspecTree:
                     raise OSError(errno.ENOENT, "it is not there")
                 size = self.stat(path).size
                 self._fs.rm_file(self._at(path))
-                self.quota.add(files=-1, size=-size)
-                self._changed(path)     # before a new node can be made, which would be asked for a size again
-                self._forget(path)
+                self._removed(path, size)       # before a new node can be made, which would be asked for a size again
         finally:
             self._left(node)
+        self._keep(parent(path))
+
+    def _removed(self, path: str, size: int) -> None:
+        self.quota.add(files=-1, size=-size)
+        self._changed(path)
+        self._forget(path)
 
     def rmdir(self, path: str) -> None:
-        if not _stat_of(self._fs.info(self._at(path))).is_directory:
+        if not self.stat(path).is_directory:
             raise OSError(errno.ENOTDIR, "not a directory")
         if self.list(path):
             raise OSError(errno.ENOTEMPTY, "not empty")
-        self._fs.rmdir(self._at(path))
+        self._empty.discard(path)
+        if self._fs.exists(self._at(path)):
+            self._fs.rmdir(self._at(path))
         self.quota.add(files=-1)
         self._changed(path)
+        self._keep(parent(path))
 
     def rename(self, old: str, new: str) -> None:
-        is_directory = _stat_of(self._fs.info(self._at(old))).is_directory
-        if self._fs.exists(self._at(new)):
-            there = _stat_of(self._fs.info(self._at(new)))
-            if there.is_directory != is_directory:
-                raise OSError(errno.EISDIR if there.is_directory else errno.ENOTDIR, "of another kind")
-            (self.rmdir if there.is_directory else self.remove)(new)
-        with self._still(old) as moved:
-            self._fs.mv(self._at(old), self._at(new), recursive=is_directory)
-            with self._lock:
-                for node in moved:
-                    if self._nodes.get(node.path) is node:
-                        del self._nodes[node.path]
-                        node.path = new + node.path[len(old):]
-                        self._nodes[node.path] = node
-            self._changed(old)
-            self._changed(new)
+        with self._still(old, new) as nodes:
+            is_directory = self.stat(old).is_directory
+            over = self.stat(new) if self._is_at(new) else None
+            if over is not None and over.is_directory != is_directory:
+                raise OSError(errno.EISDIR if over.is_directory else errno.ENOTDIR, "of another kind")
+            if over is not None and is_directory:
+                self.rmdir(new)
+            if self._fs.exists(self._at(old)):
+                move(self._fs, self._at(old), self._at(new), is_directory=is_directory, is_over=over is not None)
+                self._empty.filled(parent(new))
+            if over is not None and not is_directory:
+                self._removed(new, over.size)
+            self._renamed(old, new, nodes)
+            self._keep(parent(old))
+
+    def _renamed(self, old: str, new: str, nodes: Sequence[_Node]) -> None:
+        with self._lock:
+            for node in nodes:
+                if self._nodes.get(node.path) is node and is_below(node.path, old):
+                    del self._nodes[node.path]
+                    node.path = new + node.path[len(old):]
+                    self._nodes[node.path] = node
+        self._empty.moved(old, new)
+        self._changed(old)
+        self._changed(new)
+
+    def _keep(self, path: str) -> None:
+        """Have a directory that the filesystem may have lost with what was in it."""
+        while path and not self._is_at(path):
+            self._empty.add(path)
+            path = parent(path)
 
     @contextmanager
-    def _still(self, top: str) -> Iterator[Sequence[_Node]]:
-        """Nobody reads, writes or opens anything at or below ``top``; yields what is open there.
+    def _still(self, *tops: str) -> Iterator[Sequence[_Node]]:
+        """Nobody reads, writes or opens anything at or below these; yields what is open there.
 
         To move is to copy and to remove, mostly: what was handed over between the two would be lost.
         """
         with self._lock:
-            self._lock.wait_for(
-                lambda: not any(_is_below(top, moving) or _is_below(moving, top) for moving in self._moving))
-            self._moving.append(top)
-            nodes = [node for path, node in self._nodes.items() if _is_below(path, top)]
+            self._lock.wait_for(lambda: not any(
+                is_below(top, moving) or is_below(moving, top) for moving in self._moving for top in tops))
+            self._moving += tops
+            nodes = [node for path, node in self._nodes.items() if any(is_below(path, top) for top in tops)]
         try:
             with ExitStack() as stack:
                 for node in nodes:          # who has one of these locks waits for no other one
@@ -256,7 +301,8 @@ class FsspecTree:
                 yield nodes
         finally:
             with self._lock:
-                self._moving.remove(top)
+                for top in tops:
+                    self._moving.remove(top)
                 self._lock.notify_all()
 
     def _forget(self, path: str) -> None:
@@ -266,7 +312,7 @@ class FsspecTree:
 
     def _changed(self, path: str) -> None:
         # What it remembers of the directory is old.
-        self._fs.invalidate_cache(self._at(path.rpartition("/")[0]))
+        self._fs.invalidate_cache(self._at(parent(path)))
 
 
 class _Opened:
@@ -345,10 +391,6 @@ class _Opened:
             self._tree.hand_over(self.node)
         finally:
             self._tree._left(self.node)
-
-
-def _is_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(f"{top}/")
 
 
 def _is_name(name: str) -> bool:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import struct
+import sys
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable
@@ -27,6 +28,7 @@ from pykata.fs.fuse.operations import Session
 from pykata.fs.fuse.server import Server
 from pykata.fs.fuse.tree import Tree
 from pykata.fs.fuse.wire import ANSWER, DATA, LONGEST, REQUEST, Inbox, MalformedError, Op, Request
+from pykata.fs.fuse.workers import Workers
 from pykata.fs.quota import Quota
 from tests.unit.memory_tree import Memory, memory
 
@@ -384,8 +386,10 @@ def failing(error: BaseException) -> Any:
     (OSError(errno.EDQUOT, "x"), errno.EDQUOT),
     (NotImplementedError(), errno.EOPNOTSUPP), (TimeoutError(), errno.ETIMEDOUT), (ValueError("x"), errno.EIO),
     (ZeroDivisionError(), errno.EIO), (OSError("no number"), errno.EIO), (OSError(-5, "x"), errno.EIO),
+    (StopIteration(), errno.EIO), (asyncio.CancelledError(), errno.EIO), (SystemExit(3), errno.EIO),
+    (KeyboardInterrupt(), errno.EIO), (BaseExceptionGroup("x", [GeneratorExit()]), errno.EIO),
 ])  # fmt: skip
-async def test_a_tree_that_raises_fails_the_request(error: Exception, number: int) -> None:
+async def test_a_tree_that_raises_fails_the_request(error: BaseException, number: int) -> None:
     tree: Any = Broken(failing(error))
     async with peer(tree) as guest:
         with pytest.raises(OSError, match="from the server") as caught:
@@ -405,6 +409,53 @@ async def test_a_tree_that_hangs_fails_the_request() -> None:
             await guest.ask(Op.STATFS, 1)
     finally:
         release.set()
+
+
+HANGS = """
+import anyio, threading
+from pykata.fs.fuse.server import Server
+from pykata.fs.fuse.wire import Op, REQUEST
+
+class Hangs:
+    readonly = False
+    def stat(self, path):
+        threading.Event().wait()
+
+asked = [REQUEST.pack(42, Op.LOOKUP, 2, 1, 0, 0, 1, 0, 0) + b"a\\0", None]
+
+async def main():
+    answered = anyio.Event()
+    async def receive():
+        if len(asked) == 1:
+            await answered.wait()
+        return asked.pop(0)
+    async def send(data):
+        print(int.from_bytes(data[4:8], "little", signed=True), flush=True)
+        answered.set()
+    await Server(Hangs(), 0.1).serve(receive, send)
+
+anyio.run(main)
+print("ended", flush=True)
+"""
+
+
+async def test_a_thread_that_hangs_keeps_no_program_from_ending() -> None:
+    done = await anyio.run_process([sys.executable, "-c", HANGS], env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stdout.split() == [str(-errno.ETIMEDOUT).encode(), b"ended"]
+
+
+def test_threads_end_with_what_they_are_for() -> None:
+    workers, release = Workers(), threading.Event()
+
+    async def work() -> None:
+        with anyio.move_on_after(0.1):
+            await workers.run(release.wait)
+        assert await workers.run(lambda: 42) == 42
+        assert workers.busy == 1, "one is left behind"
+        workers.close()
+
+    asyncio.run(work())
+    release.set()           # it finds neither its loop nor anything to do, and ends: which every test is asked for
 
 
 # --- what no kernel would say ---

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 
 import anyio
-import anyio.to_thread
 
 from pykata.fs.fuse.operations import Session
 from pykata.fs.fuse.tree import Tree
 from pykata.fs.fuse.wire import UNANSWERED, Inbox, MalformedError, Request, answer, failed
+from pykata.fs.fuse.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,7 @@ class Server:
         self._timeout = timeout
         self._limiter = anyio.CapacityLimiter(PARALLEL)
         self._sending = anyio.Lock()
-        self._counting = threading.Lock()
-        self._threads = 0
+        self._workers = Workers()
 
     async def serve(self, receive: Receive, send: Send) -> None:
         """Answer what comes until ``receive`` gives None. Raises MalformedError, in a group.
@@ -60,7 +58,8 @@ class Server:
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(self._timeout):
-                await anyio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+                await self._workers.run(self._close)
+            self._workers.close()
 
     async def _handle(self, request: Request, room: anyio.Semaphore, send: Send) -> None:
         try:
@@ -71,32 +70,21 @@ class Server:
             room.release()
 
     async def _answered(self, request: Request) -> bytes:
-        try:
-            with anyio.fail_after(self._timeout):
+        with anyio.move_on_after(self._timeout):
+            try:
                 return answer(request.unique, await self._in_thread(request))
-        except TimeoutError:
-            log.warning("a volume's file system took longer than %g s", self._timeout)
-            return failed(request.unique, errno.ETIMEDOUT)
-        except MalformedError:
-            raise
-        except Exception as error:      # the tree is somebody else's
-            return failed(request.unique, errno_of(error))
+            except MalformedError:
+                raise
+            except Exception as error:      # the tree is somebody else's
+                return failed(request.unique, errno_of(error))
+        log.warning("a volume's file system took longer than %g s", self._timeout)
+        return failed(request.unique, errno.ETIMEDOUT)
 
     async def _in_thread(self, request: Request) -> bytes:
-        def run() -> bytes:
-            try:
-                return self.session.do(request)
-            finally:
-                with self._counting:
-                    self._threads -= 1
-
         async with self._limiter:
-            if self._threads >= STUCK:
+            if self._workers.busy >= STUCK:
                 raise OSError(errno.EIO, "the file system doesn't answer")
-            with self._counting:
-                self._threads += 1
-            # A thread that hangs in the tree can't be ended: it is left behind, and counted.
-            return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+            return await self._workers.run(lambda: self.session.do(request))
 
     def _close(self) -> None:
         for error in self.session.close():
