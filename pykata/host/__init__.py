@@ -31,6 +31,7 @@ from pykata.host.process import (
     describe_exit,
     spawn,
 )
+from pykata.host.removal import remove_tree
 from pykata.host.run import TAIL, run_tool
 from pykata.host.stamps import Stamp, file_hash, stamp
 from pykata.host.tools import find_tool
@@ -92,6 +93,7 @@ __all__ = [
     "loop_of",
     "memory_file",
     "open_lock",
+    "remove_tree",
     "remove_unfinished",
     "remove_unused",
     "room",

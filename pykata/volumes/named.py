@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import field, frozen, validators
 
 from pykata.errors import ConfigError, HostError, VolumeInUseError
-from pykata.host import state_dir
+from pykata.host import remove_tree, state_dir
 from pykata.spec import Security
 from pykata.volumes import checks
 from pykata.volumes.kinds import CACHES, VIAS, Bind, Cache, DiskImage, Via
@@ -98,11 +98,9 @@ def remove_volume(name: str, *, force: bool = True) -> None:
     except FileNotFoundError:
         known = ", ".join(list_volumes()) or "none"
         raise ConfigError(f"there is no volume {name!r}", hint=f"there are {known}") from None
-    import shutil
-
     try:
-        shutil.rmtree(gone)
-    except (OSError, RecursionError) as exc:        # a guest may make directories in directories without end
+        remove_tree(gone)
+    except OSError as exc:
         raise HostError(f"volume {name!r} can't be removed whole: {exc}", hint=f"remove {gone}") from exc
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -194,30 +192,33 @@ def test_what_is_no_name_removes_nothing(capsys: pytest.CaptureFixture[str], nam
     assert list_volumes() == ["a"]
 
 
-def test_a_volume_deeper_than_a_path_can_be(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = made("deep")
+def fill_deep(folder: Path, depth: int) -> None:
+    """Directories in directories, more than a path can name."""
     here = os.open(folder, os.O_RDONLY)
-    for _ in range(3000):
+    for _ in range(depth):
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
     os.close(here)
-    try:
-        assert main(["volumes"]) == 0
-    finally:
-        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def test_a_volume_deeper_than_a_path_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    fill_deep(made("deep"), 3000)
+    assert main(["volumes"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "deep"
+    assert main(["volumes", "rm", "deep"]) == 0
+    assert list(made("x").parent.iterdir()) == [made("x")], "nothing of it is left under another name"
 
 
 def test_one_that_cant_be_removed_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(path: Path) -> None:
-        raise RecursionError("too deep")
+        raise OSError(16, "Device or resource busy")
 
     made("a")
-    monkeypatch.setattr(shutil, "rmtree", fails)
+    monkeypatch.setattr("pykata.volumes.named.remove_tree", fails)
     assert main(["volumes", "rm", "a"]) == 1
-    assert "volume 'a' can't be removed whole: too deep (remove /" in capsys.readouterr().err
+    assert "volume 'a' can't be removed whole: [Errno 16] Device or resource busy (remove /" in capsys.readouterr().err
 
 
 def test_from_synchronous_code() -> None:
