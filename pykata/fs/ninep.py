@@ -71,9 +71,13 @@ class NineP(SharedRoot):
 
 
 def directory(tag: str, path: Path, *, readonly: bool, cache: str, security: spec.Security = "none") -> Attachment:
-    """A directory, mounted as ``tag`` below :data:`~pykata.spec.VOLUMES`."""
+    """A directory, mounted as ``tag`` below :data:`~pykata.spec.VOLUMES`. Raises HostError."""
     mount = _mount(tag, readonly=readonly, cache=cache)
-    device = spec.NineP(tag, path, readonly, is_whole=host.is_one_filesystem(path), security=security)
+    try:
+        is_whole = host.is_one_filesystem(path)
+    except OSError as exc:
+        raise HostError(f"can't share {path}: {exc.strerror}") from exc
+    device = spec.NineP(tag, path, readonly, is_whole=is_whole, security=security)
     return Attachment(devices=(device,), mounts=(mount,))
 
 

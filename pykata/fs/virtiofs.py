@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -103,11 +103,16 @@ def _alone(shares: Sequence[Shared]) -> str | None:
 
 
 def _is_remote(shares: Sequence[Shared]) -> bool:
-    """Whether files of these are in another kernel's hands, or a program's: only that takes privileges away there."""
+    """Whether files of these are in another kernel's hands, or a program's: only that takes privileges away there.
+
+    Raises HostError for what isn't there any more.
+    """
     kinds = set[str]()
-    with suppress(OSError):     # why it can't be looked at the daemon says as well
-        for share in shares:
+    for share in shares:
+        try:
             kinds |= host.kinds_below(share.path)
+        except OSError as exc:
+            raise HostError(f"can't share {share.path}: {exc.strerror}") from exc
     return any(kind in REMOTE or kind.startswith("fuse.") for kind in kinds)
 
 

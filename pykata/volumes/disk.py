@@ -48,19 +48,31 @@ async def disk(tag: str, volume: DiskImage) -> AsyncIterator[Attachment]:
 
 
 async def _opened(volume: DiskImage) -> int:
+    try:
+        return _open(volume)
+    except FileNotFoundError as exc:
+        if volume.size is None or volume.readonly:      # it was there when the sandbox was made
+            raise HostError(f"the volume {volume.path} isn't there any more") from exc
+    await _make(volume)
+    try:
+        return _open(volume)
+    except FileNotFoundError as exc:
+        raise HostError(f"the volume {volume.path} was removed while it was made") from exc
+
+
+def _open(volume: DiskImage) -> int:
     flags = (os.O_RDONLY if volume.readonly else os.O_RDWR) | os.O_CLOEXEC
     # A block device that this machine has mounted, or has made another of, is in use as well (open(2), O_EXCL).
     alone = os.O_EXCL if not volume.readonly and volume.path.is_block_device() else 0
     try:
         return os.open(volume.path, flags | alone)
     except FileNotFoundError:
-        await _make(volume)
+        raise
     except OSError as exc:
         if exc.errno == errno.EBUSY:
             raise VolumeInUseError(f"the device {volume.path} is in use, by this machine or by another sandbox",
                                    hint="unmount it first, or take it readonly=True") from exc
         raise NotPermittedError(f"can't open the volume {volume.path}: {exc.strerror}") from exc
-    return os.open(volume.path, flags)
 
 
 def _kind(descriptor: int, volume: DiskImage) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -35,8 +36,22 @@ def check_volumes(volumes: Mapping[str, Volume | str | Path] | None) -> dict[str
         raise ConfigError(f"volumes has a place twice: {sorted(volumes or {})}")
     if len(checked) > MOST:
         raise ConfigError(f"volumes has {len(checked)} volumes", hint=f"at most {MOST}")
+    for place in checked:
+        _check_above(place, checked)
     # One below another comes after it, or it would be hidden.
     return dict(sorted(checked.items()))
+
+
+def _check_above(place: str, checked: Mapping[str, Checked]) -> None:
+    """That a place in another volume is there, if it can't be made."""
+    above = max((other for other in checked if place.startswith(f"{other}/")), key=len, default=None)
+    volume = checked[above] if above is not None else None
+    if not isinstance(volume, Bind) or not volume.readonly:
+        return
+    below = volume.path / place.removeprefix(f"{above}/")
+    if _kind_of(place, below) is None:
+        raise ConfigError(f"volumes[{place!r}]: {above!r} is read-only, and there is no {str(below)!r} to put it over",
+                          hint="make it first, or leave out readonly")
 
 
 def _destination(place: object) -> str:
@@ -80,19 +95,31 @@ def _volume(place: str, given: object) -> Checked:
 
 def _check_source(place: str, volume: Bind) -> None:
     path = volume.path
-    if not path.exists():
+    if (kind := _kind_of(place, path)) is None:
         raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}", hint="make it first, or correct the path")
-    if not path.is_dir() and not path.is_file():
+    if kind not in (stat.S_IFDIR, stat.S_IFREG):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is neither a directory nor a file")
-    if place.endswith("/") and not path.is_dir():
+    if place.endswith("/") and kind != stat.S_IFDIR:
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is a file, and the place ends in '/'",
                           hint="name a directory, or leave out the '/'")
-    needed = os.R_OK | (os.X_OK if path.is_dir() else 0)
+    needed = os.R_OK | (os.X_OK if kind == stat.S_IFDIR else 0)
     if not os.access(path, needed):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} may not be read by uid {os.geteuid()}",
                           hint="change its permissions, or run as its owner")
     if volume.security == "mapped-xattr":
         _check_attributes(place, volume)
+
+
+def _kind_of(place: str, path: Path) -> int | None:
+    """What is at a path of this machine, as stat(2) has it; None for nothing. Raises ConfigError."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        hint = f"uid {os.geteuid()} has to be let into the directories that lead there" if exc.errno == errno.EACCES \
+            else "correct the path"
+        raise ConfigError(f"volumes[{place!r}]: can't look at {str(path)[:200]!r}: {exc.strerror}", hint=hint) from exc
 
 
 def _check_attributes(place: str, volume: Bind) -> None:
@@ -106,17 +133,17 @@ def _check_attributes(place: str, volume: Bind) -> None:
 
 
 def _check_disk(place: str, volume: DiskImage) -> None:
-    path = volume.path
-    if not path.exists() and volume.format != "raw":
+    path, kind = volume.path, _kind_of(place, volume.path)
+    if kind is None and volume.format != "raw":
         raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
                           hint=f"only raw disks are made: convert one, by qemu-img convert -O {volume.format}")
-    if not path.exists() and (volume.size is None or volume.readonly or not path.parent.is_dir()):
+    if kind is None and (volume.size is None or volume.readonly or _kind_of(place, path.parent) != stat.S_IFDIR):
         raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
                           hint="size= makes it, for writing, in a directory that is there")
-    if path.exists() and not path.is_file() and not path.is_block_device():
+    if kind not in (None, stat.S_IFREG, stat.S_IFBLK):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is neither a file nor a block device",
                           hint="a directory is a Bind")
-    if volume.device == "pmem" and not path.is_file():
+    if volume.device == "pmem" and kind != stat.S_IFREG:
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is a block device, and device='pmem' maps files only")
     if volume.device == "pmem" and ((size := path.stat().st_size) % PMEM_UNIT or not size):
         raise ConfigError(f"volumes[{place!r}]: {str(path)!r} has {size} bytes, no multiple of 2 MiB",

@@ -21,6 +21,7 @@ from pykata import (
     ConfigError,
     DiskImage,
     FsspecVolume,
+    HostError,
     Named,
     Sandbox,
     Template,
@@ -85,7 +86,10 @@ def test_one_below_another_comes_after_it(tmp_path: Path) -> None:
     ({"/a": "/dev/null"}, "neither a directory nor a file"),
     ({"/a/": __file__}, "is a file, and the place ends in"),
     ({"/a": None}, "is no volume"), ({"/a": 3}, "is no volume"), ({"/a": ""}, "is not a path"),
-    ({"/a": "x\0y"}, "is not a path"),
+    ({"/a": "x\0y"}, "is not a path"), ({"/a": "/\ud800"}, "is not a path"),
+    ({"/a": "/" + "x" * 256}, r"volumes\['/a'\]: can't look at '/x+': File name too long .correct the path"),
+    ({"/a": DiskImage("/" + "x" * 256, size="8M")}, "can't look at '/x+': File name too long"),
+    ({"/a": __file__ + "/x"}, "there is no "),
     ({"/a": DiskImage("/nowhere")}, "there is no '/nowhere' .size= makes it"),
     ({"/a": DiskImage("/nowhere/at", size="8M")}, "there is no '/nowhere/at'"),
     ({"/a": DiskImage("/nowhere", size="8M", readonly=True)}, "there is no '/nowhere'"),
@@ -135,6 +139,29 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="may not be read by uid"):
         check_volumes({"/a": tmp_path})
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cant_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    why = rf"can't look at '.*/x': {os.strerror(number)}"
+    for volume in (Bind(tmp_path / "x"), DiskImage(tmp_path / "x"), DiskImage(tmp_path / "x", size="8M")):
+        with pytest.raises(ConfigError, match=why) as caught:
+            check_volumes({"/a": volume})
+        assert ("let into the directories" in str(caught.value)) == (number == errno.EACCES)
+
+
+def test_a_place_below_a_volume_that_is_only_read(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    volumes: dict[str, Any] = {"/a": Bind(tmp_path, readonly=True), "/a/there": Tmpfs("1M"), "/a/there/x": Tmpfs("1M")}
+    check_volumes(volumes)      # what is below another one is that one's affair
+    why = r"volumes\['/a/b/c'\]: '/a' is read-only, and there is no '.*/b/c' to put it over .make it first"
+    with pytest.raises(ConfigError, match=why):
+        check_volumes(volumes | {"/a/b/c": Tmpfs("1M")})
+    check_volumes({"/a": tmp_path, "/a/b/c": Tmpfs("1M"), "/ab": Bind(tmp_path, readonly=True), "/abc": Tmpfs("1M")})
 
 
 def test_a_hypervisor_that_cant_share(tmp_path: Path) -> None:
@@ -298,11 +325,15 @@ def test_slots_make_room() -> None:
 # --- the daemon ---
 
 
-async def test_a_daemon_that_cant_start_says_why(tmp_path: Path) -> None:
-    shares = (Shared("0", tmp_path / "gone"),)
-    async with served("tag", shares, "auto", tmp_path) as attachment:
+async def test_a_daemon_that_cant_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(HostError, match=f"can't share {gone}: No such file or directory"):
+        async with served("tag", (Shared("0", gone),), "auto", tmp_path):
+            pass
+    (tmp_path / "tag").rmdir()
+    monkeypatch.setattr("pykata.host.kinds_below", lambda path: {"ext4"})       # it goes a moment later
+    async with served("tag", (Shared("0", gone),), "auto", tmp_path) as attachment:
         (one,) = attachment.served
-        gone = f"{tmp_path}/gone"
         assert await one.ended() == f"virtiofsd for {gone} exited with code 1: {gone}: No such file or directory"
     assert not (tmp_path / "tag.sock").exists()
 

@@ -13,9 +13,9 @@ import pytest
 from pykata import (
     AgentRefusedError,
     Bind,
-    BootError,
     ConfigError,
     DiskImage,
+    HostError,
     ImageNotFoundError,
     ImageVolume,
     Named,
@@ -209,12 +209,23 @@ async def test_what_the_image_has_at_the_place_of_a_volume_is_of_the_same_kind(t
                 await sb.run(BUSYBOX, ["true"])
 
 
-async def test_a_directory_that_went_before_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("via", ["virtiofs", "9p"])
+async def test_a_directory_that_went_before_the_start(tmp_path: Path, via: Any) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    sandbox = Sandbox(isolation="emulated", volumes={"/v": gone})
+    sandbox = Sandbox(isolation="emulated", volumes={"/v": Bind(gone, via=via)})
     gone.rmdir()
-    with pytest.raises(BootError, match=r"virtiofsd for .*/gone exited with code 1: .*gone: No such file or directory"):
+    with pytest.raises(HostError, match=r"can't share .*/gone: No such file or directory"):
+        async with sandbox:
+            pass
+
+
+async def test_a_disk_that_went_before_the_start(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.write_bytes(bytes(4096))
+    sandbox = Sandbox(isolation="emulated", volumes={"/v": DiskImage(gone)})
+    gone.unlink()
+    with pytest.raises(HostError, match=r"the volume .*/gone isn't there any more"):
         async with sandbox:
             pass
 

@@ -205,8 +205,10 @@ class QEMU(Hypervisor):
                               hint=f"memory={4 * mapped // PAGES_OF_PMEM // MIB} or more, or device='blk'")
         room = command.TRANSPORTS[self.machine] - self._slots_beside(spec) - self.reclaim - 1
         if len(spec.devices) > room:
+            machine = "machine='q35', " if self.machine == "microvm" else "fewer volumes, "
             raise ConfigError(f"{len(spec.devices)} devices don't fit into {self.machine}, which has room for {room}",
-                              hint="use machine='q35', fewer disk_slots or reclaim=False")
+                              hint=f"use {machine}fewer disk_slots or reclaim=False; directories of one cache mode "
+                                   "are one device together, by virtio-fs")
         tags = [device.tag for device in spec.devices if isinstance(device, Disk | VhostFs | NineP)]
         if len(set(tags)) != len(tags) or any(not 0 < len(tag.encode()) <= SERIAL_LENGTH for tag in tags):
             raise ConfigError(f"the tags of devices {tags!r} must differ and have at most {SERIAL_LENGTH} bytes")
