@@ -26,6 +26,7 @@ from pykata import Sandbox, SandboxClosedError, Template, TemplateWarning, boot,
 from pykata.errors import BootTimeoutError, CommandFailedError, ConfigError, VMError
 from pykata.host import cache_dir, file_hash
 from pykata.hypervisors.qemu import QEMU
+from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.net.network import Network
 from tests.vm.conftest import BUSYBOX, clocked
 from tests.vm.qemu_guest import check_confined, inherited, words
@@ -68,6 +69,20 @@ async def test_what_qemu_has_of_a_machine_from_a_template() -> None:
         told = words(pid)[1:]       # after QEMU's own name, which may be in anybody's home
         for path in {running.bundle.path, cache_dir(), Path.home()} - {Path("/")}:
             assert not any(str(path) in word for word in told)
+
+
+async def test_a_guest_waits_awake_for_its_next_host() -> None:
+    """Whoever goes on from there hasn't to be woken."""
+    hypervisor = QEMU(accel="tcg", agent="serial")
+    async with Sandbox(isolation="emulated", template="off", hypervisor=hypervisor) as sb:
+        vm = sb._open.vm
+        assert isinstance(vm, QemuVM)
+        await sb._open.agent.park()
+        for _ in range(20):
+            await vm.pause()
+            said = await vm._qmp.execute("human-monitor-command", {"command-line": "info registers"})
+            assert "HLT=0" in str(said)
+            await vm.resume()
 
 
 async def identity(sb: Sandbox) -> list[str]:

@@ -15,6 +15,7 @@ use super::inlet::Incoming;
 use super::outlet::{Boundary, HEADER_LEN, Outlet};
 use super::preface::{self, Frames, Other};
 use super::stream::Stream;
+use super::vigil::Vigil;
 
 /// A virtio-serial write takes at most this much, and costs an exit to the host: a frame's header and payload go together.
 pub const GATHER: usize = 32 * 1024;
@@ -34,6 +35,8 @@ pub struct Channel {
     bulk: Incoming,
     /// No preface has come yet.
     seeking: bool,
+    /// Waits for more of it than a host has left that is gone.
+    vigil: Vigil,
     /// Answers the calls that come before one.
     answerer: Option<Answerer>,
     /// Incoming bytes that come before any from `stream`; after `over`, the start of the next connection.
@@ -57,6 +60,7 @@ impl Channel {
         }
         Self {
             seeking: stream.is_port(),
+            vigil: Vigil::Begins,
             answerer: None,
             stream,
             frames: Frames::new(),
@@ -160,11 +164,26 @@ impl Channel {
                 return Poll::Ready(Err(err));
             }
             let mut space = [MaybeUninit::uninit(); 4096];
-            let n = ready!(self.stream.poll_read(cx, &mut space))?;
+            let n = ready!(self.poll_begin(cx, &mut space))?;
             if n == 0 {
                 return Poll::Ready(Ok(false));
             }
             self.carry.extend_from_slice(written(&mut space, n));
+        }
+    }
+
+    /// Reads what a connection begins with.
+    fn poll_begin(&mut self, cx: &mut Context<'_>, space: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+        // First of all, so that the event loop is told of what comes, if nothing has.
+        if let Poll::Ready(read) = self.stream.poll_read(cx, space) {
+            return Poll::Ready(read);
+        }
+        if self.carry != preface::MARK {
+            return Poll::Pending;
+        }
+        match ready!(self.vigil.poll(cx, || self.stream.read_now(space))) {
+            Some(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+            _ => self.stream.poll_read(cx, space),
         }
     }
 

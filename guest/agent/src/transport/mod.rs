@@ -9,6 +9,7 @@ mod preface;
 mod serial;
 mod staging;
 mod stream;
+mod vigil;
 mod vsock;
 
 pub use channel::Channel;

@@ -8,7 +8,8 @@
 use super::outlet;
 
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const MARK: [u8; 3] = *b"PRI";
+/// With nothing behind it, it parks the connection: the host has ended, and another one will come.
+pub const MARK: [u8; 3] = *b"PRI";
 const HEADER_LEN: usize = 9;
 
 /// Takes away what stands before a preface, which a connection before this one may have left over. False: there is none

@@ -96,6 +96,12 @@ impl Stream {
         }
     }
 
+    /// Reads what is there, without waiting.
+    pub fn read_now(&self, space: &mut [MaybeUninit<u8>]) -> Result<usize, Errno> {
+        let fd = self.fd().map_err(|_| Errno::NOTCONN)?;
+        rustix::io::read(fd.as_fd(), space).map(|(data, _)| data.len())
+    }
+
     /// Moves up to `size` bytes of what is there to a pipe, without waiting. Ends are left to [`Self::poll_read`].
     pub fn splice_to(&self, pipe: BorrowedFd<'_>, size: usize) -> Result<usize, Errno> {
         let fd = self.fd().map_err(|_| Errno::NOTCONN)?;
