@@ -29,6 +29,8 @@ def row(one: pykata.Detached) -> tuple[str, ...]:
 
 def status(one: pykata.Detached) -> str:
     """How it does, in a few words."""
+    if one.phase == "ended" and one.lost:
+        return f"ended ({one.exit_code}, files lost)"
     if one.phase == "ended":
         return f"ended ({one.exit_code})" if one.exit_code is not None else f"ended ({one.reason or 'stopped'})"
     return "lost (keeper killed)" if one.phase == "lost" else one.phase

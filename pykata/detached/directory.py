@@ -55,6 +55,7 @@ class State:
     exit_code: int | None = None
     reason: Reason | None = None
     why: str = ""
+    lost: str = ""
 
 
 def check_name(name: object) -> str:

@@ -65,6 +65,8 @@ class Detached:
     """How it ended: as in :class:`Completed`."""
     why: str = ""
     """How it ended, in words."""
+    lost: str = ""
+    """Why files of the host were lost that its main command had: what that wrote there may not have arrived."""
 
     async def refresh(self) -> Detached:
         """How it is now. Raises DetachedNotFoundError."""

@@ -27,9 +27,15 @@ def filesystem_of(head: bytes) -> str | None:
     return next((name for name, at, magic in _MAGIC if head[at:at + len(magic)] == magic), None)
 
 
-def wrong_with(kind: str, head: bytes, size: int) -> str:
-    """Why a guest can't mount a disk of ``size`` bytes that begins with ``head``; empty if nothing speaks against."""
-    return _CHECKS[kind](head.ljust(HEAD, b"\0"), size)
+def wrong_with(kind: str, head: bytes, size: int, *, is_unmounted: bool = True) -> str:
+    """Why a guest can't mount a disk of ``size`` bytes that begins with ``head``; empty if nothing speaks against.
+
+    An ext4 that is read has to have been unmounted: who needn't be told of that says ``is_unmounted=False``.
+    """
+    head = head.ljust(HEAD, b"\0")
+    if is_unmounted and kind == "ext4" and _EXT4.unpack_from(head)[2] & _EXT4_RECOVER:
+        return "it was not unmounted, and its journal can't be replayed on a disk that is read-only: run e2fsck"
+    return _CHECKS[kind](head, size)
 
 
 def block_size(kind: str, head: bytes) -> int:
@@ -63,8 +69,6 @@ def _wrong_with_ext4(head: bytes, size: int) -> str:
     low, log, features, high = _EXT4.unpack_from(head)
     if log > 6:
         return f"its blocks have 2^{10 + log} bytes"
-    if features & _EXT4_RECOVER:
-        return "it was not unmounted, and its journal can't be replayed on a disk that is read-only: run e2fsck"
     if features & _EXT4_JOURNAL_DEV:
         return "it is only a journal"
     return _beyond((low | (high << 32 if features & _EXT4_64BIT else 0)) << (10 + log), size)

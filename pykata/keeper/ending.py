@@ -19,6 +19,7 @@ class End:
     exit_code: int | None = None
     reason: Reason | None = None
     error: PykataError | None = None
+    lost: str = ""
 
     @classmethod
     def stopped(cls, why: str = "it was stopped") -> End:

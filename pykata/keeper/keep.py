@@ -134,7 +134,8 @@ class Keeper:
         if not main.ended:
             return
         self.ending.set(End(
-            why=f"its command ended with exit code {main.returncode}", exit_code=main.returncode, reason=main.reason
+            why=f"its command ended with exit code {main.returncode}", exit_code=main.returncode, reason=main.reason,
+            lost=main.lost.message if main.lost else "",
         ))  # fmt: skip
 
     async def _copy(self, output: Output, name: StreamName) -> None:
@@ -231,7 +232,8 @@ class Keeper:
             directories.remove(self._directory, alive=True)
         else:
             self._write(
-                phase="ended", ended=time.time(), exit_code=end.exit_code, reason=end.reason, why=end.why
+                phase="ended", ended=time.time(), exit_code=end.exit_code, reason=end.reason, why=end.why,
+                lost=end.lost,
             )
         os.close(self._claim.lock)      # before the connections end: who waits for that finds the sandbox ended
 

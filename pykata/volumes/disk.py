@@ -17,7 +17,7 @@ from pykata.host import find_tool, loop_of, run_tool, where_written
 from pykata.images.disk import PAGE, read_head
 from pykata.images.qcow2 import MAGIC as QCOW2
 from pykata.images.qcow2 import Qcow2Error
-from pykata.images.superblock import block_size, filesystem_of
+from pykata.images.superblock import block_size, filesystem_of, wrong_with
 from pykata.spec import PMEM_UNIT, VOLUMES, Attachment, Disk, Mount, Pmem
 from pykata.volumes.kinds import DiskImage
 
@@ -77,12 +77,15 @@ def _open(volume: DiskImage) -> int:
 
 def _kind(descriptor: int, volume: DiskImage) -> str:
     try:
-        head, _ = read_head(descriptor, volume.format)
+        head, size = read_head(descriptor, volume.format)
     except Qcow2Error as exc:
         raise ConfigError(f"the volume {volume.path} can't be used: {exc}", hint=exc.hint) from exc
     except OSError as exc:
         raise HostError(f"can't read the volume {volume.path}: {exc.strerror}") from exc
     if (kind := filesystem_of(head)) is not None:
+        # Nobody unmounts one that a guest has written to: its journal is for whoever is next.
+        if why := wrong_with(kind, head, size, is_unmounted=False):
+            raise ConfigError(f"the volume {volume.path} can't be mounted: {why}")
         return kind
     hint = "is it a qcow2? format='qcow2' says so" if head.startswith(QCOW2) else "ext4, squashfs or erofs, whole"
     raise ConfigError(f"{volume.path} has no filesystem that we know", hint=hint)

@@ -328,6 +328,7 @@ def test_the_table_of_sandboxes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n" not in capsys.readouterr().out.rstrip("\n")
     assert [age(seconds) for seconds in (-1, 5, 65, 7200, 200_000)] == ["0 s", "5 s", "1 min", "2 h", "2 d"]
     assert status(pykata.Detached(name="n", phase="ended", exit_code=3)) == "ended (3)"
+    assert status(pykata.Detached(name="n", phase="ended", exit_code=0, lost="why")) == "ended (0, files lost)"
     assert status(pykata.Detached(name="n", phase="ended", reason="vm_died")) == "ended (vm_died)"
     assert status(pykata.Detached(name="n", phase="lost")) == "lost (keeper killed)"
 

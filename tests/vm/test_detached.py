@@ -233,6 +233,22 @@ async def test_a_volume_whose_server_ends(tmp_path: Path) -> None:
         await handle.stop()
 
 
+async def test_a_main_command_that_ends_well_without_its_files(tmp_path: Path) -> None:
+    main = ["sh", "-c", "mkfifo /go; read x < /go; exit 0"]
+    handle = await Sandbox(isolation="emulated", volumes={"/v": tmp_path}).detach("worker", BUSYBOX, main)
+    async with Sandbox.connect("worker") as sb:
+        os.kill(min(daemons()), signal.SIGKILL)
+        while (await sb.main.run(["sh", "-c", "echo x > /v/f"])).exit_code == 0:
+            pass
+        await sb.main.run(["sh", "-c", "until [ -p /go ]; do sleep 1; done; echo > /go"])
+        ended = await handle.wait()
+    assert (ended.exit_code, ended.reason) == (0, "exit")
+    assert ended.lost.startswith("files of the host are lost, because virtiofsd for ")
+    listed = await anyio.to_thread.run_sync(pykata, "ps", "-a")
+    assert b"ended (0, files lost)" in listed.stdout
+    await handle.remove()
+
+
 def test_following_the_logs_until_the_end() -> None:
     with (
         detached("sh", "-c", "echo ready; sleep 1000") as name,

@@ -380,6 +380,21 @@ async def test_a_disk_that_is_none(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_disk_that_isnt_whole(tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image, size="16M")}) as sb:
+        await sb.run(BUSYBOX, sh("echo kept > /d/f"), check=True)
+    os.truncate(image, 20 * 1024 * 1024)        # more than whole is whole
+    async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image)}) as sb:
+        assert (await sb.run(BUSYBOX, ["cat", "/d/f"])).stdout == "kept\n"
+    os.truncate(image, 8 * 1024 * 1024)
+    why = "data.img can't be mounted: it has 16777216 bytes, and the file only 8388608: is it whole"
+    for readonly in (False, True):
+        with pytest.raises(ConfigError, match=why):
+            async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image, readonly=readonly)}):
+                pass
+
+
 async def test_a_block_device(tmp_path: Path) -> None:
     image = tmp_path / "disk"
     async with Sandbox(isolation="emulated", volumes={"/d": DiskImage(image, size="16M")}) as sb:
