@@ -17,7 +17,7 @@ from typing import IO, Any
 from attrs import define, field
 
 from pykata.fs.fsspec_directories import EmptyDirectories, is_below, move, parent
-from pykata.fs.fuse.tree import File, Stat
+from pykata.fs.fuse.tree import File, Room, Stat
 from pykata.fs.fuse.wire import MAX_NAME
 from pykata.fs.quota import Quota
 
@@ -63,6 +63,9 @@ class FsspecTree:
         return f"{self._root}/{path}" if self._root else path
 
     # --- looking ---
+
+    def room(self) -> Room:
+        return self.quota.room()
 
     def stat(self, path: str) -> Stat:
         node = self._nodes.get(path)

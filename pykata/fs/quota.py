@@ -7,6 +7,8 @@ import threading
 
 from attrs import define, field
 
+from pykata.fs.fuse.tree import Room
+
 
 @define
 class Quota:
@@ -14,7 +16,17 @@ class Quota:
 
     size: int | None = None
     files: int | None = None
+    _limits: tuple[int | None, int | None] = field(init=False)
     _lock: threading.Lock = field(factory=threading.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        self._limits = self.size, self.files
+
+    def room(self) -> Room:
+        """What may be added, and what is left of it."""
+        size, files = self._limits
+        with self._lock:
+            return Room(size, self.size, files, self.files)
 
     def add(self, *, size: int = 0, files: int = 0) -> None:
         """Count what is added, or what goes (below 0). Raises OSError (ENOSPC), and nothing is counted then."""

@@ -310,6 +310,24 @@ async def test_the_buffer_is_a_limit() -> None:
         await guest.write(await guest.create("g"), bytes(9000))       # the room is there again
 
 
+async def test_what_is_left_of_a_limit() -> None:
+    async def left(guest: Peer) -> tuple[int, ...]:
+        return struct.unpack_from("<QQQQQ", await guest.ask(Op.STATFS, 1))
+
+    _, tree = memory(quota=Quota(size=81_920, files=3))
+    async with peer(tree) as guest:
+        assert await left(guest) == (20, 20, 20, 3, 3)
+        handle = await guest.create("f")
+        await guest.write(handle, bytes(40_960))
+        await guest.release(handle)
+        assert await left(guest) == (20, 10, 10, 3, 2)
+        for name in ("f", "a"):             # which was there before
+            await guest.by_name(Op.UNLINK, name)
+        assert await left(guest) == (20, 20, 20, 4, 4)
+    async with peer(memory()[1]) as guest:
+        assert set(await left(guest)) == {1 << 28}
+
+
 async def refused(attempt: Awaitable[object]) -> int | None:
     with pytest.raises(OSError, match="from the server") as caught:
         await attempt
@@ -395,7 +413,7 @@ async def test_a_tree_that_raises_fails_the_request(error: BaseException, number
         with pytest.raises(OSError, match="from the server") as caught:
             await guest.walk("a")
         assert said(caught) == number
-        await guest.ask(Op.STATFS, 1)
+        await guest.ask(Op.DESTROY, 1)
 
 
 async def test_a_tree_that_hangs_fails_the_request() -> None:
@@ -406,7 +424,7 @@ async def test_a_tree_that_hangs_fails_the_request() -> None:
             with pytest.raises(OSError, match="from the server") as caught:
                 await guest.walk("a")
             assert said(caught) == errno.ETIMEDOUT
-            await guest.ask(Op.STATFS, 1)
+            await guest.ask(Op.DESTROY, 1)
     finally:
         release.set()
 

@@ -13,6 +13,7 @@ from pykata.fs.fuse.tree import File, Stat, Tree
 from pykata.fs.fuse.wire import DATA, MAJOR, MAX_NAME, MINOR, MalformedError, Op, Request, fields, names
 
 BLOCK = 4096
+UNLIMITED = 1 << 28     # blocks or files: nobody knows
 # fuse.h, FUSE_INIT's flags.
 ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, AUTO_INVAL_DATA = 1 << 0, 1 << 3, 1 << 5, 1 << 12
 PARALLEL_DIROPS, MAX_PAGES = 1 << 18, 1 << 22
@@ -138,8 +139,10 @@ class Session:
         return self._told_attributes(request.node, found)       # times are the file system's own
 
     def _statfs(self, request: Request) -> bytes:
-        room = 1 << 28                      # blocks: nobody knows
-        return _STATFS.pack(room, room, room, room, room, BLOCK, MAX_NAME, BLOCK)
+        room = self._tree.room()
+        blocks, blocks_left = _counted(room.size, room.size_left, BLOCK)
+        files, files_left = _counted(room.files, room.files_left, 1)
+        return _STATFS.pack(blocks, blocks_left, blocks_left, files, files_left, BLOCK, MAX_NAME, BLOCK)
 
     # --- files ---
 
@@ -304,3 +307,10 @@ class Session:
         except UnicodeDecodeError:
             raise OSError(errno.EILSEQ, "names are UTF-8") from None
         return f"{path}/{name}" if path else name
+
+
+def _counted(limit: int | None, left: int | None, unit: int) -> tuple[int, int]:
+    """A limit and what is left of it, in units. A guest that has removed what was there may add more than the limit."""
+    if limit is None or left is None:
+        return UNLIMITED, UNLIMITED
+    return max(limit, left, 0) // unit, max(left, 0) // unit

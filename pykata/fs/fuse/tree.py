@@ -17,6 +17,16 @@ class Stat:
     is_sized: bool = True
 
 
+@frozen
+class Room:
+    """What may be added, and what of that is left; None: as much as one likes."""
+
+    size: int | None = None
+    size_left: int | None = None
+    files: int | None = None
+    files_left: int | None = None
+
+
 class File(Protocol):
     """An open file. Its methods are called by one thread at a time."""
 
@@ -40,6 +50,7 @@ class Tree(Protocol):
 
     readonly: bool
 
+    def room(self) -> Room: ...
     def stat(self, path: str) -> Stat: ...
     def list(self, path: str) -> list[tuple[str, Stat]]: ...
     def open(self, path: str, *, write: bool, create: bool, exclusive: bool, truncate: bool) -> File: ...
