@@ -6,11 +6,9 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-
-import anyio.to_thread
 
 from pykata.errors import ConfigError, HostError, NotPermittedError, VolumeInUseError
 from pykata.host import find_tool, loop_of, run_tool, where_written
@@ -131,29 +129,40 @@ def _check_this_machine(descriptor: int, volume: DiskImage) -> None:
 async def _make(volume: DiskImage) -> None:
     """Make the file whole or not at all; if somebody else does at the same time, theirs is as good."""
     assert isinstance(volume.size, int)
-    part = volume.path.with_name(f".{volume.path.name}-{os.urandom(4).hex()}.part")
     inodes = [] if volume.files is None else ["-N", str(volume.files + RESERVED)]
-    # No blocks kept for root, who is the guest's; tables and journal are zeros in a fresh file anyway.
-    argv: list[str | Path] = [
-        find_tool("mkfs.ext4", package="e2fsprogs"), "-q", "-F", "-m", "0",
-        "-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1", *inodes, part,
-    ]  # fmt: skip
     try:
-        await anyio.to_thread.run_sync(_sparse, part, volume.size)
-        await run_tool(argv)
-        with suppress(FileExistsError):
-            os.link(part, volume.path)
+        with _fresh(volume.path) as descriptor:
+            os.truncate(descriptor, volume.size)
+            # No blocks kept for root, who is the guest's; tables and journal are zeros in a fresh file anyway.
+            argv: list[str | Path] = [
+                find_tool("mkfs.ext4", package="e2fsprogs"), "-q", "-F", "-m", "0",
+                "-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1", *inodes, f"/proc/self/fd/{descriptor}",
+            ]  # fmt: skip
+            await run_tool(argv, pass_fds=(descriptor,))
+            with suppress(FileExistsError):
+                # With a directory's descriptor, which isn't used, Python has the link followed (linkat(2)).
+                os.link(f"/proc/self/fd/{descriptor}", volume.path, src_dir_fd=descriptor)
     except OSError as exc:
         raise HostError(f"can't make the volume {volume.path}: {exc.strerror}") from exc
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
 
 
 RESERVED = 11       # inodes that ext4 has for itself, "lost+found" among them (fs/ext4/ext4.h)
 
 
-def _sparse(path: Path, size: int) -> None:
-    with path.open("xb") as file:
-        path.chmod(0o600)
-        file.truncate(size)
+@contextmanager
+def _fresh(path: Path) -> Iterator[int]:
+    """An empty file that is to be at ``path``. Where that can be, it has no name until then, and is gone with us."""
+    part = None
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):       # of the filesystem, of the kernel
+            raise
+        part = path.with_name(f".{path.name}-{os.urandom(4).hex()}.part")
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+        if part is not None:
+            part.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ class Named:
         if self.security != "none":
             raise ConfigError(f"security={self.security!r}: the volume {self.name!r} has a size, and is a disk",
                               hint="leave it out: a disk keeps owners, modes and kinds as they are")
-        disk.parent.mkdir(mode=0o700, exist_ok=True)
+        make_directory(disk.parent, mode=0o700)
         return DiskImage(disk, self.size, self.files, self.readonly)
 
 
@@ -87,21 +87,31 @@ def remove_volume(name: str, *, force: bool = True) -> None:
     volume = Named(name).found()
     if not force and is_marked(volume.path):
         raise VolumeInUseError(f"a sandbox uses the volume {name!r}", hint="end it first, or remove by force")
-    if isinstance(volume, DiskImage):
-        volume.path.unlink()        # who uses it goes on with what is nobody else's then
-        return
     path = volume.path
     # Out of the way first: who comes now gets a new one.
     gone = path.with_name(f".{name}-{os.urandom(4).hex()}")
     try:
+        if isinstance(volume, DiskImage):
+            return path.unlink()        # who uses it goes on with what is nobody else's then
         path.rename(gone)
     except FileNotFoundError:
         known = ", ".join(list_volumes()) or "none"
         raise ConfigError(f"there is no volume {name!r}", hint=f"there are {known}") from None
+    except OSError as exc:
+        raise HostError(f"volume {name!r} can't be removed: {exc.strerror}", hint=f"it is {path}") from exc
     try:
         remove_tree(gone)
     except OSError as exc:
         raise HostError(f"volume {name!r} can't be removed whole: {exc}", hint=f"remove {gone}") from exc
+
+
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """Make a directory unless it is there. Raises HostError."""
+    try:
+        path.mkdir(mode=mode, exist_ok=True)
+    except OSError as exc:
+        raise HostError(f"can't make the volume {path}: {exc.strerror}",
+                        hint="set PYKATA_STATE to a directory of your own") from exc
 
 
 def _folders() -> tuple[Path, Path]:
@@ -110,5 +120,5 @@ def _folders() -> tuple[Path, Path]:
 
 def _folder() -> Path:
     path = state_dir() / "volumes"
-    path.mkdir(mode=0o700, exist_ok=True)
+    make_directory(path, mode=0o700)
     return path

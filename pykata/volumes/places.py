@@ -16,7 +16,7 @@ from pykata.fs.virtiofs import daemon
 from pykata.spec import PMEM_UNIT
 from pykata.volumes.checks import is_filesystem
 from pykata.volumes.kinds import Bind, DiskImage, FsspecVolume, ImageVolume, Tmpfs
-from pykata.volumes.named import Named
+from pykata.volumes.named import Named, make_directory
 
 NOT_OVER = ("/", "/proc", "/sys", "/dev")
 """What belongs to the guest's kernel, or to the image as a whole."""
@@ -81,7 +81,7 @@ def _volume(place: str, given: object) -> Checked:
     if isinstance(volume, Named):
         volume = volume.found()
         if isinstance(volume, Bind):
-            volume.path.mkdir(mode=0o755, exist_ok=True)
+            make_directory(volume.path)
     if isinstance(volume, Bind):
         _check_source(place, volume)
         return evolve(volume, via=_way(place, volume))

@@ -32,6 +32,7 @@ from pykata import (
     remove_volume,
 )
 from pykata.fs.virtiofs import _kind_of, options, served
+from pykata.host import run_tool
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.command import Descriptors, command
 from pykata.images.superblock import block_size
@@ -54,6 +55,7 @@ from pykata.spec import (
 from pykata.testing import FakeFs, FakeHypervisor, fake_bundle
 from pykata.volumes import check_volumes
 from pykata.volumes.attached import places
+from pykata.volumes.disk import disk
 
 
 def test_a_path_is_a_volume_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,6 +414,48 @@ def test_no_volumes_in_a_snapshot() -> None:
         Sandbox.restore("/nowhere", volumes={"/v": Tmpfs("1M")})
 
 
+# --- disks ---
+
+
+@pytest.mark.parametrize("has_unnamed", [True, False])
+async def test_a_disk_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_unnamed: bool
+) -> None:
+    seen, real = list[list[str]](), os.open
+
+    async def looking(argv: Any, **more: Any) -> bytes:
+        seen.append(os.listdir(tmp_path))
+        return await run_tool(argv, **more)
+
+    def without(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr("pykata.volumes.disk.run_tool", looking)
+    if not has_unnamed:
+        monkeypatch.setattr(os, "open", without)
+    volume = DiskImage(tmp_path / "data", size="8M")
+    for _ in range(2):
+        async with disk("disk0", volume) as attachment:
+            assert attachment.mounts[0].type == "ext4"
+    assert os.listdir(tmp_path) == ["data"]
+    assert volume.path.stat().st_mode & 0o7777 == 0o600
+    if has_unnamed:
+        assert seen == [[]], "who is killed now leaves nothing"
+    else:
+        assert len(seen[0]) == 1
+
+
+async def test_a_disk_that_cant_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(tmp_path / "mkfs.ext4", "echo 'no space' >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ToolFailedError, match=r"mkfs\.ext4 exited with code 1: no space"):
+        async with disk("disk0", DiskImage(tmp_path / "data", size="8M")):
+            pass
+    assert os.listdir(tmp_path) == ["mkfs.ext4"]
+
+
 # --- named ones ---
 
 
@@ -427,6 +471,25 @@ def test_named_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_volumes() == ["a.b-c_1"]
     with pytest.raises(ConfigError, match=r"there is no volume 'cache' \(there are a\.b-c_1\)"):
         remove_volume("cache")
+
+
+def test_a_named_volume_that_cant_be_made_or_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYKATA_STATE", str(tmp_path / "state"))
+    check_volumes({"/a": Named("there")})
+    (tmp_path / "state/volumes/file").touch()
+    with pytest.raises(HostError, match=r"can't make the volume .*/file: File exists"):
+        check_volumes({"/a": Named("file")})
+
+    def refuse(path: Path, *more: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("rename", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    (tmp_path / "state/volumes/.disks").mkdir()
+    (tmp_path / "state/volumes/.disks/disk").touch()
+    for volume in ("there", "disk"):
+        with pytest.raises(HostError, match=f"volume '{volume}' can't be removed: Read-only file system .it is /"):
+            remove_volume(volume)
 
 
 @pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "a\0", "x" * 64, "é", 3, None])
