@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
 from attrs import evolve, fields
 
 from pykata.container import Container, kept_container
@@ -35,6 +37,11 @@ from pykata.spares import Spares, kept_ready
 from pykata.spec import Image
 
 Setup = Callable[[Sandbox], Awaitable[object]]
+
+AGE = 2.5
+"""Seconds that a guest is up, at least, before it becomes a template. Two seconds after it has booted Linux does for
+the first time what it does again and again from then on, and makes a thread for that: each guest that goes on from a
+younger one would do so, and translate the code for it, which takes 1.5 MiB."""
 
 
 class Template:
@@ -147,6 +154,7 @@ class Template:
             await making.enter_async_context(_waiting(running, image, warm=self._setup is None, rehearsal=True))
             # Who clears the cache of images leaves this one alone.
             await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
+            await anyio.sleep(max(0.0, running.entered + AGE - time.monotonic()))
             return await stack.enter_async_context(_saved(running))
 
     async def _set_up(self, running: Running, main: Container) -> None:
@@ -225,9 +233,11 @@ async def _waiting(running: Running, image: str | Image, *, warm: bool, rehearsa
                 other = await used.enter_async_context(kept_container(running, image))
                 await other.shell(":")      # an image may have none
             rootfs = await stack.enter_async_context(prepared(running, image))
+            if rehearsal:
+                await stack.enter_async_context(fresh_container(running, rootfs, rehearsal=True))
+            # Last: it is awaited until its process has explored. By then what waits in the other one does wait, too,
+            # and won't begin with that in each guest that goes on from here.
             await stack.enter_async_context(fresh_container(running, rootfs, explored=True))
-        if rehearsal:
-            await stack.enter_async_context(fresh_container(running, rootfs, rehearsal=True))
         yield
 
 

@@ -410,6 +410,12 @@ async def test_what_was_set_up_has_the_names_of_whose_it_is_but_for_what_it_wrot
             await one.main.run(["sh", "-c", "echo own > /etc/machine-id"])
 
 
+async def test_what_linux_does_first_after_two_seconds_has_been_done_in_a_template() -> None:
+    async with Template(BUSYBOX, isolation="emulated", spares=0) as template, template.sandbox() as sb:
+        up = (await sb.run(BUSYBOX, ["cat", "/proc/uptime"])).stdout
+        assert float(up.split()[0]) > 2
+
+
 async def test_the_first_command_takes_the_container_that_waits() -> None:
     async with Template(BUSYBOX, isolation="emulated") as template:
         async with template.sandbox(env={"A": "1"}) as sb:
