@@ -462,6 +462,24 @@ async def test_a_thread_that_hangs_keeps_no_program_from_ending() -> None:
     assert done.stdout.split() == [str(-errno.ETIMEDOUT).encode(), b"ended"]
 
 
+async def test_what_cant_be_handed_over_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    class Slow(Memory):
+        def pipe_file(self, path: str, value: bytes, **more: Any) -> None:
+            if value:
+                release.wait()
+            super().pipe_file(path, value, **more)
+
+    fs = Slow()
+    try:
+        async with peer(FsspecTree(fs, "", readonly=False, buffer=1 << 20), timeout=1.0) as guest:
+            await guest.write(await guest.create("f"), b"x")
+    finally:
+        release.set()
+    assert "what was written last to a volume may be lost" in caplog.text
+
+
 def test_threads_end_with_what_they_are_for() -> None:
     workers, release = Workers(), threading.Event()
 

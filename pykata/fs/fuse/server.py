@@ -57,9 +57,12 @@ class Server:
                         tasks.start_soon(self._handle, request, room, send)
                 tasks.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self._timeout):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self._timeout) as patience:
                 await self._workers.run(self._close)
             self._workers.close()
+            if patience.cancelled_caught:
+                log.warning("what was written last to a volume may be lost: its file system took longer than %g s",
+                            self._timeout)
 
     async def _handle(self, request: Request, room: anyio.Semaphore, send: Send) -> None:
         try:
