@@ -284,7 +284,12 @@ class Options:
     @property
     def uses_host(self) -> bool:
         """Whether the machine has files that aren't in its own memory: it can't be saved then."""
-        return self.fs.shared or not all(isinstance(volume, Tmpfs) for volume in self.volumes.values())
+        return self.fs.shared or bool(self.host_places)
+
+    @property
+    def host_places(self) -> list[str]:
+        """The places of the volumes that aren't in the machine's own memory."""
+        return [place for place, volume in self.volumes.items() if not isinstance(volume, Tmpfs)]
 
     def _check_cpus(self) -> None:
         if not isinstance(self.cpus, int) or isinstance(self.cpus, bool) or self.cpus < 1:

@@ -90,9 +90,12 @@ def _explained() -> Iterator[None]:
 def check_savable(running: Running) -> None:
     """Raise ConfigError that says why this sandbox can't be saved, if it can't."""
     options = running.options
-    if options.uses_host:
-        raise ConfigError("this sandbox can't be saved: it has directories or disks of the host",
-                          hint="use Tmpfs volumes, or copy files in")
+    if options.fs.shared:
+        raise ConfigError(f"this sandbox can't be saved: fs={options.fs.name!r} shares files of the host with it",
+                          hint="fs='block' doesn't")
+    if options.host_places:
+        raise ConfigError("this sandbox can't be saved: it has directories or disks of the host, at "
+                          f"{', '.join(options.host_places)}", hint="use Tmpfs volumes, or copy files in")
     if options.network.strategy != NoNetwork():
         raise ConfigError("this sandbox can't be saved: it has a network, and each that goes on from it would have the "
                           "same addresses there", hint="leave network out")

@@ -112,7 +112,7 @@ def _lock(descriptor: int, volume: DiskImage) -> None:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise VolumeInUseError(
-            f"the disk {volume.path} is in use by another sandbox",
+            f"the disk {volume.path} is in use by another sandbox, or twice by this one",
             hint="only one may write to a disk, and nobody else read it then; a directory can be shared",
         ) from None
 

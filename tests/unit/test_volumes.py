@@ -28,6 +28,7 @@ from pykata import (
     Tmpfs,
     ToolFailedError,
     ToolTooOldError,
+    VolumeInUseError,
     list_volumes,
     remove_volume,
 )
@@ -445,6 +446,20 @@ async def test_a_disk_is_there_whole_or_not_at_all(
         assert seen == [[]], "who is killed now leaves nothing"
     else:
         assert len(seen[0]) == 1
+
+
+async def test_a_disk_in_two_places(tmp_path: Path) -> None:
+    volume = DiskImage(tmp_path / "data", size="8M")
+    (tmp_path / "link").symlink_to("data")
+    async with disk("disk0", volume):
+        for other in ("data", "link"):
+            for readonly in (False, True):
+                with pytest.raises(VolumeInUseError, match="is in use by another sandbox, or twice by this one"):
+                    async with disk("disk1", DiskImage(tmp_path / other, readonly=readonly)):
+                        pass
+    reader = DiskImage(volume.path, readonly=True)
+    async with disk("disk0", reader), disk("disk1", reader):
+        pass
 
 
 async def test_a_disk_that_cant_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

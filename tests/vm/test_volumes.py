@@ -443,6 +443,9 @@ async def test_forks_have_what_was_in_memory_and_nothing_of_the_host(tmp_path: P
         async with fork:
             assert (await fork.run(BUSYBOX, ["cat", "/t/f"])).stdout == "before\n"
     async with Sandbox(isolation="emulated", volumes={"/v": tmp_path}) as sb:
-        with pytest.raises(ConfigError, match="can't be saved: it has directories"):
+        with pytest.raises(ConfigError, match="can't be saved: it has directories or disks of the host, at /v "):
             await sb.fork()
         assert (await sb.run(BUSYBOX, ["true"])).exit_code == 0
+    async with Sandbox(isolation="emulated", fs="virtiofs") as sb:
+        with pytest.raises(ConfigError, match="can't be saved: fs='virtiofs' shares files of the host with it"):
+            await sb.fork()
