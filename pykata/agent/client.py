@@ -326,7 +326,7 @@ async def connect(
     try:
         yield AgentClient(channel, bulk=bulk)
     finally:
-        if staging is not None:
+        if staging is not None and not staging.is_idle:
             await finish(staging.aclose())
         await finish(channel.aclose())
 

@@ -92,6 +92,11 @@ class Staging:
         """Pieces may be there to be sent."""
         return self._pieces is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """There is no slot, and none is being borrowed."""
+        return self._task is None
+
     def join(self) -> None:
         """A call sends much, and will :meth:`leave`."""
         self._users += 1

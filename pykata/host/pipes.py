@@ -28,12 +28,20 @@ class _Pipe(AsyncResource):
 class PipeReader(_Pipe, ByteReceiveStream):
     """Our end of a pipe that the process writes to. Reads what is asked for and no more, so it has backpressure."""
 
+    def fileno(self) -> int:
+        """For an event loop that watches it."""
+        return self._pipe.fileno()
+
+    def receive_nowait(self, max_bytes: int = 65536) -> bytes:
+        """What is there; nothing at the end. Raises BlockingIOError and other OSErrors."""
+        if self._pipe.closed:
+            raise anyio.ClosedResourceError
+        return os.read(self._pipe.fileno(), max_bytes)
+
     async def receive(self, max_bytes: int = 65536) -> bytes:
         while True:
-            if self._pipe.closed:
-                raise anyio.ClosedResourceError
             try:
-                data = os.read(self._pipe.fileno(), max_bytes)
+                data = self.receive_nowait(max_bytes)
             except BlockingIOError:
                 await anyio.wait_readable(self._pipe.fileno())
                 continue

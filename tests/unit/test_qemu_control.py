@@ -10,14 +10,16 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pykata.errors import HostError, NotPermittedError, ToolFailedError, ToolTooOldError, VMError
+from pykata.host import PipeReader
 from pykata.hypervisors.qemu import accel, version
-from pykata.hypervisors.qemu.console import Tail
+from pykata.hypervisors.qemu.console import Followed, Tail
 from pykata.hypervisors.qemu.qmp import LIMIT, QMP, QMPClosedError, QMPError
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": ["oob"]}}
@@ -163,6 +165,40 @@ def test_a_tail_is_bounded_and_printable(chunks: list[bytes]) -> None:
         assert len(tail._kept) <= 100
     assert tail._kept == b"".join(chunks)[-100:]
     assert all(line.isprintable() for line in tail.text().split("\n"))
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[PipeReader, IO[bytes]]]:
+    ours, theirs = os.pipe()
+    with open(ours, "rb", buffering=0) as end, open(theirs, "wb", buffering=0) as writer:
+        yield PipeReader(end), writer
+
+
+async def test_a_pipe_is_read_to_its_end(pipe: tuple[PipeReader, IO[bytes]]) -> None:
+    reader, writer = pipe
+    tail = Tail()
+    followed = Followed(reader, tail)
+    for part in (b"x" * 60_000, b"last ", b"words"):
+        writer.write(part)
+        await asyncio.sleep(0)
+    assert not followed.ended.is_set()
+    writer.close()
+    await followed.ended.wait()
+    assert tail._kept.endswith(b"xlast words")
+    followed.close()
+
+
+async def test_a_pipe_that_is_closed_is_read_no_more(pipe: tuple[PipeReader, IO[bytes]]) -> None:
+    reader, writer = pipe
+    tail = Tail()
+    followed = Followed(reader, tail)
+    followed.close()
+    followed.close()
+    await followed.ended.wait()
+    writer.write(b"words")
+    await asyncio.sleep(0)
+    assert tail.text() == ""
+    assert not asyncio.get_running_loop().remove_reader(reader.fileno())        # nothing watches it
 
 
 @pytest.mark.parametrize(("said", "panic"), [

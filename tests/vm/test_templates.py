@@ -78,7 +78,7 @@ async def test_a_guest_waits_awake_for_its_next_host() -> None:
         vm = sb._open.vm
         assert isinstance(vm, QemuVM)
         await sb._open.agent.park()
-        for _ in range(20):
+        for _ in range(5):
             await vm.pause()
             said = await vm._qmp.execute("human-monitor-command", {"command-line": "info registers"})
             assert "HLT=0" in str(said)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-
-import anyio
 
 from pykata.errors import printable
 from pykata.host import PipeReader
@@ -21,14 +20,6 @@ class Tail:
         self._size = size
         self._kept = bytearray()
 
-    async def follow(self, pipe: PipeReader) -> None:
-        """Read until the other end is closed. Always read: a full pipe would stall who writes."""
-        while True:
-            try:
-                self.add(await pipe.receive(self._size))
-            except (anyio.EndOfStream, anyio.ClosedResourceError, OSError):
-                return
-
     def add(self, data: bytes) -> None:
         self._kept += data
         del self._kept[:-self._size]
@@ -41,3 +32,35 @@ class Tail:
         """Why Linux panicked, if it says so (kernel/panic.c). Ask after it died: any guest can print this."""
         found = PANIC.search(self._kept)
         return printable(found[1]) if found else None
+
+
+class Followed:
+    """A pipe that is read into a tail until its other end is closed, or this is. A full one would stall who writes.
+
+    By the event loop: to begin and end two tasks takes a start from a template longer than what they would read.
+    """
+
+    def __init__(self, pipe: PipeReader, tail: Tail) -> None:
+        self.ended = asyncio.Event()
+        self._pipe = pipe
+        self._tail = tail
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pipe.fileno(), self._read)
+
+    def close(self) -> None:
+        """Read no more. May be called again."""
+        if not self.ended.is_set():
+            self._loop.remove_reader(self._pipe.fileno())
+            self.ended.set()
+
+    def _read(self) -> None:
+        try:
+            data = self._pipe.receive_nowait(SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._tail.add(data)
+        else:
+            self.close()

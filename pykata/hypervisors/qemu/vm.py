@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -40,7 +39,7 @@ from pykata.hypervisors.qemu import aio as aios
 from pykata.hypervisors.qemu import state, version
 from pykata.hypervisors.qemu.aio import Aio
 from pykata.hypervisors.qemu.command import Descriptors, Machine, command
-from pykata.hypervisors.qemu.console import Tail
+from pykata.hypervisors.qemu.console import Followed, Tail
 from pykata.hypervisors.qemu.qmp import QMP, QMPClosedError
 from pykata.hypervisors.qemu.slots import Slots
 from pykata.spec import (
@@ -89,10 +88,7 @@ class QemuVM(VM):
         self._paused = spec.paused
         assert process.stdout is not None
         assert process.stderr is not None
-        self._readers = [
-            asyncio.ensure_future(self._console.follow(process.stdout)),
-            asyncio.ensure_future(self._complaints.follow(process.stderr)),
-        ]
+        self._followed = Followed(process.stdout, self._console), Followed(process.stderr, self._complaints)
         self._stopped = False
         self._why: VMDiedError | None = None
 
@@ -197,7 +193,7 @@ class QemuVM(VM):
         version.check(version.of_greeting(greeting), binary)
         self.ready_at = time.monotonic()
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Let go of everything but the process. Nothing is asked of QEMU: it holds no state that must be saved."""
         self._stopped = True
         if self._started_from is not None:
@@ -205,15 +201,15 @@ class QemuVM(VM):
             self._started_from = None
         self._process.kill()
         self._qmp.close()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.wait(self._readers)
+        for pipe in self._followed:
+            pipe.close()
 
     async def _ended(self) -> None:
         """Wait until QEMU has ended and all that it said is read: then it is known why."""
         await self._process.wait()
         with anyio.move_on_after(LAST_WORDS):
-            await asyncio.wait(self._readers)
+            for pipe in self._followed:
+                await pipe.ended.wait()
             await self._qmp.closed()
 
     def _how(self) -> str:
@@ -293,7 +289,7 @@ async def _started(
         if isinstance(share, VhostFs):
             share.connection.close()
     vm = QemuVM(process, accel, ours, spec, slots, aio)
-    stack.push_async_callback(lambda: host.finish(vm.stop()))
+    stack.callback(vm.stop)
     with anyio.move_on_after(spec.boot_timeout) as patience:
         if incoming is not None:
             if spec.saved and spec.saved.whole:

@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 /// So often everybody else in the agent has a turn first, whose work would otherwise be done in each clone.
 const TURNS: usize = 100;
 /// ... and so often it is looked whether something is there: for some seconds. A guest that nobody saves shall go to sleep.
-const READS: usize = 2_000_000;
+const READS: usize = 5_000_000;
 
 type Turns = Pin<Box<dyn Future<Output = ()> + Send>>;
 
