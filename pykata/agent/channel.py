@@ -47,6 +47,7 @@ from pykata.agent.bulk import OVER, STAGING_DONE
 from pykata.agent.bulk import WINDOW as BULK_WINDOW
 from pykata.agent.early import AnswerAhead, EarlyStream
 from pykata.agent.guard import BYTES_PER_TOKEN, EARLY, MAX_FRAME, FrameGuard
+from pykata.agent.large import LargeFrames
 from pykata.agent.parking import CLONE, MARK, RUN, Greeting, Parking, ahead
 from pykata.agent.short import Answer
 from pykata.agent.staging import Staging
@@ -106,6 +107,7 @@ class Channel(asyncio.BufferedProtocol):
         self._greeting = Greeting()
         self._incoming: Callable[[bytes], bytes] = self._greeting
         self._transport: asyncio.Transport | None = None
+        self._large: LargeFrames | None = None
         self._failure: tuple[type[AgentError], str] | None = None
         self._writable = asyncio.Event()
         self._is_full = False           # of what the agent hasn't read
@@ -130,6 +132,8 @@ class Channel(asyncio.BufferedProtocol):
         except BaseException:
             sock.close()
             raise
+        if protocol._guard:
+            protocol._large = LargeFrames(sock, protocol._guard, protocol.received, protocol._move_bulk)
         if parked:
             protocol.received(greeting)
         elif greeting:
@@ -158,13 +162,26 @@ class Channel(asyncio.BufferedProtocol):
         self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        # asyncio is about to receive: what comes before that is out of its way. What is left is less, or nothing.
+        if self._large and self._large.is_next and self._incoming is self._greeting and not self._failure:
+            self._receive_large(self._large)
         return scratch.view[: self._receive_size]
+
+    def _receive_large(self, frames: LargeFrames) -> None:
+        try:
+            frames.receive()
+        except OSError:
+            pass                        # nothing is there, or the connection has failed: asyncio sees which
+        except AgentError as exc:
+            self.fail(type(exc), exc.message)
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received(scratch.view[:nbytes])
 
     def received(self, data: bytes | memoryview) -> None:
         """Take in what the agent sent."""
+        if self._failure:
+            return
         nbytes = len(data)
         try:
             if self._guard and self._incoming is self._greeting:
@@ -436,6 +453,10 @@ class Channel(asyncio.BufferedProtocol):
                 answer.put(flag, data, whole=self._guard is None or not self._guard.is_inside)
         elif stream := self._streams.get(stream_id):
             stream.bulk_received(flag, data)
+
+    def _move_bulk(self, stream_id: int, flag: int, sock: int, most: int) -> int:
+        stream = self._streams.get(stream_id)
+        return stream.move_bulk(flag, sock, most) if stream else 0
 
     def _process(self, event: Event) -> None:
         match event:

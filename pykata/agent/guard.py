@@ -121,9 +121,28 @@ class FrameGuard:
         if self._bulk is None or not self._payload:
             return 0
         step = min(self._payload, len(data))
-        self._payload -= step
-        self._take_bulk(*self._bulk, bytes(data[:step]))
+        self.took_bulk(bytes(data[:step]))
         return step
+
+    @property
+    def bulk(self) -> tuple[int, int]:
+        """The stream and the flags of the bulk frame that has begun."""
+        assert self._bulk is not None
+        return self._bulk
+
+    @property
+    def bulk_left(self) -> int:
+        """How much is still to come of the bulk frame that has begun; 0: none has."""
+        return 0 if self._bulk is None else self._payload
+
+    def took_bulk(self, data: bytes) -> None:
+        """This has come of it."""
+        self._payload -= len(data)
+        self._take_bulk(*self.bulk, data)
+
+    def passed_bulk(self, size: int) -> None:
+        """So much of it has gone another way."""
+        self._payload -= size
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Check the next bytes from the agent. Returns what of them is HTTP/2, and how many frames began in them."""

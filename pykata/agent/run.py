@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 from attrs import define, frozen
@@ -91,7 +93,7 @@ class RunStream:
         self._stages = False            # by the way beside the port
         self._staged: deque[tuple[int, Piece]] = deque()        # and how much was sent when it was
         self._credits: dict[Name, Credit] = {name: Credit(start.window, start.window) for name in ("stdout", "stderr")}
-        self._bulk = BulkQueue(self._spend)
+        self._bulk = BulkQueue(self._spend, self.took)
         if start.bulk:
             stream.bulk = self._bulk
 
@@ -140,6 +142,18 @@ class RunStream:
         """So much of a stream was consumed: the agent may send as much again. Never waits."""
         self._credits[name].owed += size
         self._pay()
+
+    @contextmanager
+    def diverted(self, pipe: int) -> Iterator[None]:
+        """While this lasts, what comes of stdout may go to this pipe, which never waits, rather than be an event.
+
+        Whoever reads the events writes to the pipe what is one of stdout, before the next is asked for.
+        """
+        self._bulk.divert(pipe)
+        try:
+            yield
+        finally:
+            self._bulk.divert(None)
 
     def _spend(self, name: Name, size: int) -> None:
         credit = self._credits[name]

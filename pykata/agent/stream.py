@@ -84,9 +84,12 @@ class Stream:
     def bulk_received(self, flag: int, data: bytes) -> None:
         if self.bulk is None:
             self.broken("sent a bulk frame that nobody asked for")
-        if not self._ended:
-            self.bulk.put(flag, data)
+        if not self._ended and self.bulk.put(flag, data):
             self._readable.set()
+
+    def move_bulk(self, flag: int, sock: int, most: int) -> int:
+        """Move what can be moved of a bulk frame's payload from the socket; how much that was."""
+        return 0 if self.bulk is None or self._ended else self.bulk.move(flag, sock, most)
 
     def complete(self, messages: bytes, status: int, said: bytes) -> None:
         """All of the call's answer has come otherwise than by HTTP/2, which knows nothing of this stream."""
@@ -136,7 +139,8 @@ class Stream:
                 break
             self._acknowledge(keep=0)
             self._readable.clear()
-            await self._readable.wait()
+            with self.bulk.all_taken():
+                await self._readable.wait()
         return await self.receive(limit)
 
     def raise_for_status(self) -> None:

@@ -51,7 +51,7 @@ async def export(running: Running, container: str, target: Path, max_size: int) 
         await process.begin(Request(changes=Changes(bulk=True)), ROOT)
         await process.done()
         process.idle = False
-        return await received(process, lambda pieces: _store(pieces, place, max_size), target)
+        return await received(process, lambda reader: _store(reader.chunks(), place, max_size), target)
 
 
 def _store(pieces: Iterator[bytes], place: Place, max_size: int) -> str:

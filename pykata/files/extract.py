@@ -68,6 +68,7 @@ class Extractor:
     """The name that the one file of the tar gets, which else may have any number of entries."""
     made: bool = False
     """The directory is new, and gets the attributes that the tar has for its top."""
+    _reader: Reader = field(init=False)
     _parent: bytes = b""
     _here: int = -1
     _directories: list[_Attributes] = field(factory=list)
@@ -77,9 +78,9 @@ class Extractor:
     _names: int = 0
     _skipped: list[str] = field(factory=list)
 
-    def extract(self, chunks: Iterable[bytes]) -> Transfer:
+    def extract(self, reader: Reader) -> Transfer:
         """Unpack all of it. Raises UnsafeTreeError, and OSError for what the host can't do."""
-        reader = Reader(iter(chunks))
+        self._reader = reader
         tar = TarReader(reader)
         try:
             for entry in tar:
@@ -154,7 +155,7 @@ class Extractor:
         descriptor = os.open(name, NEW, 0o600, dir_fd=directory)
         try:
             if entry.extents is None:
-                _write(descriptor, tar.data())
+                self._reader.copy(tar.leave_data(), descriptor)
             else:
                 _write_parts(descriptor, tar.data(), entry.extents)
                 os.truncate(descriptor, entry.size)
@@ -241,13 +242,6 @@ def expect_end(reader: Reader) -> None:
         if reader.read(1) != b"\0":
             break
     raise UnsafeTreeError("the guest sent more after the end of its archive")
-
-
-def _write(descriptor: int, pieces: Iterable[memoryview]) -> None:
-    for piece in pieces:
-        view = piece
-        while view:
-            view = view[os.write(descriptor, view) :]
 
 
 def _write_parts(descriptor: int, pieces: Iterable[memoryview], extents: tuple[tuple[int, int], ...]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import NoReturn
 
 import anyio
@@ -112,6 +112,12 @@ class Tool:
             self._keep(event)
         await self._check_end()
         return b""
+
+    @contextmanager
+    def diverted(self, pipe: int) -> Iterator[None]:
+        """While this lasts, data may go to this pipe, which never waits; what :meth:`data` returns is written there."""
+        with self._stream.diverted(pipe):
+            yield
 
     async def over(self) -> bool:
         """Wait until there is more to come, or nothing any more, which is only true if nothing failed."""

@@ -1,6 +1,6 @@
 """Trees of files between the host and a container, as tars on their way and unpacked at their end.
 
-Host files are read in a thread at the other end of a pipe, and written in one that is handed the pieces. Whatever ends
+Host files are read in a thread at the other end of a pipe, and written in one likewise. Whatever ends
 the transfer ends what the thread gets or may write, and that ends the thread; we never leave before it has ended.
 """
 
@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar, cast
@@ -22,12 +22,12 @@ from attrs import define
 from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingError, HostError
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
-from pykata.files.handover import Handover
 from pykata.files.pack import write_file, write_tree
+from pykata.files.piped import Piped
 from pykata.files.session import Session
 from pykata.files.tool import MAX_CHUNK, Tool
 from pykata.files.values import Transfer
-from pykata.host import PipeReader, finish
+from pykata.host import PipeReader, PipeWriter, finish
 
 PIPE_SIZE = 1024 * 1024
 
@@ -134,25 +134,27 @@ async def _chunk(out: PipeReader) -> bytes:
     return data
 
 
-async def received(tool: Tool, take: Callable[[Iterator[bytes]], T], target: Path) -> T:
+async def received(tool: Tool, take: Callable[[Piped], T], target: Path) -> T:
     """Pass on to a thread what a tool sends; returns what ``take`` makes of it there.
 
     A failure of the guest is raised even if ``take`` found nothing wrong; what it made must then be worth nothing.
     """
-    pieces = Handover()
+    reader, writer = pipe()
 
     def taken() -> T:
         try:
-            return take(iter(pieces))
+            return take(Piped(reader))
         finally:
-            pieces.refuse()
+            os.close(reader)
 
     work = in_thread(taken)
+    into = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
     try:
-        while (piece := await tool.data()) and await pieces.put(piece):
-            pass                    # the thread that takes no more says why
+        with suppress(anyio.BrokenResourceError), tool.diverted(writer):    # the thread that takes no more says why
+            while piece := await tool.data():
+                await into.send(piece)
     finally:
-        pieces.end()                # the thread, if it isn't done, finds the archive cut off
+        into.close()                # the thread, if it isn't done, finds the archive cut off
         await finish(ended(work))
         work.exception()
     return result_of(work, target)

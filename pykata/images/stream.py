@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -76,6 +77,12 @@ class Reader:
             self._view = self._view[count:]
             return piece
         return b"".join(self.pieces(count))
+
+    def copy(self, count: int, descriptor: int) -> None:
+        """The next ``count`` bytes, written to a file, where that is."""
+        for piece in self.pieces(count):
+            while piece:
+                piece = piece[os.write(descriptor, piece):]
 
     def skip(self, count: int) -> None:
         if len(self._view) >= count:

@@ -53,6 +53,11 @@ class TarReader:
             self._data -= len(piece)
             yield piece
 
+    def leave_data(self) -> int:
+        """How much that is: the caller takes all of it from the source himself."""
+        size, self._data = self._data, 0
+        return size
+
     def _header(self) -> bytes | None:
         self._source.skip(self._data)
         try:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pykata import Transfer, UnsafeTreeError
 from pykata.files.extract import Bounds, Extractor
 from pykata.files.pack import write_tree
+from pykata.images.stream import Reader
 from tests.images_fixtures import Item, file, folder, hardlink, symlink, tar_of
 
 BOUNDS = Bounds(size=10 * 1024 * 1024, entries=1000)
@@ -38,7 +39,7 @@ def chunks(tar: bytes, size: int = 700) -> Iterator[bytes]:
 def extract(tar: bytes, target: Path, bounds: Bounds = BOUNDS, only: bytes | None = None) -> Transfer:
     top = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return Extractor(top, bounds, only).extract(chunks(tar))
+        return Extractor(top, bounds, only).extract(Reader(chunks(tar)))
     finally:
         os.close(top)
 
