@@ -25,7 +25,7 @@ IDLE = 20.0
 """Seconds that idling is watched."""
 SETTLING = 5.0
 """Seconds between the last command and that."""
-HYPERVISOR = QEMU(accel="tcg", agent="serial", code_cache=6)
+HYPERVISOR = QEMU(accel="tcg", agent="serial", code_cache=5)
 
 
 def available() -> float:

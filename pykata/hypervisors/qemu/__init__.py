@@ -86,8 +86,9 @@ class QEMU(Hypervisor):
     all other programs that ask for that too, whoever's they are: it saves memory, and lets each guest find out by the
     time a write takes what others have in theirs. So only for guests that may know each other's secrets. ``code_cache``
     is how many MiB an emulated machine keeps of the guest's code as the emulator has translated it; what doesn't fit is
-    translated again. A sandbox from a template that has run one small command needs 16; with 6 it takes a third less
-    memory altogether, and twice the time for its first command. ``agent`` is
+    translated again. A sandbox from a template that has run one small command needs 13, and 7 more for the next; with 6
+    it takes a third less memory altogether, 1.5 times the CPU time for its first command, and four times that for later
+    ones. ``agent`` is
     how the agent is reached: ``"vsock"`` where the host has it, else a ``"serial"`` port. The port is between this
     guest and us alone, while a guest with vsock can also reach whatever else listens there on the host, if it gets past
     the seccomp filter of its containers.
