@@ -26,8 +26,9 @@ from pykata.files.extract import Bounds, expect_end
 from pykata.files.handover import Handover
 from pykata.files.pack import PIECE, SKIPPED, Sink
 from pykata.files.paths import text
+from pykata.files.piped import pipe
 from pykata.files.session import Session
-from pykata.files.transfer import ended, in_thread, pipe, result_of
+from pykata.files.transfer import ended, in_thread, result_of
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, finish
 from pykata.images.compression import decompressed

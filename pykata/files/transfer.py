@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,13 +22,11 @@ from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingErro
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
 from pykata.files.pack import write_file, write_tree
-from pykata.files.piped import Piped
+from pykata.files.piped import Piped, pipe
 from pykata.files.session import Session
 from pykata.files.tool import MAX_CHUNK, Tool
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, PipeWriter, finish
-
-PIPE_SIZE = 1024 * 1024
 
 T = TypeVar("T")
 
@@ -142,10 +139,8 @@ async def received(tool: Tool, take: Callable[[Piped], T], target: Path) -> T:
     reader, writer = pipe()
 
     def taken() -> T:
-        try:
-            return take(Piped(reader))
-        finally:
-            os.close(reader)
+        with Piped.reading(reader) as source:
+            return take(source)
 
     work = in_thread(taken)
     into = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
@@ -206,14 +201,6 @@ def open_target(target: Path, name: bytes | None, directory: bool) -> Place:
     if only in (b"", b".", b"..") or (parent / os.fsdecode(only)).is_dir():
         raise ConfigError(f"target={str(target)!r} is a directory, not a file")
     return Place(os.open(parent, flags), only, b".pykata-" + os.urandom(8).hex().encode())
-
-
-def pipe() -> tuple[int, int]:
-    """One that takes much at a time."""
-    reader, writer = os.pipe()
-    with suppress(PermissionError):     # beyond what this user may have: the size it has will do
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    return reader, writer
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -29,12 +29,14 @@ def piped(data: bytes) -> Iterator[Piped]:
     thread = Thread(target=write)
     thread.start()
     try:
-        yield Piped(reader)
+        with Piped.reading(reader) as source:
+            try:
+                yield source
+            finally:
+                while os.read(reader, CHUNK):
+                    pass
     finally:
-        while os.read(reader, CHUNK):
-            pass
         thread.join()
-        os.close(reader)
 
 
 @pytest.mark.parametrize("first", [0, 1, 512, CHUNK, 2 * CHUNK + 5])
