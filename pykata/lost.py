@@ -18,6 +18,7 @@ from pykata.spec import Attachment, Served
 log = logging.getLogger(__name__)
 
 NOTICE = 2.0            # seconds between the end of a VMM and that of the process that made it end
+TOGETHER = 0.1          # seconds in which a server ends after its VMM, or before it is noticed that that has ended
 ABORTED_WITHIN = 30.0   # seconds in which a guest has its I/O fail; one that doesn't would hang
 
 Lost = Callable[[], Awaitable[str]]
@@ -57,6 +58,9 @@ async def _outlive(running: Running, served: Served) -> None:
     loss = Loss(served.of_images, ShareLostError(f"files of the host are lost, because {why}"))
     running.losses.append(loss)
     running.on_loss(loss)
+    with anyio.move_on_after(TOGETHER):
+        await running.vm.died()
+        return      # they ended together: nobody goes on
     log.warning("the guest goes on without files of the host, because %s", why)
     try:
         await _abort(running, served.tag)

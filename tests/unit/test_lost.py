@@ -136,6 +136,19 @@ async def test_a_sandbox_that_is_left_has_lost_nothing(
     assert not caplog.text
 
 
+async def test_no_guest_goes_on_whose_machine_has_died(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fs, hypervisor = Serving(), FakeHypervisor()
+    caplog.set_level(logging.WARNING, "pykata.lost")
+    with fake_bundle(tmp_path):
+        async with Sandbox(hypervisor, fs) as sb:
+            hypervisor.machines[0].die()
+            for ended in fs.ends.values():
+                ended.set()
+            while len(sb._open.losses) < len(fs.ends):
+                await anyio.lowlevel.checkpoint()
+    assert "goes on" not in caplog.text
+
+
 async def test_root_filesystems(tmp_path: Path) -> None:
     """Those of images that are disks are none of the host's files."""
     fs, image = Serving(), root(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any, Literal
@@ -207,6 +208,25 @@ async def test_what_the_image_has_at_the_place_of_a_volume_is_of_the_same_kind(t
         async with Sandbox(isolation="emulated", volumes=volumes) as sb:
             with pytest.raises(AgentRefusedError, match=why):
                 await sb.run(BUSYBOX, ["true"])
+
+
+async def test_links_of_an_image_lead_no_volume_over_the_kernels_files(tmp_path: Path) -> None:
+    root, shared = tmp_path / "root", tmp_path / "v"
+    (root / "bin").mkdir(parents=True)
+    shared.mkdir()
+    (shared / "f").write_text("mine\n")
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    shutil.copy(busybox, root / "bin")
+    for link, target in {"p": "/proc", "s": "sys/kernel", "g": "/sys/fs/cgroup", "development": "/srv"}.items():
+        (root / link).symlink_to(target)
+    for place in ("/p", "/p/self", "/s", "/g"):
+        async with Sandbox(isolation="emulated", volumes={place: shared}) as sb:
+            with pytest.raises(AgentRefusedError, match=f"mount over the kernel's files: {place}: EPERM"):
+                await sb.run(f"dir:{root}", ["/bin/busybox", "true"])
+    async with Sandbox(isolation="emulated", volumes={"/development": shared}) as sb:
+        done = await sb.run(f"dir:{root}", ["/bin/busybox", "cat", "/srv/f"], check=True)
+        assert done.stdout == "mine\n", "a name that only begins like theirs may be a link"
 
 
 @pytest.mark.parametrize("via", ["virtiofs", "9p"])

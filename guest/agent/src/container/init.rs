@@ -215,8 +215,24 @@ fn target(root: BorrowedFd<'_>, destination: &str, mount: &OwnedFd) -> Result<Ow
         (Kind::File, Kind::Dir) => Err(Errno::ISDIR).step("mount a file over a directory", destination)?,
         _ => (),
     }
-    let exact = ["/proc", "/sys", "/dev"].iter().any(|top| destination.starts_with(top));
-    if exact { inside::find_exact(root, destination).step("mount target is a link", destination) } else { Ok(made) }
+    if ["/proc", "/sys", "/dev"].iter().any(|top| is_below(destination, top)) {
+        return inside::find_exact(root, destination).step("mount target is a link", destination);
+    }
+    // Nor does an image's link bring what isn't meant for the kernel's files over them.
+    match is_kernels(&made).step("stat", destination)? {
+        true => Err(Errno::PERM).step("mount over the kernel's files", destination),
+        false => Ok(made),
+    }
+}
+
+fn is_below(path: &str, top: &str) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether it is in /proc or /sys, by whatever path.
+fn is_kernels(file: &OwnedFd) -> Result<bool, Errno> {
+    let kind = rustix::fs::fstatfs(file)?.f_type;
+    Ok([libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC, libc::CGROUP2_SUPER_MAGIC].contains(&kind))
 }
 
 fn kind_of(file: &OwnedFd) -> Result<Kind, Errno> {
