@@ -174,13 +174,17 @@ def _kind_of(program: Path, said: str) -> bool:
     return is_qemus
 
 
+def _escaped(path: Path) -> str:
+    return re.sub(r"([,\\])", r"\\\1", str(path))
+
+
 def options(listener: int, root: Path, cache: str, *, is_qemus: bool, kills_privileges: bool = True) -> list[str]:
     """The daemon's options. Its sandbox and seccomp filter are on by default, and nothing here turns them off."""
     if is_qemus:
         return [
             f"--fd={listener}", "-f",
-            # -o takes a comma for its own, and no name of the user's is among these.
-            "-o", f"source={root}",
+            # -o takes a comma for its own unless there is a backslash before it (fuse_opt.c).
+            "-o", f"source={_escaped(root)}",
             "-o", f"cache={cache}",
             # What nobody else changes can wait in the guest until the file is closed, or written out.
             *(("-o", "writeback") if cache == "always" else ()),

@@ -60,9 +60,9 @@ async def _opened(volume: DiskImage) -> int:
 
 def _open(volume: DiskImage) -> int:
     flags = (os.O_RDONLY if volume.readonly else os.O_RDWR) | os.O_CLOEXEC
-    # A block device that this machine has mounted, or has made another of, is in use as well (open(2), O_EXCL).
-    alone = os.O_EXCL if not volume.readonly and volume.path.is_block_device() else 0
     try:
+        # A block device that this machine has mounted, or has made another of, is in use as well (open(2), O_EXCL).
+        alone = os.O_EXCL if not volume.readonly and volume.path.is_block_device() else 0
         return os.open(volume.path, flags | alone)
     except FileNotFoundError:
         raise
@@ -115,6 +115,8 @@ def _lock(descriptor: int, volume: DiskImage) -> None:
             f"the disk {volume.path} is in use by another sandbox, or twice by this one",
             hint="only one may write to a disk, and nobody else read it then; a directory can be shared",
         ) from None
+    except OSError as exc:      # a filesystem without locks: nobody else would be noticed
+        raise HostError(f"can't lock the volume {volume.path}: {exc.strerror}") from exc
 
 
 def _check_this_machine(descriptor: int, volume: DiskImage) -> None:

@@ -462,6 +462,16 @@ async def test_a_disk_in_two_places(tmp_path: Path) -> None:
         pass
 
 
+async def test_a_disk_that_cant_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("pykata.volumes.disk.fcntl.flock", refuse)
+    with pytest.raises(HostError, match=r"can't lock the volume .*/data: No locks available"):
+        async with disk("disk0", DiskImage(tmp_path / "data", size="8M")):
+            pass
+
+
 async def test_a_disk_that_cant_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path / "mkfs.ext4", "echo 'no space' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

@@ -229,6 +229,24 @@ async def test_links_of_an_image_lead_no_volume_over_the_kernels_files(tmp_path:
         assert done.stdout == "mine\n", "a name that only begins like theirs may be a link"
 
 
+@pytest.mark.parametrize("daemon", known_daemons())
+async def test_names_that_mean_something_to_who_reads_options(
+    tmp_path: Path, daemon: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "a,b=c:d\\e,no_xattr \"f\" 'g'"
+    (odd / "v").mkdir(parents=True)
+    (odd / "v/f").write_text("mine\n")
+    (odd / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("PYKATA_RUN", str(odd / "run"))
+    monkeypatch.setenv("PYKATA_VIRTIOFSD", daemon)
+    place = "/a,b=c:d\\e"
+    disk = DiskImage(odd / "disk,x", size="8M")
+    volumes: dict[str, Any] = {"/v": odd / "v", place: Bind(odd / "v", via="9p"), "/d": disk}
+    async with Sandbox(isolation="emulated", volumes=volumes, fs="virtiofs") as sb:
+        done = await sb.run(BUSYBOX, ["sh", "-c", 'cat /v/f "$1/f"; echo x > /d/x; cat /d/x', "sh", place], check=True)
+    assert done.stdout == "mine\nmine\nx\n"
+
+
 @pytest.mark.parametrize("via", ["virtiofs", "9p"])
 async def test_a_directory_that_went_before_the_start(tmp_path: Path, via: Any) -> None:
     gone = tmp_path / "gone"
