@@ -11,12 +11,13 @@ import sys
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.zip import ZipFileSystem
@@ -473,19 +474,28 @@ async def test_what_cant_be_handed_over_at_the_end_is_told(caplog: pytest.LogCap
 
     fs = Slow()
     try:
-        async with peer(FsspecTree(fs, "", readonly=False, buffer=1 << 20), timeout=1.0) as guest:
+        async with peer(FsspecTree(fs, "", readonly=False, buffer=1 << 20)) as guest:
             await guest.write(await guest.create("f"), b"x")
+            guest.server._timeout = 0.1
     finally:
         release.set()
     assert "what was written last to a volume may be lost" in caplog.text
 
 
 def test_threads_end_with_what_they_are_for() -> None:
-    workers, release = Workers(), threading.Event()
+    workers, begun, release = Workers(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        release.wait()
 
     async def work() -> None:
-        with anyio.move_on_after(0.1):
-            await workers.run(release.wait)
+        task = asyncio.create_task(workers.run(hang))
+        while not begun.is_set():
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
         assert await workers.run(lambda: 42) == 42
         assert workers.busy == 1, "one is left behind"
         workers.close()
