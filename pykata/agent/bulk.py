@@ -25,6 +25,7 @@ STDIN = 2                       # ... of those with data of stdin
 MESSAGE = 2                     # ... and of those with messages of a Run that came ahead of HTTP/2
 STDIN_WINDOW = 1024 * 1024      # bytes of stdin that may be sent at first
 STDIN_PIECE = 64 * 1024         # bytes of it in one frame
+STDIN_SAID = 512 * 1024         # bytes from which on the agent says that the process has taken them
 COMMAND, LEAVE = 3, 4           # the flags of frames to the agent: a short command, and nobody wants it any more
 OVER, GOES_ON, FAILED = 3, 4, 5         # ... and of its answers
 LONGEST_ANSWER = 132 * 1024     # bytes of payload

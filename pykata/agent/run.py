@@ -15,7 +15,7 @@ from pykata.agent.bulk import BulkQueue, Name
 from pykata.agent.bulk import Stderr as Stderr
 from pykata.agent.bulk import Stdout as Stdout
 from pykata.agent.news import news
-from pykata.agent.staging import MUCH, Piece
+from pykata.agent.staging import AHEAD, MUCH, Piece, Staging
 from pykata.agent.staging import PIECE as STAGED
 from pykata.agent.stream import PREFIX, STDIN_TAG, Stream, frame, varint
 from pykata.agent.typed import decoded
@@ -86,12 +86,13 @@ class RunStream:
         self._exited = False
         self._window = start.window
         self._stdin_closed = start.stdin_closed
-        self._stdin_room = bulk.STDIN_WINDOW if start.bulk else STDIN_WINDOW
+        self._stdin_window = bulk.STDIN_WINDOW if start.bulk else STDIN_WINDOW
         self._stdin_in_bulk: bool | None = None if start.bulk else False
         self._stdin_sent = 0            # bytes
         self._stdin_taken = 0           # ... and how many of them the agent has said that the process has
         self._stages = False            # by the way beside the port
         self._staged: deque[tuple[int, Piece]] = deque()        # and how much was sent when it was
+        self._staged_size = 0           # bytes of these
         self._credits: dict[Name, Credit] = {name: Credit(start.window, start.window) for name in ("stdout", "stderr")}
         self._bulk = BulkQueue(self._spend, self.took)
         if start.bulk:
@@ -200,10 +201,11 @@ class RunStream:
             return Ended(news.ended.stdout, news.ended.stderr)
         if news.stdin_window is None:
             self._stream.broken("said twice that the process has started, or sent an empty answer")
-        self._stdin_room += news.stdin_window
         self._stdin_taken += news.stdin_window
         while self._staged and self._staged[0][0] <= self._stdin_taken:
-            self._staged.popleft()[1].was_read()
+            _, piece = self._staged.popleft()
+            self._staged_size -= piece.size
+            piece.was_read()
         if not self._window or self._stdin_room > MAX_WINDOW:
             self._stream.broken("opened the window of stdin too far")
         return Room(news.stdin_window)
@@ -256,7 +258,7 @@ class RunStream:
         if not piece:
             return 0
         if self._in_bulk():
-            if sent := self._stage(data[: self._stdin_room]):
+            if sent := self._stage(data):
                 return sent
             if not self._stream.send_bulk(bulk.STDIN, piece):
                 return 0
@@ -266,13 +268,23 @@ class RunStream:
                 return 0
             # Written whole or not at all: a message that was half sent when a cancellation came couldn't be mended.
             self._stream.send_now(frame(bytes((STDIN_TAG,)) + varint(len(piece)) + piece))
-        self._count(len(piece))
+        self._stdin_sent += len(piece)
         return len(piece)
 
-    def _count(self, sent: int) -> None:
-        self._stdin_sent += sent
-        if self._window:
-            self._stdin_room -= sent
+    @property
+    def _stdin_room(self) -> int:
+        """Bytes that the agent takes by the port, and keeps until the process reads. What is staged doesn't count."""
+        if not self._window:
+            return self._stdin_window
+        return self._stdin_window - (self._stdin_sent - self._stdin_taken) + self._waits_staged
+
+    @property
+    def _waits_staged(self) -> int:
+        """Bytes that are beside the port, for all that is known."""
+        if not self._staged:
+            return 0
+        end, first = self._staged[0]
+        return self._staged_size - max(self._stdin_taken - (end - first.size), 0)
 
     def _stage(self, data: memoryview) -> int:
         """Send as much as goes beside the port."""
@@ -283,11 +295,15 @@ class RunStream:
             staging.join()
         if not staging.is_open:
             staging.want()
-        if (piece := staging.send(self._stream.bulk_id, data)) is None:
+        if not self._may_stage(staging) or (piece := staging.send(self._stream.bulk_id, data)) is None:
             return 0
-        self._count(piece.size)
+        self._stdin_sent += piece.size
+        self._staged_size += piece.size
         self._staged.append((self._stdin_sent, piece))
         return piece.size
+
+    def _may_stage(self, staging: Staging) -> bool:
+        return staging.has_room and self._waits_staged + STAGED <= AHEAD
 
     def leave(self) -> None:
         """The call is over."""
@@ -301,7 +317,7 @@ class RunStream:
             await staging.left()
 
     def _allowed(self, data: memoryview) -> int:
-        return 0 if self._stdin_closed else min(PIECE, len(data), self._stdin_room if self._window else PIECE)
+        return 0 if self._stdin_closed else min(PIECE, len(data), self._stdin_room)
 
     def _in_bulk(self) -> bool:
         if self._stdin_in_bulk is None:
@@ -318,8 +334,9 @@ class RunStream:
     def stdin_room(self) -> int:
         """Bytes of stdin that are better sent before a :class:`Room` comes."""
         staging = self._stream.staging
-        if staging and staging.is_open and self._stdin_sent >= MUCH and self._stdin_room < STAGED:
-            return 0        # less than a piece: more will come, as the agent has much that it hasn't said to have taken
+        waits = staging and staging.is_open and self._stdin_sent >= MUCH and not self._may_stage(staging)
+        if waits and self._stdin_sent - self._stdin_taken >= bulk.STDIN_SAID:
+            return 0        # there will be a piece: the agent will say that so much was taken
         return self._stdin_room
 
     async def close_stdin(self) -> None:

@@ -28,12 +28,14 @@ log = logging.getLogger(__name__)
 
 BLOCK = 4096                    # bytes; pieces begin and end at a multiple of this
 PIECE = 512 * 1024              # the most bytes of one
-PIECES = 8                      # in the memory of a sandbox
+PIECES = 16                     # in the memory of a sandbox
+AHEAD = 2 * 1024 * 1024         # bytes of a call that may wait there for its process
 LEAST = 64 * 1024               # bytes; what is less goes by the port
 MUCH = 2 * 1024 * 1024          # bytes of a call after which it is worth to borrow a slot, which takes milliseconds
 RETRY = 1.0                     # seconds after which one is looked for again
 DEADLINE = 10.0                 # seconds that an agent may take to open or close it
 OPEN, CLOSE, SYNC, REFUSED = b"o", b"c", b"s", b"!"
+SYNCED = 15                     # calls that are named in one SYNC at most
 
 Lend = Callable[[int, Callable[[], None]], AbstractAsyncContextManager[LentSlot | None]]
 """A free disk slot with a memory file in it; None: there is none. The callable is called when it is wanted back."""
@@ -54,7 +56,7 @@ class Pieces:
 
     memory: mmap.mmap
     free: list[int] = field(factory=lambda: list(range(PIECES)))
-    left: list[int] = field(factory=list)       # of calls that are over: it isn't known whether they were read
+    left: list[Piece] = field(factory=list)     # of calls that are over: it isn't known whether they were read
 
 
 @define(eq=False)
@@ -63,6 +65,7 @@ class Piece:
 
     pieces: Pieces
     number: int
+    call: int
     size: int
 
     def was_read(self) -> None:
@@ -97,6 +100,11 @@ class Staging:
         """There is no slot, and none is being borrowed."""
         return self._task is None
 
+    @property
+    def has_room(self) -> bool:
+        """There is a piece that is free."""
+        return self._pieces is not None and bool(self._pieces.free)
+
     def join(self) -> None:
         """A call sends much, and will :meth:`leave`."""
         self._users += 1
@@ -119,12 +127,12 @@ class Staging:
         at = number * PIECE
         pieces.memory[at : at + size] = data[:size]
         self._wire.write(frame(call, STAGED, (at // BLOCK).to_bytes(4) + size.to_bytes(4)))
-        return Piece(pieces, number, size)
+        return Piece(pieces, number, call, size)
 
     def leave(self, left: Iterable[Piece]) -> None:
         """A call is over; the agent has read these pieces of it, or will. After the last one the slot is given back."""
         for piece in left:
-            piece.pieces.left.append(piece.number)
+            piece.pieces.left.append(piece)
         self._users -= 1
         self._recalled |= not self._users
         self._news.set()
@@ -216,9 +224,9 @@ class Staging:
     async def _until_recalled(self, pieces: Pieces) -> None:
         while not self._recalled:
             if pieces.left:
-                left, pieces.left = pieces.left, []
-                await self._ask(SYNC)
-                pieces.free.extend(left)
+                left, pieces.left = pieces.left[:SYNCED], pieces.left[SYNCED:]
+                await self._ask(SYNC, b"".join([call.to_bytes(4) for call in {piece.call for piece in left}]))
+                pieces.free.extend([piece.number for piece in left])
                 continue
             self._news.clear()
             await self._news.wait()

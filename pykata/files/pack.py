@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ from pykata.images.layers import Output
 from pykata.images.pax import MAX_EXTENTS
 from pykata.images.tar_writer import END, header, padding
 
-PIECE = 1024 * 1024     # bytes read at once: a thread that comes back from a system call may wait its turn for 5 ms
+PIECE = 1024 * 1024     # bytes read or moved at once: a thread may wait for its turn for 5 ms after a system call
 SKIPPED = 1000          # names that a Transfer has at most
+
+
+MUCH = 64 * 1024        # bytes of a file from which on they are moved rather than copied
 
 
 class Sink:
@@ -24,6 +28,21 @@ class Sink:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+
+    def move(self, file: int, offset: int, length: int) -> int:
+        """Have the kernel put what a file has there into the pipe, without a copy, as far as it can; how much."""
+        left = length
+        while left:
+            try:
+                moved = os.splice(file, self._descriptor, min(PIECE, left), offset_src=offset + length - left)
+            except OSError as exc:
+                if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+                    raise
+                break
+            if not moved:
+                break
+            left -= moved
+        return length - left
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of it."""
@@ -38,6 +57,7 @@ class Packer:
     """Writes one tree."""
 
     _out: Output
+    _sink: Sink
     _first: dict[tuple[int, int], bytes] = field(factory=dict)
     _entries: int = 0
     _size: int = 0
@@ -92,20 +112,32 @@ class Packer:
         stored = found.st_size if parts is None else sum(length for _, length in parts)
         self._head(_entry(Kind.FILE, path, found, size=found.st_size, stored=stored, extents=parts))
         for offset, length in [(0, found.st_size)] if parts is None else parts:
-            for piece in _pieces(file, offset, length):
-                self._out.write(piece)
+            self._content(file, offset, length)
         self._out.write(padding(stored))
         self._size += stored
+
+    def _content(self, file: IO[bytes], offset: int, length: int) -> None:
+        moved = 0
+        if length >= MUCH:
+            self._out.flush()
+            moved = self._sink.move(file.fileno(), offset, length)
+        for piece in _pieces(file, offset + moved, length - moved):
+            self._out.write(piece)
 
     def _head(self, entry: Entry) -> None:
         self._out.write(header(entry, exact=True))
         self._entries += 1
 
 
+def _packer(descriptor: int) -> Packer:
+    sink = Sink(descriptor)
+    return Packer(Output(cast(IO[bytes], sink)), sink)
+
+
 def write_tree(top: bytes, descriptor: int) -> Transfer:
     """Write the tree at ``top`` to a pipe, which is closed at the end. Raises OSError."""
     try:
-        packer = Packer(Output(cast(IO[bytes], Sink(descriptor))))
+        packer = _packer(descriptor)
         packer.tree(top)
         return packer.finish()
     finally:
@@ -115,7 +147,7 @@ def write_tree(top: bytes, descriptor: int) -> Transfer:
 def write_file(path: bytes, name: bytes, descriptor: int) -> Transfer:
     """Write one file to a pipe, as ``name``; the pipe is closed at the end. Raises OSError."""
     try:
-        packer = Packer(Output(cast(IO[bytes], Sink(descriptor))))
+        packer = _packer(descriptor)
         with open(path, "rb", buffering=0) as file:
             packer.file(cast(IO[bytes], file), name)
         return packer.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import NoReturn
 
@@ -89,10 +89,21 @@ class Tool:
         view = memoryview(data)
         while view:
             piece, view = view[:MAX_CHUNK], view[MAX_CHUNK:]
-            await self._send(b"".join((len(piece).to_bytes(HEAD), piece)))
-            if self._stream.gone:
-                await self.answer()
-                self.broken("ended in the middle of the data that it was sent")
+            await self._send_chunk(b"".join((len(piece).to_bytes(HEAD), piece)))
+
+    async def send_from(self, fill: Callable[[memoryview], Awaitable[int]]) -> None:
+        """The same with what ``fill`` puts into the space it is given; the data ends where it is less."""
+        frame = memoryview(bytearray(HEAD + MAX_CHUNK))
+        size = MAX_CHUNK
+        while size == MAX_CHUNK and (size := await fill(frame[HEAD:])):
+            frame[:HEAD] = size.to_bytes(HEAD)
+            await self._send_chunk(frame[: HEAD + size])
+
+    async def _send_chunk(self, frame: bytes | memoryview) -> None:
+        await self._send(frame)
+        if self._stream.gone:
+            await self.answer()
+            self.broken("ended in the middle of the data that it was sent")
 
     async def complete(self) -> None:
         """Say that all data was sent, and wait until it is in its place."""
@@ -197,7 +208,7 @@ class Tool:
         if self.left:
             raise SandboxClosedError("this file is closed", hint="use it inside its 'async with' block")
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes | memoryview) -> None:
         self._check_open()
         view = memoryview(data)
         while view and self._stream.takes_stdin:

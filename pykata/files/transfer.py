@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar, cast
@@ -24,7 +24,7 @@ from pykata.files.extract import Bounds, Extractor
 from pykata.files.pack import write_file, write_tree
 from pykata.files.piped import Piped, pipe
 from pykata.files.session import Session
-from pykata.files.tool import MAX_CHUNK, Tool
+from pykata.files.tool import Tool
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, PipeWriter, finish
 
@@ -72,7 +72,7 @@ async def _unpacked(
         await tool.begin(v1.Request(unpack=request), request.path)
         await tool.done()
         tool.idle = False
-        transfer = await _sent(tool.send, write, source)
+        transfer = await _sent(tool, write, source)
         await tool.complete()
         return transfer
 
@@ -104,31 +104,18 @@ async def place_for(target: Path, name: bytes | None = None, *, directory: bool 
         place.close()
 
 
-async def _sent(
-    send: Callable[[bytes], Awaitable[object]], write: Callable[[int], Transfer], source: Path
-) -> Transfer:
+async def _sent(tool: Tool, write: Callable[[int], Transfer], source: Path) -> Transfer:
     """Pass on what a thread writes to a pipe."""
     reader, writer = pipe()
     out = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
     work = in_thread(lambda: write(writer))
     try:
-        with suppress(anyio.EndOfStream):
-            while True:
-                await send(await _chunk(out))
+        await tool.send_from(out.receive_into)
     finally:
         out.close()                 # the thread, if it isn't done, gets a BrokenPipeError
         await finish(ended(work))
         work.exception()            # asked for in any case: asyncio complains of a failure that nobody has looked at
     return result_of(work, source)
-
-
-async def _chunk(out: PipeReader) -> bytes:
-    """As much as goes into one frame; less only at the end. Raises EndOfStream after that."""
-    data = await out.receive(MAX_CHUNK)
-    with suppress(anyio.EndOfStream):
-        while len(data) < MAX_CHUNK:
-            data += await out.receive(MAX_CHUNK - len(data))
-    return data
 
 
 async def received(tool: Tool, take: Callable[[Piped], T], target: Path) -> T:

@@ -50,6 +50,23 @@ class PipeReader(_Pipe, ByteReceiveStream):
             await anyio.lowlevel.checkpoint()
             return data
 
+    async def receive_into(self, space: memoryview) -> int:
+        """Fill all of ``space``, or less at the end; how much."""
+        have = 0
+        while have < len(space):
+            if self._pipe.closed:
+                raise anyio.ClosedResourceError
+            try:
+                size = os.readv(self._pipe.fileno(), [space[have:]])
+            except BlockingIOError:
+                await anyio.wait_readable(self._pipe.fileno())
+                continue
+            if not size:
+                break
+            have += size
+        await anyio.lowlevel.checkpoint()
+        return have
+
 
 class PipeWriter(_Pipe, ByteSendStream):
     """Our end of the pipe that the process reads from."""

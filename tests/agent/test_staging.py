@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from pykata.agent import bulk, staging
 from pykata.agent.client import AgentClient, Room, RunStream
 from pykata.agent.run import PIECE
-from pykata.agent.staging import BLOCK, CLOSE, LEAST, MUCH, OPEN, PIECES, REFUSED, SYNC
+from pykata.agent.staging import AHEAD, BLOCK, CLOSE, LEAST, MUCH, OPEN, PIECES, REFUSED, SYNC
 from pykata.agent.v1 import Process, RunResponse, Start, Started
 from pykata.errors import AgentError, AgentProtocolError
 from pykata.spec import LentSlot
@@ -48,6 +49,7 @@ class Machine:
         self._refuses = refuses
         self._reads = reads
         self._room: defaultdict[int, int] = defaultdict(int)
+        self._left: list[tuple[int, int, int]] = []     # in the disk, for streams that nobody reads
 
     @asynccontextmanager
     async def lend(self, memory: int, recall: Callable[[], None]) -> AsyncIterator[LentSlot | None]:
@@ -70,9 +72,18 @@ class Machine:
             elif isinstance(frame, ExtensionFrame) and frame.type == bulk.KIND:
                 await self._take(peer, frame.flag_byte, frame.stream_id, bytes(frame.body))
 
+    def _read_left(self, calls: list[int]) -> None:
+        for left in self._left.copy():
+            call, offset, size = left
+            if not calls or call in calls:
+                self.stdin[call] += os.pread(self._memory, size, offset)
+                self._left.remove(left)
+
     async def _take(self, peer: Peer, flag: int, stream: int, body: bytes) -> None:
         if flag == bulk.STAGED and not stream:
             self.asked.append(body)
+            left = [int.from_bytes(body[at : at + 4]) for at in range(1, len(body), 4)] if body[:1] == SYNC else []
+            self._read_left(left)
             if not self.silent:
                 said = REFUSED if self._refuses and body[:1] == OPEN else body[:1]
                 await peer.send(bulk_frame(0, said, bulk.STAGING_DONE))
@@ -81,12 +92,19 @@ class Machine:
             offset, size = int.from_bytes(body[:4]) * BLOCK, int.from_bytes(body[4:])
             assert size % BLOCK == 0
             assert LEAST <= size <= staging.PIECE
-            body = os.pread(self._memory, size, offset)
             self.pieces += 1
+            if not self._reads(stream):
+                self._left.append((stream, offset, size))
+                return
+            body = os.pread(self._memory, size, offset)
         self.stdin[stream] += body
         self._room[stream] += len(body)
         if self._room[stream] >= WORTH_SAYING and self._reads(stream):
             await peer.send(says(stream, RunResponse(stdin_window=self._room.pop(stream))))
+
+
+def digest(data: bytes | bytearray) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def start(number: int = 1) -> Start:
@@ -150,13 +168,94 @@ async def test_a_reader_that_stalls_holds_up_nobody() -> None:
             facing(machine.agent, lend=machine.lend) as agent, command(agent, 1) as first, command(agent, 2) as stalled,
         ):  # fmt: skip
             await opened(agent, first)
-            stalled._stdin_sent = MUCH      # as one that has brought much before
-            while sent := await stalled.send_some(memoryview(data)):
-                assert sent == staging.PIECE
+            stalled._stdin_sent = stalled._stdin_taken = MUCH      # as one that has brought much before
+            while stalled.stdin_room:
+                assert await stalled.send_some(memoryview(data)) == staging.PIECE
             await send(first, data)
             await until(lambda: len(machine.stdin[1]) == MUCH + 2 + len(data))
             assert machine.stdin[1][MUCH + 2 :] == data
-            assert machine.stdin[3] == data[: staging.PIECE] * (bulk.STDIN_WINDOW // staging.PIECE)
+            await agent.rest()
+            assert machine.stdin[3] == data[: staging.PIECE] * (AHEAD // staging.PIECE)
+
+
+class Lazy(Machine):
+    """Its process reads as late as may be: so much of what was sent is left where it is."""
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__()
+        self._ahead = random.Random(least).choices((least, most), k=1000)
+        self._queue: deque[tuple[bool, int, bytes]] = deque()       # beside the port, the size, where or what it is
+        self._gone = 0
+
+    async def _take(self, peer: Peer, flag: int, stream: int, body: bytes) -> None:
+        if stream:
+            is_staged = flag == bulk.STAGED
+            self.pieces += is_staged
+            self._queue.append((is_staged, int.from_bytes(body[4:]) if is_staged else len(body), body))
+            assert sum(size for staged, size, _ in self._queue if not staged) <= bulk.STDIN_WINDOW
+            assert sum(size for staged, size, _ in self._queue if staged) <= AHEAD
+            self.read(self._ahead.pop())
+        else:
+            self.read(0)
+            await super()._take(peer, flag, stream, body)
+        if self._gone >= bulk.STDIN_SAID:
+            gone, self._gone = self._gone, 0
+            await peer.send(says(1, RunResponse(stdin_window=gone)))
+
+    def read(self, left: int) -> None:
+        """All but so much."""
+        while self.waiting > left:
+            is_staged, size, body = self._queue.popleft()
+            self.stdin[1] += os.pread(self._memory, size, int.from_bytes(body[:4]) * BLOCK) if is_staged else body
+            self._gone += size
+
+    @property
+    def waiting(self) -> int:
+        return sum(size for _, size, _ in self._queue)
+
+
+@given(
+    sizes=st.lists(st.sampled_from((1, LEAST - 1, LEAST, 256 * 1024, staging.PIECE, 600_000)), min_size=2, max_size=20),
+    least=st.integers(0, 256 * 1024), most=st.integers(0, 256 * 1024), recall=st.integers(0, 20),
+)  # fmt: skip
+@settings(max_examples=30)
+async def test_a_piece_is_not_used_again_before_its_process_has_it(
+    sizes: list[int], least: int, most: int, recall: int
+) -> None:
+    machine, sent = Lazy(least, most), bytearray()
+    with anyio.fail_after(GUARD):
+        async with facing(machine.agent, lend=machine.lend) as agent, command(agent) as running:
+            await opened(agent, running)
+            sent += NOISE[: MUCH + 2]
+            for number, size in enumerate(sizes):
+                if number == recall:
+                    machine.recall()
+                data = NOISE[number : number + size]
+                await send(running, data)
+                sent += data
+            await agent.rest()
+            await until(lambda: machine.waiting + len(machine.stdin[1]) == len(sent))
+            machine.read(0)
+            assert digest(machine.stdin[1]) == digest(sent)
+
+
+async def test_where_all_pieces_wait_it_goes_by_the_port() -> None:
+    machine = Machine(reads=lambda stream: stream == 1)
+    with anyio.fail_after(GUARD):
+        async with AsyncExitStack() as stack:
+            agent = await stack.enter_async_context(facing(machine.agent, lend=machine.lend))
+            first = await stack.enter_async_context(command(agent))
+            await opened(agent, first)
+            for number in range(PIECES * staging.PIECE // AHEAD):
+                stalled = await stack.enter_async_context(command(agent, 2 + number))
+                stalled._stdin_sent = stalled._stdin_taken = MUCH
+                while stalled.stdin_room:
+                    await stalled.send_some(memoryview(NOISE)[: staging.PIECE])
+            assert not way(agent).has_room
+            await send(first, NOISE[:MUCH])
+            await until(lambda: len(machine.stdin[1]) == 2 * MUCH + 2)
+            assert machine.stdin[1] == NOISE[: MUCH + 2] + NOISE[:MUCH]
+            assert machine.pieces == PIECES
 
 
 async def test_without_a_slot_it_goes_by_the_port() -> None:
@@ -178,7 +277,7 @@ async def test_a_slot_that_is_wanted_back_is_given_back() -> None:
             await opened(agent, running)
             at = MUCH + 2
             await send(running, NOISE[at : at + MUCH])
-            assert machine.pieces
+            await until(lambda: bool(machine.pieces))
             machine.recall()
             await until(lambda: machine.has_slot)
             assert machine.asked == [OPEN + b"slot7", CLOSE]
@@ -263,12 +362,14 @@ async def test_pieces_of_a_call_that_was_left_are_free_when_they_were_read() -> 
             assert pieces is not None
             for number in range(PIECES + 2):
                 async with command(agent, 2 + number) as left:
-                    left._stdin_sent = MUCH
-                    while await left.send_some(memoryview(NOISE)):
-                        pass
+                    left._stdin_sent = left._stdin_taken = MUCH
+                    while left.stdin_room:
+                        assert await left.send_some(memoryview(NOISE))
                     assert left._staged
                 await until(lambda: len(pieces.free) == PIECES)
-            assert machine.asked.count(SYNC) >= PIECES + 2
+            assert [asked for asked in machine.asked if asked[:1] == SYNC] == [
+                SYNC + (3 + 2 * number).to_bytes(4) for number in range(PIECES + 2)
+            ]
 
 
 @pytest.mark.usefixtures("bounded_memory")

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from pykata import Container, Process, Sandbox
-from pykata.agent import staging
+from pykata.agent import bulk, staging
 from pykata.agent.staging import LEAST, MUCH, PIECE
 from pykata.hypervisors.qemu import QEMU
 from pykata.spec import Disk
@@ -22,6 +22,7 @@ from tests.cancellation import Way, cancel_everywhere
 from tests.vm.conftest import BUSYBOX
 
 SUM = ["sha256sum"]
+PIPE = 1024 * 1024      # bytes of one that carries much
 NOISE = random.Random(1).randbytes(8 * 1024 * 1024)
 GUARD = 300.0       # seconds; only a hang takes that long
 
@@ -117,6 +118,19 @@ async def test_several_at_once_beside_one_that_does_not_read(sb: Sandbox) -> Non
                     tasks.start_soon(feed, (box, other)[number % 2], 1000 * number)
             await stalled.kill()
         assert await stalled.wait() == 137
+
+
+async def test_one_that_stops_reading_after_much_holds_no_more_than_another(sb: Sandbox) -> None:
+    """A pipe, and what of it waits in the host's memory: not what it would take if it still read."""
+    reads = 6_000_000
+    script = f"head -c {reads} >/dev/null; sleep 1000"
+    async with sb.container(BUSYBOX) as box, box.process(["sh", "-c", script]) as process:
+        await opened(sb, process)
+        stream = process.stdin._stream
+        while stream._stdin_taken < reads or stream.stdin_room:
+            await process.stdin._send_some(memoryview(NOISE)[:PIECE])
+        assert stream._stdin_sent <= reads + PIPE + staging.AHEAD + bulk.STDIN_SAID + PIECE
+        assert (await box_sum(sb)) == digest(NOISE)
 
 
 async def test_a_process_that_is_left_gives_its_pieces_back(sb: Sandbox) -> None:

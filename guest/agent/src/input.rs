@@ -9,18 +9,21 @@ use rustix::io::Errno;
 use tokio::sync::{Notify, oneshot};
 use tonic::{Status, Streaming};
 
+use crate::errno::Failed;
 use crate::output::Sides;
 use crate::proto::run_request::Request;
 use crate::proto::run_response::Response;
 use crate::proto::{RunRequest, RunResponse, Start};
 use crate::run::Answers;
-use crate::stdio::Input;
+use crate::stdio::{self, Input};
+use crate::sys;
 use crate::transport::inlet::{Inlet, Move, Taker, Taking};
+use crate::transport::staging::Staged;
 use crate::validate::{self, Invalid};
 
 /// Bytes of stdin that the host may send before it is allowed more: agent.proto, `Start.window`.
 const WINDOW: usize = 64 * 1024;
-/// ... where it may send it in bulk frames.
+/// ... where it may send it in bulk frames. What is in the disk beside the port isn't held here and doesn't count.
 const BULK_WINDOW: usize = 1024 * 1024;
 /// Room is given back from so many bytes on, or from half a window.
 const WORTH_SAYING: usize = 512 * 1024;
@@ -62,7 +65,8 @@ pub async fn take(
     if !sides.stdout.window.is_limited() {
         return take_in_turn(stdin, requests).await;
     }
-    let (taken, ()) = tokio::join!(queue.fill(requests, sides), queue.empty(stdin, answers));
+    let filled = async { Ok(queue.fill(requests, sides).await) };
+    let (taken, ()) = tokio::try_join!(filled, queue.empty(stdin, answers))?;
     taken
 }
 
@@ -125,12 +129,20 @@ struct Shared {
     changed: Notify,
 }
 
+/// Data on its way to the process.
+enum Waiting {
+    Here { data: Bytes, by_port: bool },
+    InDisk(Staged),
+}
+
 #[derive(Default)]
 struct Held {
-    pieces: VecDeque<Bytes>,
-    /// Bytes that the host has sent and hasn't been given back as room.
+    pieces: VecDeque<Waiting>,
+    /// Bytes that the host has sent by the port and hasn't been given back as room.
     used: usize,
     /// ... and of these what has gone to the process.
+    gone_by_port: usize,
+    /// What has gone there in whichever way, and the host doesn't know of.
     gone: usize,
     /// A piece is on its way to the process.
     writing: bool,
@@ -139,21 +151,70 @@ struct Held {
     closed: bool,
     /// More came in bulk than there is room for, or after the end.
     broken: bool,
+    /// Why something can't be read from the disk.
+    lost: Option<Errno>,
 }
 
 impl Held {
-    /// Writes what waits to the pipe, as far as that has room. False: some of it still waits.
+    fn has_much_room(&self) -> bool {
+        self.pipe.as_ref().is_none_or(|pipe| sys::readable_bytes(pipe.as_fd()) <= stdio::WIDE / 2)
+    }
+
+    fn went(&mut self, size: usize, by_port: bool) {
+        self.gone += size;
+        if by_port {
+            self.gone_by_port += size;
+        }
+    }
+
+    /// Brings what waits to the pipe, as far as that has room. False: some of it still waits.
     fn write_now(&mut self) -> bool {
-        while let (Some(data), Some(pipe)) = (self.pieces.front_mut(), &self.pipe) {
-            let Ok(size) = rustix::io::write(pipe, data) else { return false };
-            self.gone += size;
-            if size < data.len() {
-                bytes::Buf::advance(data, size);
+        while let (Some(first), Some(pipe)) = (self.pieces.front_mut(), &self.pipe) {
+            let (result, by_port) = match first {
+                Waiting::Here { data, by_port } => (rustix::io::write(pipe, data), *by_port),
+                Waiting::InDisk(staged) => (staged.move_to(pipe.as_fd()), false),
+            };
+            let left = match (first, &result) {
+                (Waiting::Here { data, .. }, Ok(size)) => {
+                    bytes::Buf::advance(data, *size);
+                    data.len()
+                }
+                (Waiting::InDisk(staged), Ok(_)) => staged.left(),
+                (Waiting::Here { .. }, Err(_)) => return false, // as who writes will find
+                (Waiting::InDisk(_), Err(errno)) => {
+                    self.cannot_move(*errno);
+                    return false;
+                }
+            };
+            self.went(result.unwrap_or(0), by_port);
+            if left > 0 {
                 return false;
             }
             self.pieces.pop_front();
         }
         self.pieces.is_empty()
+    }
+
+    fn cannot_move(&mut self, errno: Errno) {
+        match errno {
+            Errno::AGAIN | Errno::INTR => {}
+            Errno::PIPE => self.pipe = None, // nobody reads it any more, as who writes will find
+            errno => self.lost = Some(errno),
+        }
+    }
+
+    /// Reads up to so many pieces from the disk that wait there.
+    fn fetch(&mut self, most: usize) {
+        for waiting in self.pieces.iter_mut().filter(|waiting| matches!(waiting, Waiting::InDisk(_))).take(most) {
+            let Waiting::InDisk(staged) = waiting else { continue };
+            match staged.read() {
+                Ok(data) => *waiting = Waiting::Here { data, by_port: false },
+                Err(errno) => self.lost = Some(errno),
+            }
+        }
+        if self.lost.is_some() {
+            self.pieces.clear();
+        }
     }
 }
 
@@ -171,7 +232,7 @@ impl Shared {
         if held.used > window {
             return Err(Invalid::new("stdin", format!("{} bytes beyond its window", held.used - window)));
         }
-        held.pieces.push_back(data);
+        held.pieces.push_back(Waiting::Here { data, by_port: true });
         drop(held);
         self.changed.notify_one();
         Ok(())
@@ -194,7 +255,7 @@ impl Taker for Shared {
         match data(held.pipe.as_ref()?.as_fd()) {
             Ok(size) => {
                 held.used += size;
-                held.gone += size;
+                held.went(size, true);
                 held.broken |= held.used > BULK_WINDOW;
                 if held.gone >= WORTH_SAYING {
                     self.changed.notify_one();
@@ -208,13 +269,39 @@ impl Taker for Shared {
             }
         }
     }
+
+    /// It goes to the pipe as that has room, so who doesn't read has no more of it here than a pipe holds.
+    fn take_staged(&self, staged: Staged) -> Result<(), Errno> {
+        let mut held = self.held();
+        if held.closed {
+            held.broken = true;
+            return Ok(());
+        }
+        held.pieces.push_back(Waiting::InDisk(staged));
+        let waits = held.writing || !held.has_much_room() || !held.write_now();
+        if waits || held.gone >= WORTH_SAYING {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn fetch(&self) {
+        self.held().fetch(usize::MAX);
+        self.changed.notify_one();
+    }
 }
 
 /// What is to be done next.
 enum Next {
-    Write(Bytes),
+    Write {
+        data: Bytes,
+        by_port: bool,
+    },
+    /// From the disk, what is first.
+    Move,
     /// So much has gone to the process.
     Gone(usize),
+    Lost(Errno),
     End,
 }
 
@@ -269,33 +356,65 @@ impl Queue {
         loop {
             {
                 let mut held = self.held();
+                if let Some(errno) = held.lost {
+                    return Next::Lost(errno);
+                }
                 if held.gone >= WORTH_SAYING.min(self.window / 2) {
-                    let gone = std::mem::take(&mut held.gone);
-                    held.used = held.used.saturating_sub(gone);
-                    return Next::Gone(gone);
+                    held.used = held.used.saturating_sub(std::mem::take(&mut held.gone_by_port));
+                    return Next::Gone(std::mem::take(&mut held.gone));
                 }
-                if let Some(data) = held.pieces.pop_front() {
-                    held.writing = true;
-                    return Next::Write(data);
-                }
-                if held.closed {
-                    held.pipe = None;
-                    return Next::End;
+                match held.pieces.pop_front() {
+                    Some(Waiting::Here { data, by_port }) => {
+                        held.writing = true;
+                        return Next::Write { data, by_port };
+                    }
+                    Some(staged) => {
+                        held.pieces.push_front(staged); // until it is moved, `fetch` has to find it
+                        return Next::Move;
+                    }
+                    None if held.closed => {
+                        held.pipe = None;
+                        return Next::End;
+                    }
+                    None => {}
                 }
             }
             self.shared.changed.notified().await;
         }
     }
 
-    async fn empty(&self, stdin: &mut Option<Input>, answers: &Answers) {
+    /// As soon as the process has room.
+    async fn move_on(&self, stdin: &mut Option<Input>) {
+        let has_pipe = self.held().pipe.is_some();
+        match stdin {
+            Some(stdin) if has_pipe => stdin.when_writable(|| self.write_much()).await,
+            Some(_) => self.held().fetch(1), // a terminal
+            None => {
+                let mut held = self.held();
+                if let Some(Waiting::InDisk(staged)) = held.pieces.pop_front() {
+                    held.went(staged.left(), false);
+                }
+            }
+        }
+    }
+
+    /// What a process has read with one small read isn't worth a request to the disk, nor an interruption at each.
+    fn write_much(&self) -> bool {
+        if !self.held().has_much_room() {
+            sys::let_others_run();
+        }
+        self.held().write_now()
+    }
+
+    async fn empty(&self, stdin: &mut Option<Input>, answers: &Answers) -> Result<(), Status> {
         let mut left = MUCH;
         loop {
             match self.next().await {
-                Next::Write(data) => {
+                Next::Write { data, by_port } => {
                     write(stdin, &data).await;
                     let mut held = self.held();
                     held.writing = false;
-                    held.gone += data.len();
+                    held.went(data.len(), by_port);
                     let becomes_much = left > 0 && left <= data.len();
                     left = left.saturating_sub(data.len());
                     match stdin {
@@ -308,7 +427,14 @@ impl Queue {
                     let more = Response::StdinWindow(size as u32);
                     let _ = answers.send(Ok(RunResponse { response: Some(more) })).await;
                 }
-                Next::End => return close(stdin).await,
+                Next::Move => self.move_on(stdin).await,
+                Next::Lost(errno) => {
+                    return Err(Failed::new("read", "stdin", errno).into());
+                }
+                Next::End => {
+                    close(stdin).await;
+                    return Ok(());
+                }
             }
         }
     }
@@ -317,7 +443,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stdio;
+    use proptest::prelude::*;
 
     fn queue() -> (Queue, Arc<Inlet>) {
         let inlet = Arc::default();
@@ -350,7 +476,8 @@ mod tests {
             queue.held().closed = true;
             queue.shared.changed.notify_one();
         };
-        tokio::join!(queue.empty(&mut stdin, &answers), fed);
+        let (emptied, ()) = tokio::join!(queue.empty(&mut stdin, &answers), fed);
+        emptied.expect("all is there");
         assert!(stdin.is_none() && moved(&queue, 1).is_none());
         let mut all = vec![0; BULK_WINDOW];
         let mut have = 0;
@@ -359,6 +486,167 @@ mod tests {
         }
         assert_eq!(have, WORTH_SAYING + 7, "and then it is at its end");
         assert!(all[..MUCH].iter().all(|byte| *byte == 1) && all[..have].ends_with(b"behind\x07"));
+    }
+
+    /// A queue that data can be moved from, and the pipe that it goes to.
+    fn moving() -> (Queue, Arc<Inlet>, Input, OwnedFd) {
+        let (queue, inlet) = queue();
+        let (read, write) = stdio::pipe().expect("pipe");
+        rustix::io::ioctl_fionbio(&read, true).expect("set");
+        let stdin = Input::pipe(write).expect("watched");
+        queue.held().pipe = stdin.share();
+        (queue, inlet, stdin, read)
+    }
+
+    fn block(byte: u8, blocks: usize) -> Vec<u8> {
+        vec![byte; blocks * 4096]
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_has_no_more_here_than_a_pipe_holds() {
+        let (queue, _inlet, stdin, _read) = moving();
+        let (answers, mut said) = tokio::sync::mpsc::channel(16);
+        for _ in 0..8 {
+            queue.shared.take_staged(Staged::of(&block(1, 128))).expect("taken");
+        }
+        {
+            let mut stdin = Some(stdin);
+            let emptied = queue.empty(&mut stdin, &answers);
+            assert!(tokio::time::timeout(std::time::Duration::ZERO, emptied).await.is_err(), "it waits");
+        }
+        let held = queue.held();
+        assert!(held.pieces.len() == 6 && held.pieces.iter().all(|piece| matches!(piece, Waiting::InDisk(_))));
+        assert_eq!(said.recv().await.expect("said").expect("well").response, Some(Response::StdinWindow(1 << 20)));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_from_the_disk_ends_the_call() {
+        for fetched in [false, true] {
+            let (queue, _inlet, stdin, _read) = moving();
+            let (answers, _said) = tokio::sync::mpsc::channel(1);
+            let lost = Staged::of(&block(2, 1));
+            lost.lose();
+            if fetched {
+                queue.held().writing = true; // so that it isn't moved at once
+            }
+            queue.shared.take_staged(lost).expect("taken");
+            queue.shared.fetch();
+            queue.held().writing = false;
+            let emptied = queue.empty(&mut Some(stdin), &answers).await;
+            assert_eq!(emptied.expect_err("lost").message(), "read: stdin: EIO");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_terminal_and_nobody() {
+        crate::sys::ignore_signal(libc::SIGPIPE);
+        let (answers, mut said) = tokio::sync::mpsc::channel::<Result<RunResponse, Status>>(16);
+        let (queue, _inlet, stdin, read) = moving();
+        queue.held().pipe = None; // as for a terminal
+        queue.shared.take_staged(Staged::of(&block(1, 2))).expect("taken");
+        let mut found = Vec::new();
+        let mut stdin = Some(stdin);
+        let reading = async {
+            while found.len() < 2 * 4096 {
+                read_some(&read, 8192, &mut found);
+                tokio::task::yield_now().await;
+            }
+            drop(read);
+            for _ in 0..2 {
+                queue.shared.take_staged(Staged::of(&block(1, 128))).expect("taken");
+            }
+            let all = Response::StdinWindow(2 * 4096 + 128 * 4096);
+            assert_eq!(said.recv().await.expect("said").expect("well").response, Some(all));
+            queue.held().closed = true;
+            queue.shared.changed.notify_one();
+        };
+        let (emptied, ()) = tokio::join!(queue.empty(&mut stdin, &answers), reading);
+        emptied.expect("no error of the call");
+        assert!(stdin.is_none() && queue.held().pieces.is_empty());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Port(usize),
+        Disk(usize),
+        /// The slot is given back.
+        Fetch,
+        Read(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (1..=64 * 1024usize).prop_map(Step::Port),
+            3 => (16..=128usize).prop_map(Step::Disk),
+            1 => Just(Step::Fetch),
+            3 => (1..=1024 * 1024usize).prop_map(Step::Read),
+        ];
+        prop::collection::vec(step, 1..14)
+    }
+
+    /// Reads what is there, at most so much; false at the end.
+    fn read_some(read: &OwnedFd, most: usize, into: &mut Vec<u8>) -> bool {
+        let mut buffer = vec![0; most];
+        match rustix::io::read(read, &mut buffer) {
+            Ok(0) => return false,
+            Ok(size) => into.extend_from_slice(&buffer[..size]),
+            Err(Errno::AGAIN) => {}
+            Err(errno) => panic!("{errno}"),
+        }
+        true
+    }
+
+    async fn follow(steps: &[Step]) -> Result<(), TestCaseError> {
+        let (queue, _inlet, stdin, read) = moving();
+        let (answers, mut said) = tokio::sync::mpsc::channel(64);
+        let (mut sent, mut found) = (Vec::new(), Vec::new());
+        let mut stdin = Some(stdin);
+        let fed = async {
+            for (byte, step) in steps.iter().enumerate() {
+                match *step {
+                    Step::Port(size) => {
+                        sent.extend(vec![byte as u8; size]);
+                        queue.shared.take(Bytes::from(vec![byte as u8; size]));
+                    }
+                    Step::Disk(blocks) => {
+                        sent.extend(block(byte as u8, blocks));
+                        queue.shared.take_staged(Staged::of(&block(byte as u8, blocks))).expect("taken");
+                    }
+                    Step::Fetch => {
+                        queue.shared.fetch();
+                        assert!(!queue.held().pieces.iter().any(|piece| matches!(piece, Waiting::InDisk(_))));
+                    }
+                    Step::Read(most) => {
+                        read_some(&read, most, &mut found);
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+            queue.held().closed = true;
+            queue.shared.changed.notify_one();
+            while read_some(&read, 300_000, &mut found) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let (emptied, ()) = tokio::join!(queue.empty(&mut stdin, &answers), fed);
+        prop_assert!(emptied.is_ok() && !queue.held().broken);
+        prop_assert!(found == sent);
+        drop(answers);
+        let mut given_back = queue.held().gone;
+        while let Some(Ok(RunResponse { response: Some(Response::StdinWindow(size)) })) = said.recv().await {
+            given_back += size as usize;
+        }
+        prop_assert_eq!(given_back, sent.len());
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn whichever_way_it_comes_it_arrives_whole_and_in_order(steps in steps()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(follow(&steps))?;
+        }
     }
 
     #[tokio::test]

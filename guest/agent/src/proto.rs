@@ -376,8 +376,8 @@ pub struct Start {
     #[prost(message, optional, tag = "3")]
     pub create: ::core::option::Option<CreateContainerRequest>,
     /// Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
-    /// send 64 KiB of stdin (512 KiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
-    /// HTTP/2.
+    /// send 64 KiB of stdin (1 MiB with `bulk`, and what is staged) before the agent allows more by `stdin_window`. 0: no
+    /// windows but those of HTTP/2.
     #[prost(uint32, tag = "4")]
     pub window: u32,
     /// The process outlives the call, until it ends or its container is removed. Its stdin is empty; of what it writes to

@@ -22,7 +22,7 @@ pub const PIECE: usize = 64 * 1024 - 64;
 
 /// Room of a pipe that turned out to carry much, and how many pieces are read of it at once: each time the process and
 /// the agent take turns costs as much as a piece does.
-const WIDE: usize = 1024 * 1024;
+pub const WIDE: usize = 1024 * 1024;
 const AT_ONCE: usize = 4;
 
 /// A pipe, from its end to its beginning; our end won't block once it is watched.
@@ -214,6 +214,14 @@ impl Input {
         }
         let _ = rustix::pipe::fcntl_setpipe_size(self.fd.as_fd(), WIDE);
         rustix::io::fcntl_dupfd_cloexec(self.fd.as_fd(), 3).ok()
+    }
+
+    /// Waits until there may be room, and has `write` use it, which says whether there is still some.
+    pub async fn when_writable(&self, write: impl FnOnce() -> bool) {
+        let Ok(mut ready) = self.fd.writable().await else { return };
+        if !write() {
+            ready.clear_ready();
+        }
     }
 
     /// Writes everything; false when nobody reads any more.

@@ -640,7 +640,7 @@ class RunResponse(betterproto2.Message):
 
     stdin_window: "int | None" = betterproto2.field(6, betterproto2.TYPE_UINT32, optional=True, group="response")
     """
-    bytes of stdin that may be sent in addition; only with `Start.window`
+    bytes of stdin that the process has taken: as many may be sent; only with `Start.window`
     """
 
     bulk: "Ended | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True, group="response")
@@ -837,8 +837,8 @@ class Start(betterproto2.Message):
     window: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
     """
     Bytes of stdout, and as many of stderr, that may be sent before the host allows more by `window`. The host then may
-    send 64 KiB of stdin (1 MiB with `bulk`) before the agent allows more by `stdin_window`. 0: no windows but those of
-    HTTP/2.
+    send 64 KiB of stdin (1 MiB with `bulk`, and what is staged) before the agent allows more by `stdin_window`. 0: no
+    windows but those of HTTP/2.
     """
 
     detached: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::outlet::{Flag, Outlet};
-use super::staging::{self, Piece, Staging};
+use super::staging::{self, Due, Piece, Staged, Staging};
 
 /// Moves data that is there to a pipe, without waiting; how much.
 pub type Move<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<usize, Errno> + 'a;
@@ -21,6 +21,15 @@ pub trait Taker: Send + Sync {
     fn take_from(&self, _data: &mut Move<'_>) -> Option<usize> {
         None
     }
+
+    /// Data that is in the disk, and may stay there until `fetch`.
+    fn take_staged(&self, staged: Staged) -> Result<(), Errno> {
+        self.take(staged.read()?);
+        Ok(())
+    }
+
+    /// What is still in the disk is about to go: it has to be read.
+    fn fetch(&self) {}
 }
 
 impl<F: Fn(Bytes) + Send + Sync> Taker for F {
@@ -69,6 +78,15 @@ impl Inlet {
 
     fn taker(&self, call: u32) -> Option<Arc<dyn Taker>> {
         self.calls().get(&call).cloned()
+    }
+
+    /// Nothing is left in the disk of these after this.
+    fn fetch(&self, due: &Due) {
+        let takers: Vec<_> = match due {
+            Due::All => self.calls().values().cloned().collect(),
+            Due::Calls(calls) => calls.iter().filter_map(|call| self.taker(*call)).collect(),
+        };
+        takers.iter().for_each(|taker| taker.fetch());
     }
 
     /// Data of a call that has ended is dropped.
@@ -201,6 +219,7 @@ impl Incoming {
     }
 
     fn ask(&mut self, payload: &[u8]) {
+        self.inlet.fetch(&Due::before(payload));
         let Some(said) = self.staging.control(payload) else {
             self.broken = true;
             return;
@@ -215,7 +234,7 @@ impl Incoming {
 
     fn hand_on_staged(&mut self, call: u32, payload: &[u8]) {
         let Some(taker) = self.inlet.taker(call) else { return };
-        let handed_on = Piece::decode(payload).ok_or(Errno::INVAL);
-        self.broken |= handed_on.and_then(|piece| self.staging.hand_on(piece, &*taker)).is_err();
+        let staged = Piece::decode(payload).and_then(|piece| self.staging.at(piece));
+        self.broken |= staged.is_none_or(|staged| taker.take_staged(staged).is_err());
     }
 }

@@ -7,7 +7,7 @@ pub mod inlet;
 pub mod outlet;
 mod preface;
 mod serial;
-mod staging;
+pub mod staging;
 mod stream;
 mod vigil;
 mod vsock;

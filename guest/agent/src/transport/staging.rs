@@ -1,17 +1,17 @@
 //! Data that the host has put into a disk rather than into the port: a port takes 4 KiB at a time, each with an interrupt, a
 //! disk hundreds. The disk is a slot with the host's memory in it, and only the agent may open it.
 //!
-//! What comes by the port is where the data is. It is read at once, as if it had come in the frame itself: so the order of
-//! frames is that of the data, and what the host asks for after a frame is answered when its data has been read.
+//! What comes by the port is where the data is, in the place that the data itself would have. Until its taker has use for it,
+//! it stays in the disk, which is the host's memory and not the guest's: so much may be under way without being held here.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 
-use super::inlet::Taker;
 use crate::disk;
 
 /// Pieces begin and end at a multiple of this, in the disk and in memory.
@@ -27,6 +27,26 @@ const CLOSE: u8 = b'c';
 const SYNC: u8 = b's';
 /// It can't be opened.
 const REFUSED: u8 = b'!';
+
+/// Bytes of a call's number.
+const CALL: usize = 4;
+
+/// Whose data has to be taken from the disk before this is done that the host asks for.
+pub enum Due {
+    All,
+    Calls(Vec<u32>),
+}
+
+impl Due {
+    pub fn before(payload: &[u8]) -> Self {
+        match payload.split_first() {
+            Some((&SYNC, calls)) => {
+                Due::Calls(calls.as_chunks::<CALL>().0.iter().copied().map(u32::from_be_bytes).collect())
+            }
+            _ => Due::All,
+        }
+    }
+}
 
 /// Where a piece is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,45 +65,77 @@ impl Piece {
     }
 }
 
+/// A piece that is there to be taken.
+#[derive(Debug)]
+pub struct Staged {
+    disk: Arc<OwnedFd>,
+    left: Piece,
+}
+
+impl Staged {
+    /// Bytes of it that weren't moved yet.
+    pub fn left(&self) -> usize {
+        self.left.size
+    }
+
+    /// Moves what a pipe has room for, without waiting for more; how much. The disk writes to the pages that the pipe gets, so
+    /// nothing is copied.
+    pub fn move_to(&mut self, pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
+        let Piece { mut offset, size } = self.left;
+        let moved = splice(&self.disk, Some(&mut offset), pipe, None, size, SpliceFlags::NONBLOCK)?;
+        if moved == 0 || !moved.is_multiple_of(BLOCK) || moved > size {
+            return Err(Errno::IO); // it can't be read from there on, nor again from where it began
+        }
+        self.left = Piece { offset: self.left.offset + moved as u64, size: size - moved };
+        Ok(moved)
+    }
+
+    /// All that is left.
+    pub fn read(&self) -> Result<Bytes, Errno> {
+        let size = self.left.size;
+        let mut memory = vec![0; size + BLOCK];
+        let start = memory.as_ptr().align_offset(BLOCK);
+        let mut have = 0;
+        while have < size {
+            let space = &mut memory[start + have..start + size];
+            match rustix::io::pread(&self.disk, space, self.left.offset + have as u64) {
+                Ok(size @ 1..) => have += size,
+                Ok(0) => return Err(Errno::IO),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(Bytes::from(memory).slice(start..start + size))
+    }
+}
+
 /// The disk, if one is open.
 #[derive(Default)]
 pub struct Staging {
-    disk: Option<OwnedFd>,
+    disk: Option<Arc<OwnedFd>>,
 }
 
 impl Staging {
-    /// Does what the host asks for; what it is to be told.
+    /// Does what the host asks for; what it is to be told. What is `Due` was taken before.
     pub fn control(&mut self, payload: &[u8]) -> Option<u8> {
         let (&asked, rest) = payload.split_first()?;
         match asked {
             OPEN => {
-                self.disk = std::str::from_utf8(rest).ok().and_then(open);
+                self.disk = std::str::from_utf8(rest).ok().and_then(open).map(Arc::new);
                 Some(if self.disk.is_some() { OPEN } else { REFUSED })
             }
             CLOSE => {
                 self.disk = None;
                 Some(CLOSE)
             }
-            SYNC => Some(SYNC),
+            SYNC if rest.len().is_multiple_of(CALL) => Some(SYNC),
             _ => None,
         }
     }
 
-    /// Hands a piece on. It is moved as far as its taker can have it moved, and read else.
-    pub fn hand_on(&self, mut piece: Piece, taker: &dyn Taker) -> Result<(), Errno> {
-        let disk = self.disk.as_ref().ok_or(Errno::NXIO)?;
-        while piece.size > 0 {
-            let moved = taker.take_from(&mut |pipe| move_to(disk, piece, pipe));
-            let Some(size @ 1..) = moved else { break };
-            if !size.is_multiple_of(BLOCK) || size > piece.size {
-                return Err(Errno::IO); // it can't be read from there on, nor again from where it began
-            }
-            piece = Piece { offset: piece.offset + size as u64, size: piece.size - size };
-        }
-        if piece.size > 0 {
-            taker.take(read(disk, piece)?);
-        }
-        Ok(())
+    /// What the host says is in the disk. None: there is no disk.
+    pub fn at(&self, piece: Piece) -> Option<Staged> {
+        Some(Staged { disk: self.disk.clone()?, left: piece })
     }
 }
 
@@ -93,103 +145,81 @@ fn open(serial: &str) -> Option<OwnedFd> {
     rustix::fs::open(device, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
-/// The disk writes to the pages that the pipe gets, so nothing is copied.
-fn move_to(disk: &OwnedFd, piece: Piece, pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
-    let mut offset = piece.offset;
-    splice(disk, Some(&mut offset), pipe, None, piece.size, SpliceFlags::NONBLOCK)
-}
-
-fn read(disk: &OwnedFd, piece: Piece) -> Result<Bytes, Errno> {
-    let mut memory = vec![0; piece.size + BLOCK];
-    let start = memory.as_ptr().align_offset(BLOCK);
-    let mut have = 0;
-    while have < piece.size {
-        let space = &mut memory[start + have..start + piece.size];
-        match rustix::io::pread(disk, space, piece.offset + have as u64) {
-            Ok(size @ 1..) => have += size,
-            Ok(0) => return Err(Errno::IO),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
+#[cfg(test)]
+impl Staged {
+    /// A piece with this data, of whole blocks, in a disk of its own.
+    pub fn of(data: &[u8]) -> Self {
+        let disk = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+        assert_eq!(rustix::io::pwrite(&disk, data, 0), Ok(data.len()));
+        Self { disk: Arc::new(disk), left: Piece { offset: 0, size: data.len() } }
     }
-    Ok(Bytes::from(memory).slice(start..start + piece.size))
+
+    /// It can't be read any more.
+    pub fn lose(&self) {
+        rustix::fs::ftruncate(&self.disk, 0).expect("truncated");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::sync::Mutex;
 
     use proptest::prelude::*;
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
-    /// Has as much moved as its pipe has room for, and takes the rest.
-    struct Reader {
-        pipe: (OwnedFd, OwnedFd),
-        taken: Mutex<Vec<u8>>,
-    }
-
-    impl Taker for Reader {
-        fn take(&self, data: Bytes) {
-            self.taken.lock().expect("not poisoned").extend_from_slice(&data);
-        }
-
-        fn take_from(&self, data: &mut super::super::inlet::Move<'_>) -> Option<usize> {
-            data(self.pipe.1.as_fd()).ok()
-        }
-    }
-
-    fn reader() -> Reader {
-        let flags = rustix::pipe::PipeFlags::NONBLOCK;
-        Reader { pipe: rustix::pipe::pipe_with(flags).expect("pipe"), taken: Mutex::default() }
-    }
-
     fn filled(size: usize) -> (Staging, Vec<u8>) {
         let disk = memfd_create("disk", MemfdFlags::CLOEXEC).expect("memfd");
         let data: Vec<u8> = (0..size).map(|at| (at / 7) as u8).collect();
         rustix::io::pwrite(&disk, &data, 0).expect("written");
-        (Staging { disk: Some(disk) }, data)
+        (Staging { disk: Some(Arc::new(disk)) }, data)
+    }
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("pipe")
     }
 
     #[test]
-    fn what_is_moved_comes_before_what_is_read() {
+    fn what_a_pipe_has_no_room_for_is_still_there() {
         let (staging, data) = filled(3 * LONGEST);
-        let reader = reader();
-        let piece = Piece { offset: LONGEST as u64, size: LONGEST };
-        assert_eq!(staging.hand_on(piece, &reader), Ok(()));
-        let mut found = vec![0; LONGEST];
-        let moved = rustix::io::read(&reader.pipe.0, &mut found).expect("moved");
-        assert!(moved >= BLOCK, "as much as a pipe takes");
-        found.truncate(moved);
-        found.extend_from_slice(&reader.taken.lock().expect("not poisoned"));
+        let (read, write) = pipe();
+        let mut staged = staging.at(Piece { offset: LONGEST as u64, size: LONGEST }).expect("a disk");
+        let mut found = Vec::new();
+        let mut buffer = vec![0; LONGEST];
+        while found.len() < LONGEST / 2 {
+            let moved = staged.move_to(write.as_fd()).expect("moved");
+            assert_eq!(staged.move_to(write.as_fd()), Err(Errno::AGAIN), "as much as a pipe takes");
+            assert_eq!(rustix::io::read(&read, &mut buffer), Ok(moved));
+            found.extend_from_slice(&buffer[..moved]);
+        }
+        assert_eq!(staged.left(), LONGEST - found.len());
+        found.extend_from_slice(&staged.read().expect("read"));
         assert!(found == data[LONGEST..2 * LONGEST]);
     }
 
     #[test]
     fn what_is_not_there() {
         let (staging, _) = filled(LONGEST);
-        let beyond = Piece { offset: LONGEST as u64, size: BLOCK };
-        assert_eq!(staging.hand_on(beyond, &reader()), Err(Errno::IO));
-        assert_eq!(Staging::default().hand_on(Piece { offset: 0, size: BLOCK }, &reader()), Err(Errno::NXIO));
+        let mut beyond = staging.at(Piece { offset: LONGEST as u64, size: BLOCK }).expect("a disk");
+        assert_eq!(beyond.move_to(pipe().1.as_fd()), Err(Errno::IO));
+        assert_eq!(beyond.read(), Err(Errno::IO));
+        assert!(Staging::default().at(Piece { offset: 0, size: BLOCK }).is_none());
     }
 
     #[test]
-    fn a_piece_that_ends_within_a_block_is_handed_on_once_at_most() {
-        let (staging, data) = filled(BLOCK + 1);
-        let reader = reader();
-        assert_eq!(staging.hand_on(Piece { offset: 0, size: 2 * BLOCK }, &reader), Err(Errno::IO));
-        let mut found = vec![0; 4 * BLOCK];
-        let moved = rustix::io::read(&reader.pipe.0, &mut found).expect("moved");
-        assert!(found[..moved] == data);
-        assert!(reader.taken.lock().expect("not poisoned").is_empty());
+    fn a_piece_that_ends_within_a_block_is_an_error() {
+        let (staging, _) = filled(BLOCK + 1);
+        let mut staged = staging.at(Piece { offset: 0, size: 2 * BLOCK }).expect("a disk");
+        assert_eq!(staged.move_to(pipe().1.as_fd()), Err(Errno::IO));
+        assert_eq!(staged.read(), Err(Errno::IO));
     }
 
     #[test]
     fn what_the_host_may_ask_for() {
         let (mut staging, _) = filled(BLOCK);
         assert_eq!(staging.control(b"s"), Some(SYNC));
+        assert_eq!((staging.control(b"s\0\0\0\x05"), staging.control(b"s\0")), (Some(SYNC), None));
         assert_eq!(staging.control(b"ono-such-disk"), Some(REFUSED));
         assert!(staging.disk.is_none(), "one at a time");
         assert_eq!(staging.control(b"c"), Some(CLOSE));
