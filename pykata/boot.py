@@ -24,6 +24,7 @@ from pykata.lost import ended_with, explained, outliving
 from pykata.net.names import servers_for_guests
 from pykata.net.running import RunningNetwork
 from pykata.options import Options
+from pykata.removals import in_background
 from pykata.running import DEATH_NOTICE, Running
 from pykata.spec import MIB, Attachment, SavedVM, Timings, Transport, VMSpec
 from pykata.transport import connect
@@ -57,6 +58,7 @@ async def boot(options: Options) -> AsyncIterator[Running]:
         if options.spares is not None:
             stack.enter_context(options.spares.replacing())
         running = await _started(stack, begun)
+        await stack.enter_async_context(in_background(running))
         if not options.bare:
             await stack.enter_async_context(expecting(running))
         try:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -26,7 +27,7 @@ async def alongside(work: Coroutine[object, object, object]) -> AsyncIterator[No
     try:
         yield
     finally:
-        failures = await finish(_ended(task))
+        failures = await finish(ended(task))
     for failure in failures:
         raise failure
 
@@ -38,15 +39,15 @@ async def together(work: Coroutine[object, object, object], beside: Coroutine[ob
         await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         # What failed first says why; the other may fail because it was cancelled.
-        failures = await finish(_ended(*sorted(both, key=lambda task: not task.done())))
+        failures = await finish(ended(*sorted(both, key=lambda task: not task.done())))
     for failure in failures:
         raise failure
     for task in both:
         task.result()       # of one that has cancelled itself
 
 
-async def _ended(*tasks: asyncio.Task[object]) -> list[BaseException]:
-    """Cancel what isn't done. The failures are asked for in any case: asyncio complains of one that nobody looks at."""
+async def ended(*tasks: asyncio.Task[Any]) -> list[BaseException]:
+    """Cancel what isn't done; returns the failures: asyncio complains of one that nobody looks at."""
     # More than once: an anyio scope in the work takes a cancellation that comes while it is cancelled itself for its
     # own, and swallows it.
     while left := [task for task in tasks if not task.done()]:

@@ -37,6 +37,7 @@ async def fresh_container(
     """
     from pykata.requests import container_request
 
+    await running.settled()
     identity = running.new_id("c")
     running.containers[identity] = saved_container(
         running, identity, rootfs.image, fresh=not rehearsal, rehearsal=rehearsal

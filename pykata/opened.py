@@ -52,7 +52,7 @@ class OpenSandbox:
         check: bool = False,
         pull: PullPolicy | None = None,
     ) -> Completed:
-        """Run a command in a new container of ``image``, to its end; the container is gone afterwards.
+        """Run a command in a new container of ``image``, to its end; nothing of it runs afterwards.
 
         ``cmd`` None is the image's own; a list goes to the image's entrypoint, if it has one, as with Docker. ``input``
         is its stdin (empty by default). After ``timeout`` seconds it and all it started are killed; what it wrote is
@@ -122,7 +122,7 @@ class OpenSandbox:
     ) -> AbstractAsyncContextManager[Process]:
         """Start a command in a new container of ``image``; yields the running :class:`Process`.
 
-        It is killed, with all it started, and its container is gone, when the block is left. With ``tty``, its stdin,
+        It is killed, with all it started, and its container goes, when the block is left. With ``tty``, its stdin,
         stdout and stderr are a terminal. ``pull`` is as for :meth:`run`. Raises :class:`ConfigError` when called, and
         what :meth:`run` raises when its block is entered.
 
@@ -169,6 +169,7 @@ class OpenSandbox:
     async def stats(self) -> Stats:
         """What the guest and its containers use at the moment. Raises :class:`AgentError`, :class:`VMDiedError`."""
         running = self._open
+        await running.settled()
         running.check()
         async with running.explained():
             said = await running.agent.stats()

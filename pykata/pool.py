@@ -241,6 +241,7 @@ class Pool:
             if self._warm_up is not None:
                 await self._have_waiting(sandbox, 2)    # by now: while an image is in use, what was read of it stays
                 await self._warm_up(sandbox)
+                await sandbox._open.settled()
                 await self._have_waiting(sandbox, 1)
             stack.pop_all()         # from here on it is whoever's it becomes
             return sandbox

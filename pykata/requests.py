@@ -88,15 +88,19 @@ def container_request(
 
 def start_request(
     running: Running, container: str, args: tuple[str, ...], command: Command, *, user: str,
-    create: v1.CreateContainerRequest | None = None, last: bool = False,
+    create: v1.CreateContainerRequest | None = None, last: bool = False, lingers: bool = False,
 ) -> v1.Start:  # fmt: skip
-    """A process in a container, which is made for it when ``create`` is given. ``last``: it is there for it alone."""
+    """A process in a container, which is made for it when ``create`` is given. ``last``: it is there for it alone.
+
+    ``lingers``: it stays after that until it is told to go.
+    """
     process = process_message(running, args, command, user)
     return v1.Start(
         container_id=container,
         process=process,
         create=create,
         last=last,
+        lingers=lingers,
         window=WINDOW,
         # A terminal has no end before the process is there.
         stdin_closed=not command.stdin and command.terminal is None,

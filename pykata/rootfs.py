@@ -35,6 +35,7 @@ async def prepared(
     """
     if isinstance(image, str):
         image = await found(running.options, running.bundle, image, pull)
+    await running.settled()
     running.check_files(image)
     await running.uses(image)
     async with plugged(running, image) as prepared:

@@ -32,6 +32,7 @@ from pykata.spec import Disk, Image, Timings
 if TYPE_CHECKING:
     from pykata.agent.client import AgentClient
     from pykata.ahead import NextFork
+    from pykata.removals import Removals
     from pykata.spares import Spares
     from pykata.waiting import Waiting
 
@@ -95,6 +96,8 @@ class Running:
     """Told which image is the first that is used."""
     waiting: Waiting | None = None
     """For the next run of an image that is run again and again."""
+    removals: Removals | None = None
+    """Those that nobody waits for; None: who has run something in a container of its own waits until that is gone."""
     making: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
     """Held while a container is made that nobody waits for: nothing else shall find it half made."""
     namespace: str = ""
@@ -125,6 +128,11 @@ class Running:
             raise self.broken.with_traceback(None)      # else each raise makes the traceback longer
         if self.is_paused:
             raise ConfigError("this sandbox is paused", hint="await sb.resume() first")
+
+    async def settled(self) -> None:
+        """Wait until what has run before is out of the guest: its memory is free, and so is its disk slot."""
+        if self.removals is not None:
+            await self.removals.done()
 
     def has_shared_root(self, image: Image) -> bool:
         """Whether the root filesystem of its containers is made of files of the host."""

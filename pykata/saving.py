@@ -63,6 +63,7 @@ async def _saved(
     stack: AsyncExitStack, running: Running, start: Start, begun: Coming | None, ahead: Ahead | None
 ) -> Origin:
     async with running.making:
+        await running.settled()     # nothing is half gone in whoever goes on from here
         running.check()         # it may have been paused while this waited
         coming = begun if begun is not None else await stack.enter_async_context(running.vm.coming())
         async with ahead.starting(coming.vm) if ahead else nullcontext():
@@ -210,6 +211,7 @@ def _collect(part: Path) -> None:
 async def pause(running: Running) -> None:
     """Stop the guest. Nothing else is under way that needs it then."""
     async with running.making:
+        await running.settled()
         await running.agent.rest()      # while it stands still it gives no slot back to who wants one
         try:
             await running.vm.pause()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def started(running: Running, start: Start, image: Image) -> AsyncIterator[Process]:
     """Start a process; its stream is reset when left early, which kills it."""
+    await running.settled()
     running.check()
     assert start.process is not None
     identity = ProcessId(start.container_id, start.process.id)
@@ -43,6 +44,7 @@ async def started(running: Running, start: Start, image: Image) -> AsyncIterator
 
 async def detached(running: Running, start: Start) -> Background:
     """Start a process that outlives this call."""
+    await running.settled()
     running.check()
     assert start.process is not None
     async with running.explained(), running.agent.run(start) as stream:
@@ -57,8 +59,25 @@ async def detached(running: Running, start: Start) -> Background:
 async def single_process(
     running: Running, image: str | Image, what: Command, pull: PullPolicy | None = None
 ) -> AsyncIterator[Process]:
-    """A process in a container of its own, in one round trip; the container goes with it."""
+    """A process in a container of its own, in one round trip; the container goes with it.
+
+    Once the process has ended nobody waits for that, but for what it has written to volumes.
+    """
     running.check()
+    removals = None if running.options.volumes else running.removals
+    async with AsyncExitStack() as stack:
+        container = _in_container(running, image, what, pull, lingers=removals is not None)
+        process = await stack.enter_async_context(container)
+        yield process
+        if process.ended and removals is not None and removals is running.removals:
+            removals.begin(stack.pop_all())
+
+
+@asynccontextmanager
+async def _in_container(
+    running: Running, image: str | Image, what: Command, pull: PullPolicy | None, *, lingers: bool
+) -> AsyncIterator[Process]:
+    """The process, until its container is gone."""
     from pykata.requests import container_request, start_request
     from pykata.rootfs import prepared
 
@@ -66,7 +85,8 @@ async def single_process(
         config = rootfs.image.config
         args = what.argv(config)
         create = None if own.fresh else container_request(running, own.id, rootfs)
-        start = start_request(running, own.id, args, what, user=config.user, create=create, last=own.fresh)
+        start = start_request(running, own.id, args, what, user=config.user, create=create, last=own.fresh,
+                              lingers=lingers)
         async with started(running, start, rootfs.image) as process:
             yield process
         own.is_gone = process.ended     # the agent ends such a call well when it has removed the container

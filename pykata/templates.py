@@ -247,6 +247,7 @@ async def _saved(running: Running) -> AsyncIterator[Origin]:
     from pykata.saving import check_savable, origin  # who imports pykata need not wait for it
 
     check_savable(running)
+    await running.settled()
     idle = await _is_idle(running)
     if idle and running.main:
         await running.agent.hold(False)     # it needs no precedence over processes that aren't there

@@ -219,6 +219,9 @@ def _watched(
         known = asyncio.all_tasks()
         with Blocking(slow) as blocking:
             await limited(test(*args, **kwargs), limit)
+        # A sandbox that is still open takes down the container of its last command: nobody waits for that.
+        if leaving := [task for task in asyncio.all_tasks() if task.get_name() == "pykata removal"]:
+            await asyncio.wait(leaving, timeout=60)
         # A cancelled task needs a turn of the loop for each of its awaits to be over.
         for _ in range(10):
             await anyio.lowlevel.checkpoint()

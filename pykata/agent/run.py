@@ -87,6 +87,7 @@ class RunStream:
         self._window = start.window
         self._stdin_closed = start.stdin_closed
         self._stdin_window = bulk.STDIN_WINDOW if start.bulk else STDIN_WINDOW
+        self._lingers = start.lingers
         self._stdin_in_bulk: bool | None = None if start.bulk else False
         self._stdin_sent = 0            # bytes
         self._stdin_taken = 0           # ... and how many of them the agent has said that the process has
@@ -224,6 +225,8 @@ class RunStream:
         if self._stream.is_gone:
             return await self._take_end()
         with anyio.move_on_after(timeout):
+            if self._lingers:
+                await self._stream.send(bytes(RunRequest(remove=True)))
             return await self._take_end()
         raise AgentTimeoutError(f"the agent didn't finish the call within {timeout:g} s")
 

@@ -24,6 +24,7 @@ def encoded_start(start: Start) -> bytes:
         _number(8, start.last),
         _number(9, start.collected),
         _number(10, start.bulk),
+        _number(11, start.lingers),
     )))  # fmt: skip
 
 

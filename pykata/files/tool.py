@@ -238,6 +238,7 @@ async def tool(
 
     ``much`` comes from it or goes to it: in bulk, then.
     """
+    await running.settled()
     running.check()
     process = Process(id=running.new_id("f"), user=user, tool=kind)
     start = Start(container_id=container, process=process, window=WINDOW if much else 0)

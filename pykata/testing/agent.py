@@ -71,8 +71,9 @@ class FakeAgent:
 
     ``requests`` is every request that arrived, in order. ``disks`` are the serials of the disks that are plugged in; a
     rootfs on any other one is refused. None stands for a guest that has them all. ``before_call`` is awaited with the
-    name of each call as it arrives. ``tool`` runs in place of :class:`FakeFiles`, for files. ``shares`` are the tags of
-    the virtio-fs devices, and ``aborted`` those whose server was said to be gone.
+    name of each call as it arrives, and with ``"removal"`` when a container goes that was one command's. ``tool`` runs
+    in place of :class:`FakeFiles`, for files. ``shares`` are the tags of the virtio-fs devices, and ``aborted`` those
+    whose server was said to be gone.
     """
 
     commands: Mapping[str, Command] = field(factory=dict)
@@ -227,10 +228,15 @@ class FakeAgent:
             if start.create.id != start.container_id:
                 raise refused("INVALID_ARGUMENT", f"create.id: {start.create.id}, not {start.container_id}")
             self._create(start.create)
+        own = start.create is not None or start.last
         try:
             await self._run_in(self._container(start.container_id), start, start.process, call)
+            if own and start.lingers:
+                await farewell(call)
+            if own and self.before_call:
+                await self.before_call("removal")
         finally:
-            if start.create is not None or start.last:
+            if own:
                 self.containers.pop(start.container_id, None)
 
     async def _run_in(self, container: FakeContainer, start: v1.Start, request: v1.Process, call: Call) -> None:
@@ -285,6 +291,12 @@ def new_process(container: FakeContainer, request: v1.Process) -> FakeProcess:
         terminal=Terminal(request.terminal.rows or 24, request.terminal.cols or 80) if request.terminal else None,
         rlimits={limit.type: (limit.soft, limit.hard) for limit in request.rlimits},
     )  # fmt: skip
+
+
+async def farewell(call: Call) -> None:
+    """Wait until the host wants the container of a process that has ended to go."""
+    while (data := await call.receive()) is not None and not v1.RunRequest.parse(data).remove:
+        pass
 
 
 async def not_found(process: FakeProcess) -> int:

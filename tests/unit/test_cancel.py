@@ -136,6 +136,7 @@ async def test_a_sandbox_survives_what_is_cancelled_in_it(hypervisor: FakeHyperv
 
         async def usable(n: int, way: Way) -> None:
             where = f"cancelled at suspension {n} ({way})"
+            await sandbox._open.settled()
             async with sandbox._open.making:        # the one that waits for the next run is whole, or isn't there
                 assert set(machine.agent.containers) == {one.id for one in sandbox._open.containers.values()}, where
                 assert len(sandbox._open.containers) <= len(machine.plugged) <= 1, where

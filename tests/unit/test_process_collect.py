@@ -209,6 +209,7 @@ async def test_a_machine_that_dies_before_the_command_runs(
     else:
         with pytest.raises(error):
             await use()
+    await sb._open.settled()
     faults.clear()
     with pytest.raises(error):
         await sb.run(BUSYBOX, ["true"])

@@ -146,6 +146,7 @@ async def test_containers_are_apart_and_gone_afterwards(sb: Sandbox) -> None:
         assert one.id != two.id
         assert len(machine(sb).plugged) == 2
         assert (await sb.run(BUSYBOX, ["echo", "third"])).stdout == "third\n"
+    await sb._open.settled()
     assert machine(sb).agent.containers == {}
     assert machine(sb).plugged == {}
 
@@ -166,6 +167,7 @@ async def test_more_containers_than_disk_slots_wait_for_one(sb: Sandbox) -> None
 async def test_a_run_is_one_call(sb: Sandbox) -> None:
     machine(sb).agent.requests.clear()
     await sb.run(BUSYBOX, ["true"])
+    await sb._open.settled()
     assert [type(request) for request in machine(sb).agent.requests] == [v1.RunRequest]
     assert not machine(sb).agent.containers
 

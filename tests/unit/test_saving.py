@@ -271,11 +271,15 @@ async def test_a_machine_that_is_not_paused_is_not_at_rest() -> None:
     async def fail() -> None:
         raise VMError("it doesn't answer")
 
+    async def settled() -> None:
+        done.append("settled")
+
     agent = SimpleNamespace(rest=rest, go_on=lambda: done.append("go on"))
     running: Any = SimpleNamespace(
         making=asyncio.Lock(), agent=agent, vm=SimpleNamespace(pause=fail), is_paused=False,
+        settled=settled,
     )  # fmt: skip
     with pytest.raises(VMError):
         await saving.pause(running)
-    assert done == ["rest", "go on"]
+    assert done == ["settled", "rest", "go on"]
     assert not running.is_paused

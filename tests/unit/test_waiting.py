@@ -33,6 +33,7 @@ def other(tmp_path: Path) -> str:
 async def settled(sb: Sandbox) -> list[str]:
     """Those that wait, once nothing is being made any more."""
     running = sb._open
+    await running.settled()
     for _ in range(100):
         await anyio.lowlevel.checkpoint()
     async with running.making:
@@ -103,4 +104,5 @@ async def test_one_that_was_taken_is_left_to_who_took_it(sb: Sandbox, other: str
         await process.stdin.send(b"alive\n")
         await process.stdin.aclose()
         assert await process.wait() == 0
+    await sb._open.settled()
     assert waiting not in agents(sb)

@@ -25,6 +25,7 @@ async def shared(bundle: Bundle, **options: Any) -> AsyncIterator[Sandbox]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYKATA_BUNDLE", str(bundle.path))
         patch.setattr(pykata.boot, "expecting", nullcontext)
+        patch.setattr(pykata.boot, "in_background", nullcontext)
         async with Sandbox(isolation="emulated", **options) as sandbox:
             yield sandbox
 

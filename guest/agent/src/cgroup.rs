@@ -122,10 +122,7 @@ impl Cgroup {
 
     /// A file with one number; "max" is the largest.
     pub fn number(&self, file: &str) -> Option<u64> {
-        match self.read(file).ok()?.trim_end() {
-            "max" => Some(u64::MAX),
-            text => text.parse().ok(),
-        }
+        number(&self.read(file).ok()?)
     }
 
     /// A file to be read often.
@@ -191,6 +188,20 @@ pub fn value_of(file: &OwnedFd, key: &str) -> Option<u64> {
     let mut buffer = [0u8; 1024];
     let n = rustix::io::pread(file, &mut buffer, 0).ok()?;
     keyed(std::str::from_utf8(&buffer[..n]).ok()?, key)
+}
+
+/// The number in an open file with one.
+pub fn number_of(file: &OwnedFd) -> Option<u64> {
+    let mut buffer = [0u8; 32];
+    let n = rustix::io::pread(file, &mut buffer, 0).ok()?;
+    number(std::str::from_utf8(&buffer[..n]).ok()?)
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.trim_end() {
+        "max" => Some(u64::MAX),
+        text => text.parse().ok(),
+    }
 }
 
 fn keyed(text: &str, key: &str) -> Option<u64> {

@@ -53,6 +53,20 @@ impl Requests {
     }
 }
 
+/// Waits until the host wants the container of a process that has ended to go, or can't say so any more.
+pub async fn farewell(requests: &mut Requests, answers: &Answers) {
+    loop {
+        tokio::select! {
+            request = requests.message() => match request.map(|request| request.and_then(|request| request.request)) {
+                // Others were under way when the process ended.
+                Ok(Some(request)) if !matches!(request, Request::Remove(_)) => {}
+                _ => return,
+            },
+            () = answers.closed() => return,
+        }
+    }
+}
+
 /// Takes the host's requests to the end of its side of the call. With windows it never waits for the process: the
 /// host's next message may be the one that the process waits for.
 pub async fn take(
@@ -97,6 +111,7 @@ fn unexpected(request: Option<Request>) -> Invalid {
     match request {
         Some(Request::Start(_) | Request::Attach(_)) => Invalid::new("start", "was sent before"),
         Some(Request::Window(_)) => Invalid::new("window", "start.window is 0: there is none"),
+        Some(Request::Remove(_)) => Invalid::new("remove", "the process hasn't ended yet"),
         _ => Invalid::new("request", "is empty"),
     }
 }

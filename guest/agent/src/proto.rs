@@ -336,7 +336,7 @@ pub struct Rlimit {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunRequest {
-    #[prost(oneof = "run_request::Request", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "run_request::Request", tags = "1, 2, 3, 4, 5, 6")]
     pub request: ::core::option::Option<run_request::Request>,
 }
 /// Nested message and enum types in `RunRequest`.
@@ -356,6 +356,9 @@ pub mod run_request {
         /// in place of `start`: the short command of this number goes on here
         #[prost(uint32, tag = "5")]
         Attach(u32),
+        /// after `exited`: the container shall go; only with `Start.lingers`
+        #[prost(bool, tag = "6")]
+        Remove(bool),
     }
 }
 /// Bytes that may be sent in addition to those allowed before.
@@ -399,6 +402,11 @@ pub struct Start {
     /// Only with `window`. 0: none may come.
     #[prost(uint32, tag = "10")]
     pub bulk: u32,
+    /// A container that goes at the end of the call stays after `exited` until the host sends `remove`, closes its side of the
+    /// call or resets it: nobody need wait for that, and a machine that is ended has no work with it. If anything is left in
+    /// there that runs, it goes at once all the same.
+    #[prost(bool, tag = "11")]
+    pub lingers: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunResponse {

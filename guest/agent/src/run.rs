@@ -92,7 +92,7 @@ impl Used {
 async fn try_run(
     agent: &Arc<Agent>,
     mut start: Start,
-    requests: Requests,
+    mut requests: Requests,
     (answers, beside): (&Answers, &Beside),
     used: &mut Used,
 ) -> Result<(), Status> {
@@ -104,10 +104,11 @@ async fn try_run(
     let Some(create) = start.create.take() else {
         let container = agent.container(&start.container_id)?;
         let call = Call { agent, container: &container, start: &start, answers, beside };
-        let result = call.run(process, requests, start.last, used).await;
+        let result = call.run(process, &mut requests, start.last, used).await;
         if !start.last {
             return result;
         }
+        call.farewell(&result, requests).await;
         used.forget();
         let removed = container::remove(agent, &container.id).await;
         return result.and(removed);
@@ -125,7 +126,8 @@ async fn try_run(
     let container = container::build(agent, prepared).await?;
     claim.publish(&container);
     let call = Call { agent, container: &container, start: &start, answers, beside };
-    let result = call.run(process, requests, true, used).await;
+    let result = call.run(process, &mut requests, true, used).await;
+    call.farewell(&result, requests).await;
     used.forget();
     let removed = container::remove(agent, &id).await;
     result.and(removed)
@@ -226,7 +228,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Runs the process. `own`: the container is this call's alone.
-    async fn run(&self, process: Process, requests: Requests, own: bool, used: &mut Used) -> Result<(), Status> {
+    async fn run(&self, process: Process, requests: &mut Requests, own: bool, used: &mut Used) -> Result<(), Status> {
         let kind = |plan: &Plan| match plan.terminal {
             Some(size) => Kind::Terminal { size, console: own },
             None => Kind::Pipes { stdin: !self.start.stdin_closed },
@@ -258,9 +260,18 @@ impl Call<'_> {
         }
     }
 
+    /// Before a container that was the process's alone is removed: what there is to say goes out, which takes less than the
+    /// removal, and where nobody waits for that, and nothing runs in there, the host says when it shall be.
+    async fn farewell(&self, result: &Result<(), Status>, mut requests: Requests) {
+        tokio::task::yield_now().await;
+        if self.start.lingers && result.is_ok() && self.container.is_deserted() {
+            input::farewell(&mut requests, self.answers).await;
+        }
+    }
+
     /// From the clone to the exit and the last byte of output. `rest` is what is killed when the process has ended and
     /// something else still holds its output open; without it that may live on, and only what is in the pipes counts.
-    async fn follow(&self, begun: &mut Begun, mut requests: Requests, rest: Option<&Cgroup>) -> Result<Ended, Status> {
+    async fn follow(&self, begun: &mut Begun, requests: &mut Requests, rest: Option<&Cgroup>) -> Result<Ended, Status> {
         let answers = self.answers;
         let process::Started { here, exit } = tokio::select! {
             started = begun.started(self.agent, self.container) => started?,
@@ -277,7 +288,7 @@ impl Call<'_> {
             return Ok(Ended::Exit(exit));
         }
         let (mut stdin, sides) = self.connect(begun)?;
-        let ended = self.pass(begun, exit, &mut requests, (&mut stdin, &queue), &sides, rest).await;
+        let ended = self.pass(begun, exit, requests, (&mut stdin, &queue), &sides, rest).await;
         if !matches!(ended, Ok(Ended::Exit(_))) && begun.is_kept() && !begun.spawned.exit.is_terminated() {
             sides.abandon();
             let exit = (&mut begun.spawned.exit).await.map_err(|_| Status::internal("wait: process: lost"))?;

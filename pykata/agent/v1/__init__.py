@@ -612,6 +612,11 @@ class RunRequest(betterproto2.Message):
     in place of `start`: the short command of this number goes on here
     """
 
+    remove: "bool | None" = betterproto2.field(6, betterproto2.TYPE_BOOL, optional=True, group="request")
+    """
+    after `exited`: the container shall go; only with `Start.lingers`
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "RunRequest", RunRequest)
 
@@ -868,6 +873,13 @@ class Start(betterproto2.Message):
     """
     The number of this call's HTTP/2 stream: much output may come in bulk frames of that number, see RunResponse.bulk.
     Only with `window`. 0: none may come.
+    """
+
+    lingers: "bool" = betterproto2.field(11, betterproto2.TYPE_BOOL)
+    """
+    A container that goes at the end of the call stays after `exited` until the host sends `remove`, closes its side of the
+    call or resets it: nobody need wait for that, and a machine that is ended has no work with it. If anything is left in
+    there that runs, it goes at once all the same.
     """
 
 

@@ -52,6 +52,7 @@ pub struct Container {
     pub id: String,
     pub cgroup: Cgroup,
     memory_events: OwnedFd,
+    pids: OwnedFd,
     pub namespaces: Namespaces,
     pub defaults: Defaults,
     pub seccomp: Option<Filter>,
@@ -147,7 +148,7 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
     });
     let pidfd = Pid::from_raw(init).ok_or(rustix::io::Errno::SRCH);
     let pidfd = pidfd.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).step("pidfd", "init");
-    let memory_events = cgroup.open("memory.events");
+    let counters = cgroup.open("memory.events").and_then(|events| Ok((events, cgroup.open("pids.current")?)));
     drop(held);
     let result = match told.map(|told| told.report) {
         // Only now: init itself had to open the disks.
@@ -155,17 +156,18 @@ pub async fn build(agent: &Agent, prepared: Prepared) -> Result<Arc<Container>, 
             .device_filter
             .as_ref()
             .map_or(Ok(()), |filter| filter.attach(cgroup.as_fd()))
-            .and_then(|()| Ok((pidfd?, memory_events?)))
+            .and_then(|()| Ok((pidfd?, counters?)))
             .map_err(Status::from),
         Ok(report) => Err(report.status()),
         Err(failed) => Err(failed.into()),
     };
     let Config { id, namespaces, process, seccomp, hostname, usual, .. } = config;
     match result {
-        Ok((pidfd, memory_events)) => Ok(Arc::new(Container {
+        Ok((pidfd, (memory_events, pids))) => Ok(Arc::new(Container {
             id,
             cgroup,
             memory_events,
+            pids,
             namespaces,
             defaults: process,
             seccomp,
@@ -321,6 +323,11 @@ impl Container {
             let found = self.is_idle().then(|| NameFiles::open(self).ok()).flatten();
             *lock(&self.name_files) = found;
         }
+    }
+
+    /// Init alone is in here.
+    pub fn is_deserted(&self) -> bool {
+        cgroup::number_of(&self.pids) == Some(1)
     }
 
     /// Init alone runs in here, and what is to become the next processes.
