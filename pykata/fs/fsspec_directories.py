@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from glob import has_magic
 from typing import Any
 
 from attrs import define, field
+
+from pykata.fs.fuse.nodes import is_too_long
+
+MAX_EMPTY = 10_000      # they cost a guest nothing, and us their paths
 
 
 @define
@@ -18,24 +25,53 @@ class EmptyDirectories:
     Object storage has a directory for as long as something is in it. A guest's are there until it removes them.
     """
 
-    _paths: set[str] = field(factory=set)
+    _names: dict[str, set[str]] = field(factory=dict)       # by the directory that they are in
+    _number: int = 0
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._paths
+        top, _, name = path.rpartition("/")
+        return name in self._names.get(top, ())
 
     def names_in(self, path: str) -> list[str]:
         """Those in a directory."""
         with self._lock:
-            return [other.rpartition("/")[2] for other in self._paths if parent(other) == path]
+            return list(self._names.get(path, ()))
 
-    def add(self, path: str) -> None:
+    def below(self, path: str) -> list[str]:
+        """This one, if it is one of them, and all below it."""
         with self._lock:
-            self._paths.add(path)
+            return self._below(path)
+
+    def _below(self, path: str) -> list[str]:
+        found = [f"{top}/{name}" for top, names in self._names.items() if is_below(top, path) for name in names]
+        return [path, *found] if path in self else found
+
+    def add(self, paths: Sequence[str]) -> None:
+        """Raises OSError (ENOSPC) if these would be too many, and none of them is added then."""
+        with self._lock:
+            if self._number + len(paths) > MAX_EMPTY:
+                raise OSError(errno.ENOSPC, "too many empty directories")
+            for path in paths:
+                self._add(path)
+
+    def _add(self, path: str) -> None:
+        if path not in self:
+            top, _, name = path.rpartition("/")
+            self._names.setdefault(top, set()).add(name)
+            self._number += 1
 
     def discard(self, path: str) -> None:
         with self._lock:
-            self._paths.discard(path)
+            self._discard(path)
+
+    def _discard(self, path: str) -> None:
+        if path in self:
+            top, _, name = path.rpartition("/")
+            self._names[top].discard(name)
+            self._number -= 1
+            if not self._names[top]:
+                del self._names[top]
 
     def filled(self, path: str) -> None:
         """There is something in this one now, and so the filesystem has it, and those above it."""
@@ -44,10 +80,14 @@ class EmptyDirectories:
             path = parent(path)
 
     def moved(self, old: str, new: str) -> None:
-        """What was at a path, and all below it, is at another one."""
+        """What was at a path, and all below it, is at another one. What has too long a path then is left out."""
         with self._lock:
-            those = {path for path in self._paths if is_below(path, old)}
-            self._paths = self._paths - those | {new + path[len(old):] for path in those}
+            those = self._below(old)
+            for path in those:
+                self._discard(path)
+            for path in those:
+                if not is_too_long(there := new + path[len(old):]):
+                    self._add(there)
 
 
 def move(fs: Any, old: str, new: str, *, is_directory: bool, is_over: bool) -> None:
@@ -62,12 +102,34 @@ def move(fs: Any, old: str, new: str, *, is_directory: bool, is_over: bool) -> N
 
 
 def _move(fs: Any, old: str, new: str, *, is_directory: bool) -> None:
-    # What fsspec has for who has no mv of its own takes a name with a "*" for all those that are like it, and copies
-    # directories as if they were files.
-    if has_magic(old) or type(fs).mv is sys.modules["fsspec.spec"].AbstractFileSystem.mv:
+    mover = _mover(fs)
+    if not _has_mv(mover, old):
         _move_each(fs, old, new, is_directory=is_directory)
+    elif is_directory and _takes_recursive(mover):
+        fs.mv(old, new, recursive=True)
     else:
-        fs.mv(old, new, recursive=is_directory)
+        fs.mv(old, new)
+
+
+def _mover(fs: Any) -> Any:
+    """The filesystem whose ``mv`` it will be: one that is a directory of another one asks that."""
+    wrapper = sys.modules.get("fsspec.implementations.dirfs")
+    while wrapper is not None and isinstance(fs, wrapper.DirFileSystem):
+        fs = fs.fs
+    return fs
+
+
+def _has_mv(fs: Any, old: str) -> bool:
+    # What fsspec has for who has no mv of its own takes a name with a "*" for all those that are like it, and copies
+    # directories as if they were files. Object storage, which is asynchronous, falls back on that where it has one.
+    if type(fs).mv is sys.modules["fsspec.spec"].AbstractFileSystem.mv:
+        return False
+    return not (has_magic(old) and fs.async_impl)
+
+
+def _takes_recursive(fs: Any) -> bool:
+    parameters = inspect.signature(fs.mv).parameters.values()
+    return any(one.name == "recursive" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def _move_each(fs: Any, old: str, new: str, *, is_directory: bool) -> None:
@@ -77,7 +139,10 @@ def _move_each(fs: Any, old: str, new: str, *, is_directory: bool) -> None:
         return
     fs.mkdir(new, create_parents=False)
     for entry in fs.ls(old, detail=True):
-        name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+        whole = str(entry["name"]).strip("/")
+        if whole == old.strip("/"):             # some list the directory itself
+            continue
+        name = whole.rpartition("/")[2]
         _move_each(fs, f"{old}/{name}", f"{new}/{name}", is_directory=entry["type"] == "directory")
     with suppress(FileNotFoundError):           # it went with what was in it
         fs.rmdir(old)

@@ -10,13 +10,14 @@ import errno
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import IO, Any
 
 from attrs import define, field
 
 from pykata.fs.fsspec_directories import EmptyDirectories, is_below, move, parent
+from pykata.fs.fuse.nodes import is_too_long
 from pykata.fs.fuse.tree import File, Room, Stat
 from pykata.fs.fuse.wire import MAX_NAME
 from pykata.fs.quota import Quota
@@ -94,10 +95,18 @@ class FsspecTree:
         try:
             entries: Sequence[Any] = self._fs.ls(self._at(path) or self._fs.root_marker, detail=True)
         except FileNotFoundError:
-            if path and path not in self._empty:
+            if (path or self.readonly) and path not in self._empty:
                 raise
-            return ()
+            return ()       # it is there as soon as something is in it
         return entries
+
+    def _is_stored(self, path: str) -> bool:
+        """Whether the filesystem has it. Its own ``exists`` takes any error for a no."""
+        try:
+            self._fs.info(self._at(path))
+        except FileNotFoundError:
+            return False
+        return True
 
     # --- files ---
 
@@ -206,11 +215,16 @@ class FsspecTree:
     def mkdir(self, path: str) -> None:
         if self._is_at(path):
             raise OSError(errno.EEXIST, "it is there")
-        self._made(path, lambda: self._fs.mkdir(self._at(path), create_parents=False))
-        self._keep(path)
+
+        def make() -> None:
+            self._fs.mkdir(self._at(path), create_parents=False)
+            self._changed(path)
+            self._keep(path)
+
+        self._made(path, make)
 
     def _is_at(self, path: str) -> bool:
-        return path in self._empty or bool(self._fs.exists(self._at(path)))
+        return path in self._empty or self._is_stored(path)
 
     def _made(self, path: str, make: Callable[[], object]) -> None:
         self.quota.add(files=1)
@@ -234,7 +248,7 @@ class FsspecTree:
                 self._removed(path, size)       # before a new node can be made, which would be asked for a size again
         finally:
             self._left(node)
-        self._keep(parent(path))
+        self._emptied(parent(path))
 
     def _removed(self, path: str, size: int) -> None:
         self.quota.add(files=-1, size=-size)
@@ -246,28 +260,35 @@ class FsspecTree:
             raise OSError(errno.ENOTDIR, "not a directory")
         if self.list(path):
             raise OSError(errno.ENOTEMPTY, "not empty")
-        self._empty.discard(path)
-        if self._fs.exists(self._at(path)):
+        if self._is_stored(path):
             self._fs.rmdir(self._at(path))
+        self._empty.discard(path)
         self.quota.add(files=-1)
         self._changed(path)
-        self._keep(parent(path))
+        self._emptied(parent(path))
 
     def rename(self, old: str, new: str) -> None:
         with self._still(old, new) as nodes:
-            is_directory = self.stat(old).is_directory
+            self._check_lengths(old, new, nodes)
+            is_directory, is_stored = self.stat(old).is_directory, self._is_stored(old)
             over = self.stat(new) if self._is_at(new) else None
             if over is not None and over.is_directory != is_directory:
                 raise OSError(errno.EISDIR if over.is_directory else errno.ENOTDIR, "of another kind")
             if over is not None and is_directory:
                 self.rmdir(new)
-            if self._fs.exists(self._at(old)):
-                move(self._fs, self._at(old), self._at(new), is_directory=is_directory, is_over=over is not None)
+            if is_stored:
+                is_over = over is not None and not is_directory
+                move(self._fs, self._at(old), self._at(new), is_directory=is_directory, is_over=is_over)
                 self._empty.filled(parent(new))
             if over is not None and not is_directory:
                 self._removed(new, over.size)
             self._renamed(old, new, nodes)
-            self._keep(parent(old))
+            self._emptied(parent(old))
+
+    def _check_lengths(self, old: str, new: str, nodes: Sequence[_Node]) -> None:
+        below = [node.path for node in nodes if is_below(node.path, old)] + self._empty.below(old)
+        if any(is_too_long(new + path[len(old):]) for path in below):
+            raise OSError(errno.ENAMETOOLONG, "too long a path below it")
 
     def _renamed(self, old: str, new: str, nodes: Sequence[_Node]) -> None:
         with self._lock:
@@ -281,10 +302,23 @@ class FsspecTree:
         self._changed(new)
 
     def _keep(self, path: str) -> None:
-        """Have a directory that the filesystem may have lost with what was in it."""
-        while path and not self._is_at(path):
-            self._empty.add(path)
+        """Have a directory that the filesystem may not have, and those above it. Raises OSError (ENOSPC)."""
+        missing = []
+        while path and not self._is_surely_at(path):
+            missing.append(path)
             path = parent(path)
+        self._empty.add(missing)
+
+    def _is_surely_at(self, path: str) -> bool:
+        try:
+            return self._is_at(path)
+        except Exception:       # what has been done isn't undone by this; one that is kept for nothing does no harm
+            return False
+
+    def _emptied(self, path: str) -> None:
+        """Keep a directory that may have gone with what was in it, if there is room for it."""
+        with suppress(OSError):
+            self._keep(path)
 
     @contextmanager
     def _still(self, *tops: str) -> Iterator[Sequence[_Node]]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from pykata.fs.fsspec_tree import FsspecTree
 from pykata.fs.quota import Quota
@@ -185,6 +190,104 @@ def test_empty_directories_are_renamed() -> None:
     assert names(tree, "over") == ["e", "f", "x"]
 
 
+def test_empty_directories_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykata.fs.fsspec_directories.MAX_EMPTY", 3)
+    store, tree = stored(**{"x/y": b"1"})
+    for path in ("a", "a/b", "c"):
+        tree.mkdir(path)
+    with pytest.raises(OSError, match="too many empty directories") as caught:
+        tree.mkdir("d")
+    assert (caught.value.errno, names(tree), tree.quota.files) == (errno.ENOSPC, ["a", "c", "x"], 97)
+    tree.rename("a", "d")
+    tree.rmdir("c")
+    tree.mkdir("d/e")
+    assert (names(tree), names(tree, "d")) == (["d", "x"], ["b", "e"])
+    tree.remove("x/y")          # there is no room to keep the directory, which is no reason to keep the file
+    assert (names(tree), store.keys) == (["d"], {})
+    write(tree, "d/b/f")        # and one that the store has needs none
+    tree.mkdir("g")
+    assert names(tree) == ["d", "g"]
+
+
+@pytest.mark.parametrize("below", ["directories", "file"])
+def test_nothing_is_renamed_to_where_its_path_is_too_long(below: str) -> None:
+    store, tree = stored()
+    path = "d"
+    tree.mkdir(path)
+    for _ in range(16):
+        path = f"{path}/{'n' * 250}"
+        tree.mkdir(path)
+    opened = None
+    if below == "file":
+        path = f"{path}/f"
+        opened = tree.open(path, write=True, create=True, exclusive=True, truncate=False)
+    before = dict(store.keys)
+    with pytest.raises(OSError, match="too long") as caught:
+        tree.rename("d", "D" * 200)
+    assert caught.value.errno == errno.ENAMETOOLONG
+    assert (names(tree), store.keys) == (["d"], before)
+    tree.rename("d", "D")
+    assert tree.stat("D" + path[1:]).is_directory == (opened is None)
+    if opened is not None:
+        opened.close()
+
+
+def test_a_read_only_volume_of_nothing_is_no_empty_directory(tmp_path: Path) -> None:
+    tree = FsspecTree(LocalFileSystem(), str(tmp_path / "typo"), readonly=True, buffer=0)
+    with pytest.raises(FileNotFoundError):
+        tree.list("")
+
+
+# --- errors that pass ---
+
+
+def rename_file(tree: FsspecTree) -> None:
+    tree.rename("a", "b")
+
+
+def rename_directory(tree: FsspecTree) -> None:
+    tree.rename("d", "e")
+
+
+def remove_directory(tree: FsspecTree) -> None:
+    tree.rmdir("d")
+
+
+@pytest.mark.parametrize("does", [rename_file, rename_directory, remove_directory])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "slow down"), RuntimeError("slow down")])
+def test_what_fails_is_not_said_to_be_done(does: Callable[[FsspecTree], None], error: Exception) -> None:
+    class Failing(Memory):
+        """What is asked of it fails once."""
+
+        left = 0
+
+        def info(self, path: str, **more: Any) -> Any:
+            self.left -= 1
+            if not self.left:
+                raise error
+            return super().info(path, **more)
+
+    refused = 0
+    for number in range(1, 20):
+        fs = Failing()
+        fs.pipe({"/top/a": b"new", "/top/b": b"old"})
+        fs.mkdir("/top/d")
+        fs.mkdir("/top/e")
+        tree = FsspecTree(fs, "/top", readonly=False, buffer=1 << 20)
+        fs.left = number
+        is_done = False
+        with suppress(type(error)):
+            does(tree)
+            is_done = True
+        has_failed, fs.left = fs.left <= 0, 0
+        assert (("a" if does is rename_file else "d") in names(tree)) != is_done
+        refused += not is_done
+        if not has_failed:
+            break
+    assert is_done, "what nothing fails in is done"
+    assert refused
+
+
 # --- renaming ---
 
 
@@ -220,13 +323,93 @@ def test_a_file_that_is_to_be_replaced_stays_where_renaming_fails(monkeypatch: p
     assert tree.quota.files == 101
 
 
-def test_one_whose_mv_replaces_nothing() -> None:
-    class Sftp(ObjectStore):
-        def mv(self, path1: str, path2: str, **more: Any) -> None:
-            if self.exists(path2):
-                raise FileExistsError(path2)
-            self.keys[path2] = self.keys.pop(path1)
+class Sftp(ObjectStore):
+    """Its ``mv`` takes what ``SFTPFileSystem``'s takes, and replaces nothing."""
 
+    def mv(self, old: str, new: str) -> None:
+        if self.exists(new):
+            raise FileExistsError(new)
+        for key in [key for key in self.keys if key == old or key.startswith(f"{old}/")]:
+            self.keys[new + key[len(old):]] = self.keys.pop(key)
+
+
+def directory_of(store: ObjectStore) -> DirFileSystem:
+    """Its directory "b"; what it would have an event loop for, and a thread for that, isn't asked here."""
+    return DirFileSystem("b", store, loop=object(), skip_instance_cache=True)
+
+
+def test_a_mv_gets_no_more_than_it_takes() -> None:
+    for prefix in ("", "b/"):
+        store = Sftp(**{f"{prefix}a": b"1", f"{prefix}d/e": b"2"})
+        fs = directory_of(store) if prefix else store
+        tree = FsspecTree(fs, "", readonly=False, buffer=1 << 20)
+        tree.rename("a", "c")
+        tree.rename("d", "f")
+        assert store.keys == {f"{prefix}c": b"1", f"{prefix}f/e": b"2"}
+
+
+def test_a_mv_that_must_be_told_of_directories_is() -> None:
+    class Told(ObjectStore):
+        asked: list[tuple[str, bool]]
+
+        def mv(self, path1: str, path2: str, recursive: bool = False, **more: Any) -> None:
+            self.asked.append((path1, recursive))
+
+    store = Told(**{"a": b"1", "d/e": b"2"})
+    store.asked = []
+    tree = FsspecTree(store, "", readonly=False, buffer=1 << 20)
+    tree.rename("a", "c")
+    tree.rename("d", "f")
+    assert store.asked == [("a", False), ("d", True)]
+
+
+def test_what_a_directory_of_object_storage_has_is_moved_one_by_one() -> None:
+    store = ObjectStore(**{"b/d/e/f": b"1", "b/d/g": b"2", "b/a*": b"3", "b/ab": b"4"})
+    tree = FsspecTree(directory_of(store), "", readonly=False, buffer=1 << 20)
+    tree.rename("d", "c")
+    tree.rename("a*", "new")
+    assert store.keys == {"b/c/e/f": b"1", "b/c/g": b"2", "b/new": b"3", "b/ab": b"4"}
+
+
+def test_a_directory_that_lists_itself_is_moved() -> None:
+    class Listing(ObjectStore):
+        def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
+            here = {"name": f"{path}/", "size": 0, "type": "directory"}
+            return [here if detail else here["name"], *super().ls(path, detail, **more)]
+
+    store = Listing(**{"d/e/f": b"1", "d/g": b"2"})
+    tree = FsspecTree(store, "", readonly=False, buffer=1 << 20)
+    tree.rename("d", "c")
+    assert store.keys == {"c/e/f": b"1", "c/g": b"2"}
+    assert names(tree, "c") == ["e", "g"]
+
+
+def test_a_local_file_is_renamed_whatever_it_is_called(tmp_path: Path) -> None:
+    tree = FsspecTree(LocalFileSystem(), str(tmp_path), readonly=False, buffer=1 << 20)
+    for name in ("a", "a[1]", "*"):
+        (tmp_path / name).write_bytes(b"content")
+        before = (tmp_path / name).stat().st_ino
+        tree.rename(name, "new")
+        assert (tmp_path / "new").stat().st_ino == before
+        assert os.listdir(tmp_path) == ["new"]
+        (tmp_path / "new").unlink()
+
+
+def test_one_that_is_asynchronous_gets_no_pattern() -> None:
+    class Falls(ObjectStore):
+        """With a ``mv`` of its own for some names, and that of fsspec for the others."""
+
+        async_impl = True
+
+        def mv(self, path1: str, path2: str, **more: Any) -> None:
+            super().mv(path1, path2, **more)
+
+    store = Falls(**{"a*": b"1", "ab": b"2"})
+    FsspecTree(store, "", readonly=False, buffer=1 << 20).rename("a*", "new")
+    assert store.keys == {"new": b"1", "ab": b"2"}
+
+
+def test_one_whose_mv_replaces_nothing() -> None:
     store = Sftp(a=b"a", b=b"b")
     tree = FsspecTree(store, "", readonly=False, buffer=1 << 20)
     opened = tree.open("b", write=True, create=False, exclusive=False, truncate=False)

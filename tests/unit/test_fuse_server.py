@@ -325,6 +325,8 @@ async def test_what_is_left_of_a_limit() -> None:
         for name in ("f", "a"):             # which was there before
             await guest.by_name(Op.UNLINK, name)
         assert await left(guest) == (20, 20, 20, 4, 4)
+        tree.quota.back(10**30)             # a filesystem said that of one that was removed
+        assert await left(guest) == (2**50, 2**50, 2**50, 4, 4)
     async with peer(memory()[1]) as guest:
         assert set(await left(guest)) == {1 << 28}
 
@@ -504,6 +506,23 @@ def test_threads_end_with_what_they_are_for() -> None:
     release.set()           # it finds neither its loop nor anything to do, and ends: which every test is asked for
 
 
+def test_a_thread_that_could_not_be_started_is_not_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def work() -> None:
+        workers = Workers()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", denied)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await workers.run(lambda: 42)
+        assert workers.busy == 0
+        assert await workers.run(lambda: 42) == 42
+        workers.close()
+
+    asyncio.run(work())
+
+
 # --- what no kernel would say ---
 
 
@@ -575,6 +594,27 @@ def test_any_sequence_stays_below_the_root(sequence: list[tuple[int, int, bytes]
     assert not tree._nodes
     outside = [path for path in fs.store if not path.startswith("/top/")]
     assert outside == ["/other"]
+
+
+def test_paths_are_limited() -> None:
+    def made(node: int, name: bytes) -> int:
+        body = session.do(Request(Op.MKDIR, 2, node, bytes(8) + name + b"\0"))
+        return int(struct.unpack_from("<Q", body)[0])
+
+    session = Session(memory()[1], 1.0)
+    top = node = made(1, b"t")
+    for _ in range(15):
+        node = made(node, b"n" * 255)
+    with pytest.raises(OSError, match="too long a path") as caught:
+        made(node, b"n" * 255)
+    assert said(caught) == errno.ENAMETOOLONG
+    last = made(node, b"n" * 254)      # 4096 bytes with all the slashes
+    long = b"t\0" + b"T" * 2 + b"\0"
+    session.do(Request(Op.RENAME, 2, 1, struct.pack("<Q", 1) + long))
+    with pytest.raises(OSError, match="no such file any more"):
+        session.do(Request(Op.GETATTR, 2, last, bytes(16)))
+    session.do(Request(Op.GETATTR, 2, node, bytes(16)))
+    session.do(Request(Op.GETATTR, 2, top, bytes(16)))
 
 
 def test_what_is_known_and_open_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

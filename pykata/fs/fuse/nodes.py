@@ -9,6 +9,7 @@ from itertools import count
 from attrs import define, field
 
 from pykata.fs.fuse.tree import File, Stat
+from pykata.fs.fuse.wire import MAX_PATH
 
 ROOT = 1
 MAX_NODES = 1_000_000
@@ -81,13 +82,19 @@ class Nodes:
             self._by_path.pop(path, None)
 
     def moved(self, old: str, new: str) -> None:
-        """What was at a path, and all below it, is at another one."""
+        """What was at a path, and all below it, is at another one. What has too long a path then is known no more."""
         with self._lock:
             self._by_path.pop(new, None)
             for path in [path for path in self._by_path if path == old or path.startswith(f"{old}/")]:
                 node = self._by_path.pop(path)
-                node.path = new + path[len(old):]
-                self._by_path[node.path] = node
+                if not is_too_long(moved := new + path[len(old):]):
+                    node.path = moved
+                    self._by_path[moved] = node
+
+
+def is_too_long(path: str) -> bool:
+    """Whether it is a path that nobody keeps for a guest, which could go down and down."""
+    return len(path.encode()) > MAX_PATH
 
 
 class Handles:

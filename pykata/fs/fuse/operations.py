@@ -8,12 +8,13 @@ import stat as modes
 import struct
 from collections.abc import Callable
 
-from pykata.fs.fuse.nodes import ROOT, Handle, Handles, Nodes
+from pykata.fs.fuse.nodes import ROOT, Handle, Handles, Nodes, is_too_long
 from pykata.fs.fuse.tree import File, Stat, Tree
 from pykata.fs.fuse.wire import DATA, MAJOR, MAX_NAME, MINOR, MalformedError, Op, Request, fields, names
 
 BLOCK = 4096
 UNLIMITED = 1 << 28     # blocks or files: nobody knows
+MOST = 1 << 62          # of a size, whatever a filesystem says
 # fuse.h, FUSE_INIT's flags.
 ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, AUTO_INVAL_DATA = 1 << 0, 1 << 3, 1 << 5, 1 << 12
 PARALLEL_DIROPS, MAX_PAGES = 1 << 18, 1 << 22
@@ -96,7 +97,7 @@ class Session:
         write = 0 if self._tree.readonly else 0o222
         mode = (modes.S_IFDIR if found.is_directory else modes.S_IFREG) | 0o555 | write
         when, fraction = divmod(min(max(found.mtime, 0.0), 2.0**62), 1)
-        size = min(found.size, 2**62)
+        size = min(found.size, MOST)
         nanoseconds = int(fraction * 1e9)
         return struct.pack("<QQQQQQ", number, size, -(-size // 512), *(int(when),) * 3) + struct.pack(
             "<IIIIIIIIII", *(nanoseconds,) * 3, mode, 2 if found.is_directory else 1, 0, 0, 0, BLOCK, 0)
@@ -306,11 +307,14 @@ class Session:
             name = raw.decode()
         except UnicodeDecodeError:
             raise OSError(errno.EILSEQ, "names are UTF-8") from None
-        return f"{path}/{name}" if path else name
+        whole = f"{path}/{name}" if path else name
+        if is_too_long(whole):
+            raise OSError(errno.ENAMETOOLONG, "too long a path")
+        return whole
 
 
 def _counted(limit: int | None, left: int | None, unit: int) -> tuple[int, int]:
     """A limit and what is left of it, in units. A guest that has removed what was there may add more than the limit."""
     if limit is None or left is None:
         return UNLIMITED, UNLIMITED
-    return max(limit, left, 0) // unit, max(left, 0) // unit
+    return min(max(limit, left, 0), MOST) // unit, min(max(left, 0), MOST) // unit

@@ -14,6 +14,7 @@ MAJOR, MINOR = 7, 31
 REQUEST = struct.Struct("<IIQQIIIHH")   # fuse_in_header: length, opcode, unique, node, uid, gid, pid, extensions
 ANSWER = struct.Struct("<IiQ")          # fuse_out_header: length, error, unique
 MAX_NAME = 255                          # bytes of a component of a path
+MAX_PATH = 4096                         # bytes of a path, as long a one as Linux takes
 DATA = 128 * 1024                       # bytes that one request reads or writes
 LONGEST = DATA + 4096                   # bytes of a request
 

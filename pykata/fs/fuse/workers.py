@@ -59,7 +59,12 @@ class Workers:
                 with suppress(RuntimeError):        # the loop is closed: nobody wants to know
                     loop.call_soon_threadsafe(_tell, result, value, error)
 
-        threading.Thread(target=work, name="pykata-files", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="pykata-files", daemon=True).start()
+        except BaseException:       # there are too many, or no memory: the next one may be started again
+            with self._lock:
+                self.busy -= 1
+            raise
         return jobs
 
 
