@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykata.fs.fsspec_tree import FsspecTree
+from pykata.fs.fuse.nodes import Nodes
 from pykata.fs.fuse.operations import Session
 from pykata.fs.fuse.server import Server
 from pykata.fs.fuse.tree import Tree
@@ -615,6 +616,35 @@ def test_paths_are_limited() -> None:
         session.do(Request(Op.GETATTR, 2, last, bytes(16)))
     session.do(Request(Op.GETATTR, 2, node, bytes(16)))
     session.do(Request(Op.GETATTR, 2, top, bytes(16)))
+
+
+def test_the_paths_that_are_known_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykata.fs.fuse.nodes.MAX_SIZE", 4 * sys.getsizeof("d" * 100))
+    nodes = Nodes()
+    for turn in range(3):       # what is forgotten, wherever it is by then, takes no room
+        numbers = [nodes.told("d" * 100)]
+        numbers += [nodes.told(f"{'d' * 100}/{name}") for name in "ab"]
+        with pytest.raises(OSError, match="too many files are known") as caught:
+            nodes.told("c" * 100)
+        assert said(caught) == errno.ENFILE
+        nodes.moved("d" * 100, "e" * (90 if turn else 135))
+        nodes.moved(f"{'d' * 100}/a", "f")
+        nodes.removed(f"{'d' * 100}/b")
+        for number in numbers:
+            nodes.forget(number, 1)
+        assert nodes._size == 0
+
+
+def test_what_is_moved_to_where_there_is_no_room_is_known_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes()
+    numbers = [nodes.told(path) for path in ("d", "d/a", "d/b")]
+    monkeypatch.setattr("pykata.fs.fuse.nodes.MAX_SIZE", nodes._size + 60)
+    nodes.moved("d", "e" * 30)
+    assert [nodes.path(number) for number in numbers[:2]] == ["e" * 30, "e" * 30 + "/a"]
+    with pytest.raises(OSError, match="no such file any more"):
+        nodes.path(numbers[2])
+    nodes.moved("e" * 30, "d")
+    assert nodes.path(numbers[1]) == "d/a"
 
 
 def test_what_is_known_and_open_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

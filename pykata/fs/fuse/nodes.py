@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from itertools import count
+from sys import getsizeof
 
 from attrs import define, field
 
@@ -13,15 +14,17 @@ from pykata.fs.fuse.wire import MAX_PATH
 
 ROOT = 1
 MAX_NODES = 1_000_000
+MAX_SIZE = 256 * 1024 * 1024    # bytes of memory for all their paths
 MAX_OPEN = 20_000
 
 
 @define(eq=False)
 class Node:
-    """A file or directory that the guest knows; ``known`` is how often it was told of it."""
+    """A file or directory that the guest knows; ``known`` is how often it was told of it, ``size`` is its path's."""
 
     number: int
     path: str
+    size: int
     known: int = 0
 
 
@@ -39,9 +42,10 @@ class Nodes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._root = Node(ROOT, "", 1)
+        self._root = Node(ROOT, "", 0, known=1)
         self._by_number = {ROOT: self._root}
         self._by_path = {"": self._root}
+        self._size = 0              # of the paths
         self._numbers = count(ROOT + 1)
 
     def path(self, number: int) -> str:
@@ -57,9 +61,11 @@ class Nodes:
         with self._lock:
             node = self._by_path.get(path)
             if node is None:
-                if len(self._by_number) >= MAX_NODES:
+                size = getsizeof(path)
+                if len(self._by_number) >= MAX_NODES or self._size + size > MAX_SIZE:
                     raise OSError(errno.ENFILE, "too many files are known")
-                node = Node(next(self._numbers), path)
+                self._size += size
+                node = Node(next(self._numbers), path, size)
                 self._by_number[node.number] = self._by_path[path] = node
             node.known += 1
             return node.number
@@ -73,6 +79,7 @@ class Nodes:
             node.known -= times
             if node.known <= 0:
                 del self._by_number[number]
+                self._size -= node.size
                 if self._by_path.get(node.path) is node:
                     del self._by_path[node.path]
 
@@ -82,13 +89,19 @@ class Nodes:
             self._by_path.pop(path, None)
 
     def moved(self, old: str, new: str) -> None:
-        """What was at a path, and all below it, is at another one. What has too long a path then is known no more."""
+        """What was at a path, and all below it, is at another one.
+
+        What has too long a path then, or one that there is no room for, is known no more.
+        """
         with self._lock:
             self._by_path.pop(new, None)
             for path in [path for path in self._by_path if path == old or path.startswith(f"{old}/")]:
                 node = self._by_path.pop(path)
-                if not is_too_long(moved := new + path[len(old):]):
-                    node.path = moved
+                moved = new + path[len(old):]
+                more = (size := getsizeof(moved)) - node.size
+                if not is_too_long(moved) and (more <= 0 or self._size + more <= MAX_SIZE):
+                    node.path, node.size = moved, size
+                    self._size += more
                     self._by_path[moved] = node
 
 
