@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -154,7 +153,7 @@ class Template:
             await making.enter_async_context(_waiting(running, image, warm=self._setup is None, rehearsal=True))
             # Who clears the cache of images leaves this one alone.
             await stack.enter_async_context(running.options.fs.rootfs(image, running.run_dir))
-            await anyio.sleep(max(0.0, running.entered + AGE - time.monotonic()))
+            await _aged(running)
             return await stack.enter_async_context(_saved(running))
 
     async def _set_up(self, running: Running, main: Container) -> None:
@@ -239,6 +238,12 @@ async def _waiting(running: Running, image: str | Image, *, warm: bool, rehearsa
             # and won't begin with that in each guest that goes on from here.
             await stack.enter_async_context(fresh_container(running, rootfs, explored=True))
         yield
+
+
+async def _aged(running: Running) -> None:
+    """Wait until the guest's own clock says that it is up for as long as it has to be: it stands still in a pause."""
+    up = (await running.agent.stats()).now_ns / 1e9
+    await anyio.sleep(max(0.0, AGE - max(0.0, up)))     # whatever a guest says
 
 
 @asynccontextmanager

@@ -216,9 +216,10 @@ class FakeAgent:
         await self._request(call, v1.StatsRequest)
         self._check_set_up()
         containers = {name: v1.ContainerStats(pids=1 + len(c.processes)) for name, c in self.containers.items()}
-        await call.send(
-            bytes(v1.StatsResponse(memory_total=MEMORY, memory_available=MEMORY, open_files=8, containers=containers))
-        )
+        await call.send(bytes(v1.StatsResponse(
+            memory_total=MEMORY, memory_available=MEMORY, open_files=8, containers=containers,
+            now_ns=time.monotonic_ns() - self._started,
+        )))  # fmt: skip
 
     async def _run(self, call: Call) -> None:
         start = (await self._request(call, v1.RunRequest)).start

@@ -28,6 +28,7 @@ from pykata.host import cache_dir, file_hash
 from pykata.hypervisors.qemu import QEMU
 from pykata.hypervisors.qemu.vm import QemuVM
 from pykata.net.network import Network
+from pykata.templates import AGE
 from tests.vm.conftest import BUSYBOX, clocked
 from tests.vm.qemu_guest import check_confined, inherited, words
 
@@ -411,9 +412,17 @@ async def test_what_was_set_up_has_the_names_of_whose_it_is_but_for_what_it_wrot
 
 
 async def test_what_linux_does_first_after_two_seconds_has_been_done_in_a_template() -> None:
-    async with Template(BUSYBOX, isolation="emulated", spares=0) as template, template.sandbox() as sb:
-        up = (await sb.run(BUSYBOX, ["cat", "/proc/uptime"])).stdout
-        assert float(up.split()[0]) > 2
+    async def stands_still(sb: Sandbox) -> None:
+        await sb.pause()
+        await anyio.sleep(AGE)          # as before its start: no time of the guest's
+        await sb.resume()
+
+    for setup in (None, stands_still):
+        async with (
+            Template(BUSYBOX, setup=setup, isolation="emulated", spares=0) as template, template.sandbox() as sb,
+        ):  # fmt: skip
+            up = (await sb.run(BUSYBOX, ["cat", "/proc/uptime"])).stdout
+            assert float(up.split()[0]) > 2
 
 
 async def test_the_first_command_takes_the_container_that_waits() -> None:

@@ -633,6 +633,9 @@ pub struct StatsResponse {
         ::prost::alloc::string::String,
         ContainerStats,
     >,
+    /// CLOCK_BOOTTIME when this answer was made; nanoseconds
+    #[prost(int64, tag = "6")]
+    pub now_ns: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContainerStats {

@@ -6,6 +6,7 @@ use crate::agent::Agent;
 use crate::container::Container;
 use crate::errno::{Failed, Step};
 use crate::proto::{ContainerStats, StatsResponse};
+use crate::sys;
 
 pub fn collect(agent: &Agent) -> Result<StatsResponse, Failed> {
     let memory = Memory::read()?;
@@ -16,6 +17,7 @@ pub fn collect(agent: &Agent) -> Result<StatsResponse, Failed> {
         agent_rss: own_rss()?,
         open_files: fs::read_dir("/proc/self/fd").step("read", "/proc/self/fd")?.count().saturating_sub(1) as u32,
         containers,
+        now_ns: sys::now_ns(libc::CLOCK_BOOTTIME),
     })
 }
 

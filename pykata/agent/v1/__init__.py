@@ -931,6 +931,11 @@ class StatsResponse(betterproto2.Message):
         5, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE)
     )
 
+    now_ns: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    CLOCK_BOOTTIME when this answer was made; nanoseconds
+    """
+
 
 default_message_pool.register_message("pykata.agent.v1", "StatsResponse", StatsResponse)
 
