@@ -17,36 +17,40 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 def remove_tree(path: Path) -> None:
     """Remove a directory and all that is in it, however deep, and whatever its modes forbid. Raises OSError.
 
-    No link is followed, and no way back up is taken: who moves things about meanwhile leads us nowhere else.
+    No link is followed, and no way back up is taken: who moves things about meanwhile leads us nowhere else. What comes
+    into the directory meanwhile isn't removed, and ENOTEMPTY is raised: we needn't be faster than who makes it.
     """
     with _opened(path) as top:
-        numbers = count()
-        while names := os.listdir(top):
-            for name in names:
-                if not _unlinked(name, top):
-                    _empty(name, top, numbers)
+        names, numbers = os.listdir(top), count()
+        while names:
+            name = names.pop()
+            if not _unlinked(name, top):
+                names += _empty(name, top, numbers)
     os.rmdir(path)
 
 
-def _empty(name: str, top: int, numbers: Iterator[int]) -> None:
-    """Remove a directory that is in ``top``. What directories it has come into ``top``, which so gets no deeper."""
+def _empty(name: str, top: int, numbers: Iterator[int]) -> list[str]:
+    """Remove a directory that is in ``top``. What directories it has come into ``top``, which so gets no deeper.
+
+    Returns their names there.
+    """
     with _opened(name, top) as here:
-        for below in os.listdir(here):
-            if not _unlinked(below, here):
-                _raise(below, here, top, numbers)
+        raised = [_raise(below, here, top, numbers) for below in os.listdir(here) if not _unlinked(below, here)]
     os.rmdir(name, dir_fd=top)
+    return raised
 
 
-def _raise(name: str, here: int, top: int, numbers: Iterator[int]) -> None:
+def _raise(name: str, here: int, top: int, numbers: Iterator[int]) -> str:
     with _opened(name, here):           # to move a directory is to write its ".."
-        for number in numbers:
+        while True:
+            above = f".{next(numbers)}"
             try:
-                os.rename(name, f".{number}", src_dir_fd=here, dst_dir_fd=top)
+                os.rename(name, above, src_dir_fd=here, dst_dir_fd=top)
             except OSError as exc:
                 if exc.errno not in (*_NOT_EMPTY, errno.ENOTDIR):       # the name is taken
                     raise
             else:
-                return
+                return above
 
 
 def _unlinked(name: str, directory: int) -> bool:

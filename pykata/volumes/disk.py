@@ -51,6 +51,9 @@ async def _opened(volume: DiskImage) -> int:
     except FileNotFoundError as exc:
         if volume.size is None or volume.readonly:      # it was there when the sandbox was made
             raise HostError(f"the volume {volume.path} isn't there any more") from exc
+        if volume.path.is_symlink():
+            raise HostError(f"the volume {volume.path} is a link to {os.readlink(volume.path)}, and nothing is there",
+                            hint="name the path that it leads to, or remove the link") from exc
     await _make(volume)
     try:
         return _open(volume)

@@ -82,6 +82,7 @@ def remove_volume(name: str, *, force: bool = True) -> None:
     """Remove a named volume and all that is in it. Raises ConfigError if there is none.
 
     A sandbox that uses it isn't asked: a directory is empty then, while a disk is there for as long as somebody has it.
+    HostError tells what is left of a directory in which a sandbox goes on making files meanwhile.
     With ``force=False`` a volume that a sandbox of this machine uses is a VolumeInUseError, and stays.
     """
     volume = Named(name).found()

@@ -49,6 +49,9 @@ def _check_above(place: str, checked: Mapping[str, Checked]) -> None:
     if not isinstance(volume, Bind) or not volume.readonly:
         return
     below = volume.path / place.removeprefix(f"{above}/")
+    steps = [below, *below.parents][: len(below.parts) - len(volume.path.parts)]
+    if any(map(os.path.islink, steps)):
+        return          # it leads through the container, not through this machine: the agent will see
     if _kind_of(place, below) is None:
         raise ConfigError(f"volumes[{place!r}]: {above!r} is read-only, and there is no {str(below)!r} to put it over",
                           hint="make it first, or leave out readonly")
@@ -134,6 +137,9 @@ def _check_attributes(place: str, volume: Bind) -> None:
 
 def _check_disk(place: str, volume: DiskImage) -> None:
     path, kind = volume.path, _kind_of(place, volume.path)
+    if kind is None and path.is_symlink():
+        raise ConfigError(f"volumes[{place!r}]: {str(path)!r} is a link to {os.readlink(path)!r}, and nothing is there",
+                          hint="name the path that it leads to, or remove the link")
     if kind is None and volume.format != "raw":
         raise ConfigError(f"volumes[{place!r}]: there is no {str(path)!r}",
                           hint=f"only raw disks are made: convert one, by qemu-img convert -O {volume.format}")

@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_what_cant_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(PermissionError):
         remove_tree(tmp_path / "top")
     assert (tmp_path / "top/d/f").exists() or (tmp_path / "top/f").exists()
+
+
+def test_who_goes_on_making_directories_cant_keep_it_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, made, real = tmp_path / "top", count(), os.rmdir
+    (top / "a/b").mkdir(parents=True)
+
+    def rmdir(path: str | Path, **more: int) -> None:
+        if (number := next(made)) < 1000:       # one that goes by, one that comes
+            (top / f"new{number}/d").mkdir(parents=True)
+        real(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(OSError, match="not empty"):
+        remove_tree(top)
+    assert next(made) < 10
+    assert {path.name[:3] for path in top.iterdir()} == {"new"}, "all that was there when it began is gone"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hardware: only root can become another user")
