@@ -18,7 +18,7 @@ def remove_tree(path: Path) -> None:
     """Remove a directory and all that is in it, however deep, and whatever its modes forbid. Raises OSError.
 
     No link is followed, and no way back up is taken: who moves things about meanwhile leads us nowhere else. What comes
-    into the directory meanwhile isn't removed, and ENOTEMPTY is raised: we needn't be faster than who makes it.
+    into the directory itself meanwhile stays, and ENOTEMPTY is raised: there we needn't be faster than its maker.
     """
     with _opened(path) as top:
         names, numbers = os.listdir(top), count()
