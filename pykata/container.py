@@ -158,6 +158,8 @@ class Container:
         args = self._args(what)
         from pykata.requests import start_request
 
+        await self._running.settled()
+        self._running.check()
         request = start_request(self._running, self.id, args, what, user=self.image.config.user)
         async with started(self._running, request, self.image) as process:
             yield process

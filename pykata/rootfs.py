@@ -39,6 +39,7 @@ async def prepared(
     running.check_files(image)
     await running.uses(image)
     async with plugged(running, image) as prepared:
+        running.check()         # it may have been paused while this waited
         yield prepared
 
 

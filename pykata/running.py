@@ -163,8 +163,13 @@ class Running:
         return None
 
     async def take_fresh(self, image: Image) -> str | None:
-        """The same; it is the caller's now. One that is just being made is waited for."""
+        """The same; it is the caller's now. One that is just being made is waited for.
+
+        What is asked of the guest without waiting for anything else finds it as this leaves it: not paused.
+        """
         async with self.making:
+            await self.settled()
+            self.check()
             found = self.fresh(image)
             if found is not None:
                 del self.containers[found]

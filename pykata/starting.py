@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def started(running: Running, start: Start, image: Image) -> AsyncIterator[Process]:
-    """Start a process; its stream is reset when left early, which kills it."""
-    await running.settled()
-    running.check()
+    """Start a process; its stream is reset when left early, which kills it. The guest must not be paused."""
     assert start.process is not None
     identity = ProcessId(start.container_id, start.process.id)
     args, tty = tuple(start.process.args), start.process.terminal is not None
@@ -105,7 +103,7 @@ class _Own:
 
 @asynccontextmanager
 async def _new_or_waiting(running: Running, image: Image) -> AsyncIterator[_Own]:
-    fresh = await running.take_fresh(image)
+    fresh = await running.take_fresh(image)     # raises where the guest is paused: nothing is to be removed then
     own = _Own(fresh or running.new_id("c"), fresh is not None)
     try:
         yield own

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
-from pykata import Sandbox, Tmpfs, VMDiedError
+from pykata import ConfigError, Sandbox, Tmpfs, VMDiedError
 from pykata.errors import AgentRefusedError
+from pykata.spec import Disk
 from pykata.testing import FakeFs, FakeHypervisor, FakeVM
 from pykata.testing.faults import Moment
 from tests.settling import settled
@@ -111,6 +113,83 @@ async def test_who_needs_the_guest_waits(
             gate.opened.set()
         sb._open.is_paused = False
         await sb._open.settled()
+
+
+@pytest.fixture
+def resting(sb: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine can be paused."""
+    async def pause() -> None:
+        pass
+
+    monkeypatch.setattr(machine(sb), "pause", pause, raising=False)
+
+
+async def refused(use: Awaitable[object]) -> None:
+    with pytest.raises(ConfigError, match="is paused"):
+        await use
+
+
+async def kept(sb: Sandbox) -> None:
+    async with sb.container(BUSYBOX):
+        pass
+
+
+@pytest.mark.parametrize("use", [
+    pytest.param(lambda sb: sb.run(BUSYBOX, ["true"]), id="run"),
+    pytest.param(kept, id="container"),
+])  # fmt: skip
+async def test_what_meets_a_pause_is_refused_and_harms_nothing(
+    sb: Sandbox, use: Callable[[Sandbox], Awaitable[object]], resting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = held(sb)
+    await sb.run(BUSYBOX, ["true"])
+    plugging = machine(sb).plug
+
+    @asynccontextmanager
+    async def plug(disk: Disk) -> AsyncIterator[str]:
+        async with plugging(disk) as serial:
+            await settled()         # the pause comes meanwhile
+            yield serial
+
+    monkeypatch.setattr(machine(sb), "plug", plug)
+    async with anyio.create_task_group() as group:
+        group.start_soon(refused, use(sb))
+        group.start_soon(sb.pause)
+        await settled()
+        asked = len(machine(sb).agent.requests)
+        gate.opened.set()
+    assert len(machine(sb).agent.requests) == asked
+    sb._open.is_paused = False
+    assert (await sb.run(BUSYBOX, ["echo", "on"])).stdout == "on\n"
+
+
+async def test_nothing_runs_in_a_container_in_a_pause(sb: Sandbox, resting: None) -> None:
+    async with sb.container(BUSYBOX) as container:
+        await sb.pause()
+        await refused(container.run(["true"]))
+        sb._open.is_paused = False
+
+
+async def test_a_container_that_waits_is_there_still_after_a_pause(
+    sb: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = anyio.Event()
+    monkeypatch.setattr(machine(sb), "pause", opened.wait, raising=False)
+    for _ in range(2):
+        await sb.run(BUSYBOX, ["true"])
+    await sb._open.settled()
+    await settled()
+    (waiting,) = machine(sb).agent.containers
+    async with anyio.create_task_group() as group:
+        group.start_soon(sb.pause)
+        await settled()
+        group.start_soon(refused, sb.run(BUSYBOX, ["true"]))
+        await settled()
+        opened.set()
+    assert list(machine(sb).agent.containers) == [waiting]
+    sb._open.is_paused = False
+    async with sb.process(BUSYBOX, ["cat"]):
+        assert list(machine(sb).agent.containers) == [waiting]
 
 
 async def test_a_sandbox_that_is_left_waits_for_nothing() -> None:
