@@ -192,8 +192,8 @@ class Files:
         """Unpack a tar in the directory ``path``: ``read`` gives it piece by piece, and nothing at its end.
 
         It may be of any writer, and compressed by gzip, zstd or xz. Everything else is as for :meth:`upload`; devices
-        and FIFOs are left out, and hard links to them. Raises :class:`FileError`, and :class:`ConfigError` for what is
-        no tar.
+        and FIFOs are left out, and hard links to them. Raises :class:`FileError`, :class:`HostError`, and for what is
+        no tar :class:`ConfigError`.
         """
         from pykata.files import v1
         from pykata.files.tars import upload_tar
@@ -211,7 +211,7 @@ class Files:
         The names in it begin with that of the file or directory. Owners, modes and devices are as in the container,
         which may be hostile: whoever unpacks it should know that. More than ``max_size`` bytes, or more than
         ``max_entries`` files, directories and links raise.
-        Raises :class:`FileError` and :class:`UnsafeTreeError`.
+        Raises :class:`FileError`, :class:`UnsafeTreeError` and :class:`HostError`.
         """
         from pykata.files.extract import Bounds
         from pykata.files.tars import download_tar

@@ -26,9 +26,8 @@ from pykata.files.extract import Bounds, expect_end
 from pykata.files.handover import Handover
 from pykata.files.pack import PIECE, SKIPPED, Sink
 from pykata.files.paths import text
-from pykata.files.piped import pipe
 from pykata.files.session import Session
-from pykata.files.transfer import ended, in_thread, result_of
+from pykata.files.threads import ended, in_thread, pipe_for, result_of
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, finish
 from pykata.images.compression import decompressed
@@ -85,15 +84,18 @@ async def _passed(
 ) -> Transfer:  # fmt: skip
     """From ``take`` by way of a thread to ``give``; an empty piece is the end."""
     pieces = Handover()
-    reader, writer = pipe()
+    reader, writer = pipe_for(Path("-"))
     out = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
+
+    def over() -> None:
+        pieces.refuse()
+        os.close(writer)
 
     def worked() -> Transfer:
         try:
             return work(iter(pieces), writer)
         finally:
-            pieces.refuse()
-            os.close(writer)
+            over()
 
     async def feed() -> None:
         try:
@@ -102,7 +104,7 @@ async def _passed(
         finally:
             pieces.end()
 
-    working = in_thread(worked)
+    working = in_thread(worked, unbegun=over)
     try:
         async with alongside(feed()):
             with suppress(anyio.EndOfStream):

@@ -6,8 +6,6 @@ the transfer ends what the thread gets or may write, and that ends the thread; w
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -18,12 +16,13 @@ from typing import IO, TypeVar, cast
 import anyio
 from attrs import define
 
-from pykata.errors import ConfigError, DiskFullError, FileError, FileMissingError, HostError
+from pykata.errors import ConfigError, FileMissingError, HostError
 from pykata.files import v1
 from pykata.files.extract import Bounds, Extractor
 from pykata.files.pack import write_file, write_tree
-from pykata.files.piped import Piped, pipe
+from pykata.files.piped import Piped
 from pykata.files.session import Session
+from pykata.files.threads import ended, in_thread, pipe_for, result_of
 from pykata.files.tool import Tool
 from pykata.files.values import Transfer
 from pykata.host import PipeReader, PipeWriter, finish
@@ -106,9 +105,9 @@ async def place_for(target: Path, name: bytes | None = None, *, directory: bool 
 
 async def _sent(tool: Tool, write: Callable[[int], Transfer], source: Path) -> Transfer:
     """Pass on what a thread writes to a pipe."""
-    reader, writer = pipe()
+    reader, writer = pipe_for(source)
     out = PipeReader(cast(IO[bytes], os.fdopen(reader, "rb", buffering=0)))
-    work = in_thread(lambda: write(writer))
+    work = in_thread(lambda: write(writer), unbegun=lambda: os.close(writer))
     try:
         await tool.send_from(out.receive_into)
     finally:
@@ -123,13 +122,13 @@ async def received(tool: Tool, take: Callable[[Piped], T], target: Path) -> T:
 
     A failure of the guest is raised even if ``take`` found nothing wrong; what it made must then be worth nothing.
     """
-    reader, writer = pipe()
+    reader, writer = pipe_for(target)
 
     def taken() -> T:
         with Piped.reading(reader) as source:
             return take(source)
 
-    work = in_thread(taken)
+    work = in_thread(taken, unbegun=lambda: os.close(reader))
     into = PipeWriter(cast(IO[bytes], os.fdopen(writer, "wb", buffering=0)))
     try:
         with suppress(anyio.BrokenResourceError), tool.diverted(writer):    # the thread that takes no more says why
@@ -190,24 +189,6 @@ def open_target(target: Path, name: bytes | None, directory: bool) -> Place:
     return Place(os.open(parent, flags), only, b".pykata-" + os.urandom(8).hex().encode())
 
 
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Work whose task is out of reach of any cancellation: who starts it waits until it has ended."""
-    return asyncio.ensure_future(anyio.to_thread.run_sync(work))
-
-
-async def ended(work: asyncio.Future[T]) -> None:
-    """Wait for the end of work in a thread, however it ends."""
-    await asyncio.wait([work])
-
-
-def result_of(work: asyncio.Future[T], path: Path) -> T:
-    """What has ended gave, or why it failed."""
-    try:
-        return work.result()
-    except OSError as exc:
-        raise host_error(exc, path) from exc
-
-
 async def _in_host_thread(work: Callable[[], T], path: Path, undo: Callable[[T], None] | None = None) -> T:
     """What ``work`` returns; a result that a cancellation keeps from its caller is passed to ``undo``."""
     task = in_thread(work)
@@ -218,12 +199,3 @@ async def _in_host_thread(work: Callable[[], T], path: Path, undo: Callable[[T],
             undo(task.result())
         raise
     return result_of(task, path)
-
-
-def host_error(exc: OSError, path: Path) -> Exception:
-    """What the host's kernel said, as an error of ours."""
-    if isinstance(exc, FileError):
-        return exc
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"no space left for {path}")
-    return HostError(f"can't copy from or to {path} on the host: {exc}")
