@@ -58,6 +58,11 @@ class Pieces:
     free: list[int] = field(factory=lambda: list(range(PIECES)))
     left: list[Piece] = field(factory=list)     # of calls that are over: it isn't known whether they were read
 
+    @property
+    def waiting(self) -> int:
+        """How many are on their way to processes, for all that is known."""
+        return PIECES - len(self.free) - len(self.left)
+
 
 @define(eq=False)
 class Piece:
@@ -80,6 +85,7 @@ class Staging:
         self._wire = wire
         self._lend = lend
         self._pieces: Pieces | None = None
+        self._fetched: list[Pieces] = []    # of slots that were given back: what waited there is in the agent's memory
         self._task: asyncio.Task[None] | None = None
         self._recalled = False
         self._is_barred = self._is_broken = False
@@ -102,8 +108,13 @@ class Staging:
 
     @property
     def has_room(self) -> bool:
-        """There is a piece that is free."""
-        return self._pieces is not None and bool(self._pieces.free)
+        """There is a piece that is free, beyond as many as the agent has in its own memory: it never has more there."""
+        return self._pieces is not None and len(self._pieces.free) > self._held
+
+    @property
+    def _held(self) -> int:
+        """Pieces in the agent's memory."""
+        return sum(pieces.waiting for pieces in self._fetched)
 
     def join(self) -> None:
         """A call sends much, and will :meth:`leave`."""
@@ -111,7 +122,7 @@ class Staging:
 
     def want(self) -> None:
         """It would like to send it beside the port: borrow a slot, if that hasn't been done and there is one."""
-        may = not (self._task or self._is_barred or self._is_broken)
+        may = not (self._task or self._is_barred or self._is_broken) and self._held < PIECES
         if may and time.monotonic() >= self._not_before:
             self._recalled = False
             self._task = asyncio.create_task(self._borrow())
@@ -119,9 +130,7 @@ class Staging:
     def send(self, call: int, data: memoryview) -> Piece | None:
         """Send as much of ``data`` as goes into a piece. None: it has to go by the port."""
         size = min(len(data), PIECE) // BLOCK * BLOCK
-        if (pieces := self._pieces) is None or size < LEAST or self._wire.has_failed:
-            return None
-        if not pieces.free:
+        if (pieces := self._pieces) is None or not self.has_room or size < LEAST or self._wire.has_failed:
             return None
         number = pieces.free.pop()
         at = number * PIECE
@@ -220,6 +229,7 @@ class Staging:
             raise
         finally:
             self._pieces = None
+            self._fetched = [some for some in (*self._fetched, pieces) if some.waiting]
 
     async def _until_recalled(self, pieces: Pieces) -> None:
         while not self._recalled:

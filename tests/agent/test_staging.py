@@ -307,6 +307,30 @@ async def test_one_that_was_wanted_back_is_looked_for_again(monkeypatch: pytest.
             assert len(machine.slots) == 3
 
 
+async def test_what_the_agent_had_to_read_counts_until_processes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "RETRY", 0.0)
+    machine = Machine(reads=lambda stream: stream == 1)
+    with anyio.fail_after(GUARD):
+        async with facing(machine.agent, lend=machine.lend) as agent, command(agent) as first:
+            await opened(agent, first)
+            async with AsyncExitStack() as stack:
+                for number in range(2 * PIECES * staging.PIECE // AHEAD):
+                    stalled = await stack.enter_async_context(command(agent, 2 + number))
+                    stalled._stdin_sent = stalled._stdin_taken = MUCH
+                    way(agent).want()
+                    await until(lambda: way(agent).is_open or way(agent).is_idle)
+                    while stalled.stdin_room:
+                        await stalled.send_some(memoryview(NOISE)[: staging.PIECE])
+                    machine.recall()
+                    await until(lambda: way(agent).is_idle)
+                assert machine.pieces == PIECES
+                way(agent).want()
+                assert way(agent).is_idle
+            await send(first, NOISE[:LEAST])
+            await until(lambda: way(agent).is_open)
+            assert way(agent).has_room
+
+
 async def test_the_last_call_that_sends_much_gives_it_back() -> None:
     machine = Machine()
     with anyio.fail_after(GUARD):

@@ -189,33 +189,41 @@ impl Held {
                 Waiting::Here { data, by_port } => (rustix::io::write(pipe, data), *by_port),
                 Waiting::InDisk(staged) => (staged.move_to(pipe.as_fd()), false),
             };
-            let left = match (first, &result) {
-                (Waiting::Here { data, .. }, Ok(size)) => {
-                    bytes::Buf::advance(data, *size);
+            let size = match result {
+                Ok(size) => size,
+                Err(errno) if self.goes_on_after(errno) => continue,
+                Err(_) => return false,
+            };
+            let left = match first {
+                Waiting::Here { data, .. } => {
+                    bytes::Buf::advance(data, size);
                     data.len()
                 }
-                (Waiting::InDisk(staged), Ok(_)) => staged.left(),
-                (Waiting::Here { .. }, Err(_)) => return false, // as who writes will find
-                (Waiting::InDisk(_), Err(errno)) => {
-                    self.cannot_move(*errno);
-                    return false;
-                }
+                Waiting::InDisk(staged) => staged.left(),
             };
-            self.went(result.unwrap_or(0), by_port);
-            if left > 0 {
-                return false;
+            self.went(size, by_port);
+            // What is left doesn't mean that the pipe is full: a guest short of memory moves less at once. Nor would it be
+            // told of room in a pipe that never was full.
+            if left == 0 {
+                self.pieces.pop_front();
             }
-            self.pieces.pop_front();
         }
         self.pieces.is_empty()
     }
 
-    fn cannot_move(&mut self, errno: Errno) {
+    /// Whether there is more to be tried after an error: only `EAGAIN` says that the pipe is full.
+    fn goes_on_after(&mut self, errno: Errno) -> bool {
         match errno {
-            Errno::AGAIN | Errno::INTR => {}
+            Errno::INTR => return true,
+            Errno::NOMEM if matches!(self.pieces.front(), Some(Waiting::InDisk(_))) => {
+                self.fetch(1); // with no page for the pipe the agent's own memory may do, and what is read isn't moved again
+                return self.lost.is_none();
+            }
+            Errno::AGAIN => {}
             Errno::PIPE => self.pipe = None, // nobody reads it any more, as who writes will find
             errno => self.lost = Some(errno),
         }
+        false
     }
 
     /// Reads up to so many pieces from the disk that wait there.
@@ -402,7 +410,12 @@ impl Queue {
     async fn move_on(&self, stdin: &mut Option<Input>) {
         let has_pipe = self.held().pipe.is_some();
         match stdin {
-            Some(stdin) if has_pipe => stdin.when_writable(|| self.write_much()).await,
+            Some(pipe) if has_pipe => {
+                if !pipe.when_writable(|| self.write_much()).await {
+                    self.held().pipe = None;
+                    *stdin = None;
+                }
+            }
             Some(_) => self.held().fetch(1), // a terminal
             None => {
                 let mut held = self.held();
@@ -535,6 +548,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_move_that_leaves_room_is_followed_by_another() {
+        let (queue, _inlet, stdin, read) = moving();
+        let (answers, _said) = tokio::sync::mpsc::channel(16);
+        for _ in 0..3 {
+            queue.shared.take_staged(Staged::of(&block(1, 128)).in_moves_of(3)).expect("taken");
+        }
+        assert_eq!(queue.held().pieces.len(), 1, "the pipe is full");
+        for _ in 0..2 {
+            queue.shared.take_staged(Staged::of(&block(1, 128)).in_moves_of(3)).expect("taken");
+        }
+        queue.held().closed = true;
+        let mut stdin = Some(stdin);
+        let emptying = async {
+            let mut found = Vec::new();
+            while read_some(&read, 1024 * 1024, &mut found) {
+                tokio::task::yield_now().await;
+            }
+            found.len()
+        };
+        let (emptied, found) = tokio::join!(queue.empty(&mut stdin, &answers), emptying);
+        emptied.expect("all has gone");
+        assert_eq!(found, 5 * 128 * 4096);
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_read_from_the_disk_ends_the_call() {
         for fetched in [false, true] {
             let (queue, _inlet, stdin, _read) = moving();
@@ -583,7 +621,8 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Port(usize),
-        Disk(usize),
+        /// So many blocks, of which so many are moved at once.
+        Disk(usize, usize),
         /// The slot is given back.
         Fetch,
         Read(usize),
@@ -592,7 +631,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             3 => (1..=64 * 1024usize).prop_map(Step::Port),
-            3 => (16..=128usize).prop_map(Step::Disk),
+            3 => (16..=128usize, 1..=128usize).prop_map(|(blocks, most)| Step::Disk(blocks, most)),
             1 => Just(Step::Fetch),
             3 => (1..=1024 * 1024usize).prop_map(Step::Read),
         ];
@@ -623,9 +662,10 @@ mod tests {
                         sent.extend(vec![byte as u8; size]);
                         queue.shared.take(Bytes::from(vec![byte as u8; size]));
                     }
-                    Step::Disk(blocks) => {
+                    Step::Disk(blocks, most) => {
                         sent.extend(block(byte as u8, blocks));
-                        queue.shared.take_staged(Staged::of(&block(byte as u8, blocks))).expect("taken");
+                        let staged = Staged::of(&block(byte as u8, blocks)).in_moves_of(most);
+                        queue.shared.take_staged(staged).expect("taken");
                     }
                     Step::Fetch => {
                         queue.shared.fetch();

@@ -216,12 +216,14 @@ impl Input {
         rustix::io::fcntl_dupfd_cloexec(self.fd.as_fd(), 3).ok()
     }
 
-    /// Waits until there may be room, and has `write` use it, which says whether there is still some.
-    pub async fn when_writable(&self, write: impl FnOnce() -> bool) {
-        let Ok(mut ready) = self.fd.writable().await else { return };
+    /// Waits until there may be room, and has `write` use it, which says whether there is still some. False: it can't be
+    /// waited for.
+    pub async fn when_writable(&self, write: impl FnOnce() -> bool) -> bool {
+        let Ok(mut ready) = self.fd.writable().await else { return false };
         if !write() {
             ready.clear_ready();
         }
+        true
     }
 
     /// Writes everything; false when nobody reads any more.

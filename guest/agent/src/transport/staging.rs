@@ -70,6 +70,9 @@ impl Piece {
 pub struct Staged {
     disk: Arc<OwnedFd>,
     left: Piece,
+    /// A guest that is short of memory moves less at once than there is room for.
+    #[cfg(test)]
+    at_once: usize,
 }
 
 impl Staged {
@@ -78,11 +81,24 @@ impl Staged {
         self.left.size
     }
 
-    /// Moves what a pipe has room for, without waiting for more; how much. The disk writes to the pages that the pipe gets, so
-    /// nothing is copied.
+    fn new(disk: Arc<OwnedFd>, left: Piece) -> Self {
+        Self {
+            disk,
+            left,
+            #[cfg(test)]
+            at_once: LONGEST,
+        }
+    }
+
+    /// Moves what a pipe has room for, without waiting for more, or less, where the guest has few pages for it; how much.
+    /// `EAGAIN`: it has no room. The disk writes to the pages that the pipe gets, so nothing is copied.
     pub fn move_to(&mut self, pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
         let Piece { mut offset, size } = self.left;
-        let moved = splice(&self.disk, Some(&mut offset), pipe, None, size, SpliceFlags::NONBLOCK)?;
+        #[cfg(not(test))]
+        let most = size;
+        #[cfg(test)]
+        let most = size.min(self.at_once);
+        let moved = splice(&self.disk, Some(&mut offset), pipe, None, most, SpliceFlags::NONBLOCK)?;
         if moved == 0 || !moved.is_multiple_of(BLOCK) || moved > size {
             return Err(Errno::IO); // it can't be read from there on, nor again from where it began
         }
@@ -135,7 +151,7 @@ impl Staging {
 
     /// What the host says is in the disk. None: there is no disk.
     pub fn at(&self, piece: Piece) -> Option<Staged> {
-        Some(Staged { disk: self.disk.clone()?, left: piece })
+        Some(Staged::new(self.disk.clone()?, piece))
     }
 }
 
@@ -151,7 +167,12 @@ impl Staged {
     pub fn of(data: &[u8]) -> Self {
         let disk = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
         assert_eq!(rustix::io::pwrite(&disk, data, 0), Ok(data.len()));
-        Self { disk: Arc::new(disk), left: Piece { offset: 0, size: data.len() } }
+        Self::new(Arc::new(disk), Piece { offset: 0, size: data.len() })
+    }
+
+    /// No more than so many blocks are moved at once.
+    pub fn in_moves_of(self, blocks: usize) -> Self {
+        Self { at_once: blocks * BLOCK, ..self }
     }
 
     /// It can't be read any more.
