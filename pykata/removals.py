@@ -16,6 +16,7 @@ import anyio
 from attrs import define, field
 
 from pykata.concurrency import ended
+from pykata.errors import SandboxClosedError, VMDiedError
 from pykata.host import finish
 from pykata.running import Running
 
@@ -55,6 +56,8 @@ async def _left(stack: AsyncExitStack, needed: anyio.Event) -> None:
         async with stack:
             with anyio.move_on_after(LINGER):
                 await needed.wait()
+    except (VMDiedError, SandboxClosedError) as error:      # of which whatever is called next tells
+        log.debug("a container wasn't taken down: %s", error)
     except Exception as error:      # nobody else hears of it, but that a guest which can't do it is broken
         log.error("a container wasn't taken down: %s", error, exc_info=error)
 

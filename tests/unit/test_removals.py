@@ -221,11 +221,15 @@ async def test_a_removal_that_fails_is_told_and_tried_again(sb: Sandbox, caplog:
     assert not machine(sb).agent.containers
 
 
-async def test_a_machine_that_dies_meanwhile_is_told_to_who_comes_next() -> None:
+async def test_a_machine_that_dies_meanwhile_is_told_to_who_comes_next_alone(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pykata.removals")
     async with Sandbox(FakeHypervisor(faults={"removal": "die"}), FakeFs()) as sb:
         assert (await sb.run(BUSYBOX, ["echo", "well"])).stdout == "well\n"
         with pytest.raises(VMDiedError):
             await sb.run(BUSYBOX, ["true"])
+    assert not [one for one in caplog.records if one.name == "pykata.removals"]
 
 
 async def test_what_goes_to_volumes_is_there_when_the_command_is_over() -> None:
