@@ -172,8 +172,8 @@ class Channel(asyncio.BufferedProtocol):
             frames.receive()
         except OSError:
             pass                        # nothing is there, or the connection has failed: asyncio sees which
-        except AgentError as exc:
-            self.fail(type(exc), exc.message)
+        except Exception as exc:
+            self._fail_by(exc)
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received(scratch.view[:nbytes])
@@ -197,11 +197,15 @@ class Channel(asyncio.BufferedProtocol):
             for event in self._h2.receive_data(data):
                 self._process(event)
             self.flush()
-        except AgentError as exc:
-            self.fail(type(exc), exc.message)
         except Exception as exc:  # what h2 and hpack raise for hostile input isn't one family
-            said = printable(str(exc).encode("utf-8", "backslashreplace"))
-            self.fail(AgentProtocolError, f"the agent broke the HTTP/2 protocol: {type(exc).__name__}: {said}")
+            self._fail_by(exc)
+
+    def _fail_by(self, exc: Exception) -> None:
+        if isinstance(exc, AgentError):
+            self.fail(type(exc), exc.message)
+            return
+        said = printable(str(exc).encode("utf-8", "backslashreplace"))
+        self.fail(AgentProtocolError, f"the agent broke the HTTP/2 protocol: {type(exc).__name__}: {said}")
 
     def pause_writing(self) -> None:
         self._is_full = True

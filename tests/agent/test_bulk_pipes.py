@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from typing import IO, cast
 
 import anyio
 import pytest
+from h2.exceptions import ProtocolError
 
 from pykata.agent import bulk
 from pykata.agent.client import Exited, RunStream
-from pykata.agent.large import AT_ONCE, LARGE
+from pykata.agent.large import AT_ONCE, LARGE, LargeFrames
 from pykata.agent.run import Stderr, Stdout
 from pykata.agent.v1 import Ended as EndedMessage
 from pykata.agent.v1 import RunResponse
-from pykata.errors import AgentProtocolError
+from pykata.errors import AgentError, AgentProtocolError
 from pykata.host import PipeWriter
 from tests.agent.peer import OK_TRAILERS, Peer, facing
 from tests.agent.test_bulk import BEGINS, EXITED, GUARD, STARTED, bulk_frame, says, start
@@ -201,3 +203,33 @@ async def test_a_full_pipe_bounds_what_may_come() -> None:
             except AgentProtocolError as error:
                 failure = error
     assert "wasn't allowed" in str(failure)
+
+
+async def test_what_h2_makes_of_it_is_an_error_of_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one that asyncio prints, with the guest's bytes in it."""
+
+    def receive(self: LargeFrames) -> None:
+        raise ProtocolError("the window \0 is full")
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        stream = await peer.request()
+        await peer.answer(stream, bytes(STARTED), bytes(BEGINS), trailers=None)
+        with suppress(OSError):
+            await peer.send(bulk_frame(stream, bytes(bulk.LONGEST)))
+            await peer.drain()
+
+    monkeypatch.setattr(LargeFrames, "receive", receive)
+    printed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: printed.append(context))
+    failure = None
+    with anyio.fail_after(GUARD), pipe() as (into, reading):
+        reading.start()
+        async with facing(script) as agent, agent.run(start(bulk.LONGEST)) as command:
+            try:
+                await passed(command, into)
+            except AgentError as error:
+                failure = error
+    assert isinstance(failure, AgentProtocolError)
+    assert "ProtocolError: the window" in str(failure)
+    assert not printed
