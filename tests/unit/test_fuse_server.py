@@ -282,6 +282,37 @@ async def test_what_is_open_at_the_end_is_handed_over() -> None:
     assert fs.cat_file("/top/f") == b"x"
 
 
+async def test_it_is_handed_over_however_often_the_conversation_is_cancelled_meanwhile() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def pipe_file(self, path: str, value: bytes, **more: Any) -> None:
+            if value:
+                begun.set()
+                release.wait()
+            super().pipe_file(path, value, **more)
+
+    fs = Slow()
+    guest = Peer(FsspecTree(fs, "", readonly=False, buffer=1 << 20), timeout=600)
+    serving = asyncio.create_task(guest.server.serve(guest.receive, guest.send))
+    try:
+        await guest.ask(Op.INIT, 0, struct.pack("<IIII", 7, 41, 1 << 17, 2**32 - 1) + bytes(48))
+        await guest.write(await guest.create("f"), b"x")
+        serving.cancel()
+        while not begun.is_set():
+            await anyio.lowlevel.checkpoint()
+        for _ in range(10):
+            serving.cancel()
+            await anyio.lowlevel.checkpoint()
+        assert not serving.done(), "what was written is not handed over yet"
+    finally:
+        release.set()
+    await asyncio.wait([serving])
+    assert serving.cancelled()
+    assert fs.cat_file("/f") == b"x"
+    # And no thread waits for more: which every test is asked for.
+
+
 async def test_read_only() -> None:
     fs, tree = memory(readonly=True)
     before = dict(fs.store)

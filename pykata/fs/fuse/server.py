@@ -16,6 +16,7 @@ from pykata.fs.fuse.operations import Session
 from pykata.fs.fuse.tree import Tree
 from pykata.fs.fuse.wire import UNANSWERED, Inbox, MalformedError, Request, answer, failed
 from pykata.fs.fuse.workers import Workers
+from pykata.host import finish
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,18 @@ class Server:
                         tasks.start_soon(self._handle, request, room, send)
                 tasks.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self._timeout) as patience:
+            # Who ends the conversation cancels it again and again, until it has ended.
+            await finish(self._end())
+
+    async def _end(self) -> None:
+        try:
+            with anyio.move_on_after(self._timeout) as patience:
                 await self._workers.run(self._close)
+        finally:
             self._workers.close()
-            if patience.cancelled_caught:
-                log.warning("what was written last to a volume may be lost: its file system took longer than %g s",
-                            self._timeout)
+        if patience.cancelled_caught:
+            log.warning("what was written last to a volume may be lost: its file system took longer than %g s",
+                        self._timeout)
 
     async def _handle(self, request: Request, room: anyio.Semaphore, send: Send) -> None:
         try:
