@@ -282,7 +282,8 @@ async def test_what_is_open_at_the_end_is_handed_over() -> None:
     assert fs.cat_file("/top/f") == b"x"
 
 
-async def test_it_is_handed_over_however_often_the_conversation_is_cancelled_meanwhile() -> None:
+@pytest.mark.parametrize("by", ["cancellation", "the guest's end"])
+async def test_it_is_handed_over_however_often_the_conversation_is_cancelled_meanwhile(by: str) -> None:
     begun, release = threading.Event(), threading.Event()
 
     class Slow(Memory):
@@ -298,7 +299,10 @@ async def test_it_is_handed_over_however_often_the_conversation_is_cancelled_mea
     try:
         await guest.ask(Op.INIT, 0, struct.pack("<IIII", 7, 41, 1 << 17, 2**32 - 1) + bytes(48))
         await guest.write(await guest.create("f"), b"x")
-        serving.cancel()
+        if by == "cancellation":
+            serving.cancel()
+        else:
+            await guest.to_server.put(None)
         while not begun.is_set():
             await anyio.lowlevel.checkpoint()
         for _ in range(10):

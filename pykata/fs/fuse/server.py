@@ -58,7 +58,7 @@ class Server:
                         tasks.start_soon(self._handle, request, room, send)
                 tasks.cancel_scope.cancel()
         finally:
-            # Who ends the conversation cancels it again and again, until it has ended.
+            # A machine that ends takes the connection with it, and then this is cancelled, again and again.
             await finish(self._end())
 
     async def _end(self) -> None:
