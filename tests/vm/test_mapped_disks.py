@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -85,7 +86,8 @@ async def small_blocks(image: Path) -> None:
 
 
 async def another_kind(image: Path) -> None:
-    await anyio.Path(image).write_bytes(b"hsqs" + bytes((2 << 20) - 4))
+    # A superblock's magic, version and bytes in use (linux/fs/squashfs/squashfs_fs.h).
+    await anyio.Path(image).write_bytes(struct.pack("<4s24xHH8xQ", b"hsqs", 4, 0, 2 << 20).ljust(2 << 20, b"\0"))
 
 
 @pytest.mark.parametrize(("change", "why"), [
