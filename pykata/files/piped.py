@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
-from pykata.images.stream import CHUNK, Reader, StreamError
+from pykata.images.stream import CHUNK, Reader, StreamError, write_all
 
 PIPE_SIZE = 1024 * 1024
 
@@ -75,5 +75,4 @@ class Piped(Reader):
                     raise
                 data = os.read(self._end, count)        # its file system can't
                 count -= len(data)
-                while data:
-                    data = data[os.write(descriptor, data):]
+                write_all(descriptor, data)

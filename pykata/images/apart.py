@@ -19,7 +19,7 @@ from attrs import define, evolve
 from pykata.errors import ImageCorruptError
 from pykata.images.entry import BadEntryError, Entry, Kind
 from pykata.images.layers import Output
-from pykata.images.stream import Reader, StreamError, read_chunks
+from pykata.images.stream import Reader, StreamError, read_chunks, write_all
 from pykata.images.tar_reader import TarReader
 from pykata.images.tar_writer import END, header
 
@@ -85,7 +85,7 @@ class _Store:
 def _fill(descriptor: int, entry: Entry, data: Iterator[memoryview]) -> None:
     if entry.extents is None:
         for piece in data:
-            _write_all(descriptor, piece)
+            write_all(descriptor, piece)
         return
     os.truncate(descriptor, entry.size)
     extents = iter(entry.extents)
@@ -96,13 +96,8 @@ def _fill(descriptor: int, entry: Entry, data: Iterator[memoryview]) -> None:
                 offset, left = next(extents)
                 os.lseek(descriptor, offset, os.SEEK_SET)
             part, piece = piece[:left], piece[left:]
-            _write_all(descriptor, part)
+            write_all(descriptor, part)
             left -= len(part)
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data):]
 
 
 @contextmanager
@@ -149,7 +144,7 @@ class _Pipe:
 
     def write(self, data: bytes | memoryview) -> int:
         self.dest.flush()
-        _write_all(self.descriptor, memoryview(data))
+        write_all(self.descriptor, memoryview(data))
         return len(data)
 
     def flush(self) -> None:

@@ -14,6 +14,12 @@ class StreamError(ValueError):
     """The bytes aren't what they should be: truncated, or not decompressible."""
 
 
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write it where the descriptor is. Raises OSError."""
+    while data:
+        data = data[os.write(descriptor, data):]
+
+
 class Tally:
     """Passes chunks through, counting and hashing them. ``watch`` is told the count so far, and may raise."""
 
@@ -81,8 +87,7 @@ class Reader:
     def copy(self, count: int, descriptor: int) -> None:
         """The next ``count`` bytes, written to a file, where that is."""
         for piece in self.pieces(count):
-            while piece:
-                piece = piece[os.write(descriptor, piece):]
+            write_all(descriptor, piece)
 
     def skip(self, count: int) -> None:
         if len(self._view) >= count:

@@ -7,7 +7,6 @@ import io
 import os
 import random
 import tarfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, cast
@@ -18,6 +17,7 @@ import pytest
 from pykata.files import pack
 from pykata.files.pack import MUCH, PIECE, Sink, write_tree
 from pykata.host import PipeReader
+from tests.pipes import read_meanwhile
 
 NOISE = random.Random(1).randbytes(2 * PIECE + 12345)
 SIZES = (0, 1, 511, MUCH - 1, MUCH, MUCH + 1, PIECE, PIECE + 1, len(NOISE))
@@ -29,20 +29,7 @@ def refuse(*_: object, **__: object) -> int:
 
 def packed(top: Path) -> bytes:
     """What is written of a tree, read by another thread meanwhile: it is more than a pipe takes."""
-    reader, writer = os.pipe()
-    got = bytearray()
-
-    def read() -> None:
-        with os.fdopen(reader, "rb") as file:
-            got.extend(file.read())
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        write_tree(os.fsencode(top), writer)
-    finally:
-        thread.join()
-    return bytes(got)
+    return read_meanwhile(lambda writer: write_tree(os.fsencode(top), writer))[1]
 
 
 @pytest.mark.parametrize("splice", [None, refuse], ids=["moved", "copied"])

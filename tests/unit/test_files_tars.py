@@ -6,7 +6,6 @@ import gzip
 import io
 import os
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +17,7 @@ from pykata.files.values import Transfer
 from pykata.images.entry import Entry, Kind
 from pykata.images.tar_writer import END, header
 from tests.images_fixtures import Item, file, folder, hardlink, symlink, tar_of
+from tests.pipes import read_meanwhile
 
 BOUNDS = Bounds(size=1_000_000, entries=100)
 SPARSE = header(Entry(b"f", Kind.FILE, size=1 << 60, extents=())) + END      # nothing but a hole
@@ -25,21 +25,14 @@ SPARSE = header(Entry(b"f", Kind.FILE, size=1 << 60, extents=())) + END      # n
 
 def written(work: Callable[[int], Transfer]) -> tuple[Transfer, tarfile.TarFile]:
     """What ``work`` returns, and the tar that it writes to a pipe."""
-    reader, writer = os.pipe()
-    parts: list[bytes] = []
+    def to_the_end(writer: int) -> Transfer:
+        try:
+            return work(writer)
+        finally:
+            os.close(writer)
 
-    def read() -> None:
-        with os.fdopen(reader, "rb") as pipe:
-            parts.append(pipe.read())
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        done = work(writer)
-    finally:
-        os.close(writer)
-        thread.join()
-    return done, tarfile.open(fileobj=io.BytesIO(parts[0]))
+    done, data = read_meanwhile(to_the_end)
+    return done, tarfile.open(fileobj=io.BytesIO(data))
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
